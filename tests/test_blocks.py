@@ -1,0 +1,422 @@
+"""The contract of every attention block: what holds for one holds for all in BLOCKS."""
+
+import copy
+import json
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm.layers
+import torch
+from block_cases import CASES, PARITY, REFUSALS, TIMM
+from block_twins import TWINS
+from torch.func import functional_call
+from visattn.core.formula import Attend
+
+from visattn.blocks.reference import load_reference
+from visattn.blocks.table import BLOCKS, create_block
+from visattn.core.tap import Tap
+
+KINDS = {"channel", "spatial", "both", "branch", "token", "context"}
+FIRST = list({case.name: case for case in reversed(CASES)}.values())[::-1]
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+every_block = pytest.mark.parametrize("case", FIRST, ids=str)
+
+
+def seeded(block, seed=0):
+    """Random values everywhere, so that a zero of the paper's initialization hides nothing."""
+    generator, buffers = torch.Generator().manual_seed(seed), dict(block.named_buffers())
+    for key, value in block.state_dict().items():
+        if not value.is_floating_point() or (key in buffers and "running" not in key):
+            continue
+        noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        noise = noise / value[0].numel() ** 0.5 if value.dim() > 1 else noise
+        value.copy_(0.5 + noise.abs() if "running_var" in key else noise)
+    return block
+
+
+def build(case, dtype=torch.float32):
+    return seeded(create_block(case.name, case.channels, **case.options).to(dtype))
+
+
+def inputs(case, batch=2, height=7, width=11, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(s, generator=generator).to(dtype) for s in case.shapes(batch, case.channels, height, width)]
+
+
+def seams(block):
+    """The places where maps leave a block, by name."""
+    return {name: module for name, module in block.named_modules() if isinstance(module, Tap | Attend)}
+
+
+def call_with(seam, change, block, tensors):
+    """Run `block` while `change` replaces what leaves `seam`."""
+    handle = seam.register_forward_hook(lambda module, args, output: change(output))
+    try:
+        return block(*tensors)
+    finally:
+        handle.remove()
+
+
+def recorded(block, tensors):
+    """The output, and (kind, map) of every tap in the order in which they fire; ("token", None) for Attend."""
+    maps = []
+
+    def record(module, args, output):
+        maps.append((module.kind, output) if isinstance(module, Tap) else ("token", None))
+
+    handles = [seam.register_forward_hook(record) for seam in seams(block).values()]
+    output = block(*tensors)
+    for handle in handles:
+        handle.remove()
+    return output, maps
+
+
+def close(got, want, tolerance=1e-5):
+    """Equal up to `tolerance` of the largest value."""
+    torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance * max(1.0, want.abs().max().item()))
+
+
+# Everything is listed
+
+
+def test_every_block_has_a_case_and_a_proof():
+    assert {case.name for case in CASES} == set(BLOCKS)
+    assert {parity.name for parity in PARITY} | set(TWINS) == set(BLOCKS)
+    assert {timm_case.name for timm_case in TIMM} | {name for name, *_ in REFUSALS} <= set(BLOCKS)
+
+
+def test_every_parity_file_is_used():
+    used = {parity.file for parity in PARITY}
+    assert used == {path.name for path in (Path(__file__).parent / "parity").glob("*.npz")}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_entry(name):
+    entry = BLOCKS[name]
+    assert entry.kind in KINDS and 2017 <= entry.year <= 2026 and len(entry.paper) > 10
+    documentation = entry.block.__doc__
+    for section in (".. math::", "Args:", "Shape:", "Map:", "Reference:", "Differs from", "http", ">>>"):
+        assert section in documentation, f"{entry.block.__name__} does not say {section}"
+
+
+# Right values
+
+
+@pytest.mark.parametrize("parity", PARITY, ids=str)
+def test_parity(parity):
+    data = np.load(Path(__file__).parent / "parity" / parity.file)
+    meta = json.loads(str(data["meta"]))
+    state = {key[6:]: torch.from_numpy(data[key]) for key in data.files if key.startswith("param/")}
+    tensors = [as_map(data[key], parity.layout) for key in sorted(data.files) if key.startswith("in/0/")]
+    block = create_block(parity.name, parity.channels, **parity.options).eval()
+    load_reference(block, state, parity.source)
+    with torch.no_grad():
+        output, maps = recorded(block, tensors)
+    assert meta["repo"]
+    close(output, as_map(data["out/0/0"], parity.layout))
+    for theirs, ours in parity.maps.items():
+        close(maps[ours][1].flatten(), torch.from_numpy(data[f"aux/0/{theirs}"]).flatten())
+
+
+def as_map(array, layout):
+    """A reference tensor as (B, C, H, W)."""
+    tensor = torch.from_numpy(array)
+    if layout == "tokens":
+        side = round(tensor.size(1) ** 0.5)
+        return tensor.transpose(1, 2).reshape(tensor.size(0), tensor.size(2), side, side)
+    return tensor.permute(0, 3, 1, 2) if layout == "last" else tensor
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("case", TIMM, ids=str)
+def test_equal_to_timm(case, training):
+    theirs = seeded(getattr(timm.layers, case.layer)(**case.arguments)).train(training)
+    ours = create_block(case.name, case.channels, **case.options).train(training)
+    load_reference(ours, theirs.state_dict(), "timm")
+    for height, width in [(7, 11), (1, 13), (31, 17)]:
+        x = torch.randn(3, case.channels, height, width, generator=torch.Generator().manual_seed(height))
+        a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+        left, right = ours(a), theirs(b)
+        close(left, right)
+        left.square().sum().backward()
+        right.square().sum().backward()
+        close(a.grad, b.grad, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "options"),
+    [(n, *example) for n, (_, examples) in TWINS.items() for example in examples],
+    ids=str,
+)
+def test_equal_to_twin(name, channels, options):
+    block = seeded(create_block(name, channels, **options).double()).eval()
+    case = next(case for case in CASES if case.name == name)
+    generator = torch.Generator().manual_seed(2)
+    tensors = [torch.randn(s, generator=generator, dtype=torch.float64) for s in case.shapes(2, channels, 5, 8)]
+    state = {key: value.numpy() for key, value in block.state_dict().items()}
+    expected = TWINS[name][0](state, *(t.numpy().copy() for t in tensors), channels, **options)
+    with torch.no_grad():
+        close(block(*tensors), torch.from_numpy(expected), 1e-9)
+
+
+# Shapes, types, copies
+
+
+@every_case
+@pytest.mark.parametrize("size", [(7, 11), (1, 1), (1, 13), (3, 2), (31, 17)], ids=str)
+def test_any_size(case, size):
+    block, tensors = build(case).eval(), inputs(case, 2, *size)
+    if size in case.refused_sizes:
+        with pytest.raises(ValueError, match=r"\d"):
+            block(*tensors)
+        return
+    output = block(*tensors)
+    assert output.shape == tensors[0].shape and output.dtype == torch.float32
+    assert output.isfinite().all()
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_keeps_dtype(case, dtype):
+    output = build(case, dtype).eval()(*inputs(case, dtype=dtype))
+    assert output.dtype == dtype and output.isfinite().all()
+
+
+@every_case
+def test_trains_on_one_image(case):
+    block, tensors = build(case).train(), inputs(case, batch=1)
+    if case.batch_one:
+        with pytest.raises(ValueError, match=case.batch_one):
+            block(*tensors)
+    else:
+        assert block(*tensors).isfinite().all()
+
+
+@every_case
+def test_copies_agree(case):
+    block, tensors = build(case).eval(), inputs(case)
+    expected = block(*tensors)
+    fresh = create_block(case.name, case.channels, **case.options).eval()
+    fresh.load_state_dict(block.state_dict())
+    for twin in (copy.deepcopy(block), pickle.loads(pickle.dumps(block)), fresh):
+        torch.testing.assert_close(twin(*tensors), expected, rtol=0, atol=0)
+
+
+@every_case
+def test_runs_on_meta(case):
+    with torch.device("meta"):
+        block = create_block(case.name, case.channels, **case.options)
+    tensors = [t.to("meta") for t in inputs(case)]
+    output = block(*tensors)
+    assert output.is_meta and output.shape == tensors[0].shape
+
+
+@every_case
+def test_keeps_channels_last(case):
+    block, tensors = build(case).eval(), inputs(case)
+    expected = block(*tensors)
+    output = block(*(t.to(memory_format=torch.channels_last) for t in tensors))
+    assert output.is_contiguous(memory_format=torch.channels_last)
+    close(output, expected, 1e-4)
+    assert expected.is_contiguous()
+
+
+@every_case
+def test_autocast_is_close(case):
+    block, tensors = build(case).eval(), inputs(case)
+    expected = block(*tensors)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = block(*tensors)
+    assert output.dtype in (torch.float32, torch.bfloat16)
+    assert (output.float() - expected).norm() < 0.05 * expected.norm()
+
+
+# Behaviour
+
+
+@every_case
+def test_repeatable_and_leaves_input_alone(case):
+    block, tensors = build(case).eval(), inputs(case)
+    before = [t.clone() for t in tensors]
+    torch.testing.assert_close(block(*tensors), block(*tensors), rtol=0, atol=0)
+    for tensor, copy_ in zip(tensors, before, strict=True):
+        torch.testing.assert_close(tensor, copy_, rtol=0, atol=0)
+
+
+@every_case
+def test_images_are_independent(case):
+    block, tensors = build(case).eval(), inputs(case, batch=3)
+    close(block(*(t[1:2] for t in tensors)), block(*tensors)[1:2])
+
+
+@every_case
+def test_every_parameter_learns(case):
+    block, tensors = build(case).train(), [t.requires_grad_() for t in inputs(case, batch=3)]
+    for seed in range(5):  # one hidden unit may be dead under a single seed
+        output = seeded(block, seed)(*tensors)
+        (output * torch.randn(output.shape, generator=torch.Generator().manual_seed(seed))).sum().backward()
+    for name, value in [*block.named_parameters(), *((f"input {i}", t) for i, t in enumerate(tensors))]:
+        assert value.grad is not None and value.grad.isfinite().all(), name
+        assert value.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.smooth], ids=str)
+def test_gradient_is_right(case):
+    block = build(case, torch.float64).eval()
+    names, values = zip(*block.named_parameters(), strict=True) if list(block.parameters()) else ((), ())
+    tensors = [t.requires_grad_() for t in inputs(case, 2, 4, 5, torch.float64)]
+
+    def run(*arguments):
+        parameters = dict(zip(names, arguments[len(tensors) :], strict=True))
+        return functional_call(block, parameters, arguments[: len(tensors)])
+
+    assert torch.autograd.gradcheck(run, (*tensors, *values), fast_mode=True)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.pixels], ids=str)
+def test_commutes_with_a_shuffle_of_positions(case):
+    block, (x,) = build(case).eval(), inputs(case)
+    order = torch.randperm(x.size(2) * x.size(3), generator=torch.Generator().manual_seed(4))
+    shuffled = x.flatten(2)[..., order].reshape(x.shape)
+    close(block(shuffled), block(x).flatten(2)[..., order].reshape(x.shape))
+
+
+# Maps
+
+
+@every_case
+def test_maps_have_their_kinds(case):
+    block, tensors = build(case).eval(), inputs(case)
+    output, maps = recorded(block, tensors)
+    torch.testing.assert_close(block(*tensors), output, rtol=0, atol=0)
+    assert tuple(kind for kind, _ in maps) == case.maps
+    ranks = {"channel": 4, "spatial": 4, "branch": 5, "token": 4}
+    for kind, alpha in maps:
+        if alpha is not None:
+            assert alpha.dim() == ranks[kind] and alpha.size(0) == 2 and alpha.isfinite().all()
+            assert kind != "channel" or alpha.shape[1:] == (case.channels, 1, 1)
+    for index, axes in case.sums:
+        total = maps[index][1].sum(axes)
+        close(total, torch.ones_like(total))
+
+
+@every_case
+def test_maps_act(case):
+    block, tensors = build(case).eval(), inputs(case)
+    expected = block(*tensors)
+    assert seams(block)
+    for name, seam in seams(block).items():
+        changed = call_with(seam, lambda alpha: alpha * 0.5, block, tensors)
+        assert (changed - expected).abs().max() > 1e-4, f"{name} is not what is applied"
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(("name", "channels", "options", "message"), REFUSALS, ids=str)
+def test_refuses(name, channels, options, message):
+    with pytest.raises(ValueError, match=message):
+        create_block(name, channels, **options)
+
+
+@every_block
+def test_refuses_wrong_inputs(case):
+    block, tensors = build(case).eval(), inputs(case)
+    wrong = torch.zeros(2, case.channels + 1, 7, 11)
+    for bad in (wrong, wrong[0], tensors[0].flatten(2)):
+        with pytest.raises(ValueError, match=rf"{case.channels}.*{re.escape(str(tuple(bad.shape)))}"):
+            block(bad, *tensors[1:])
+
+
+def test_refuses_unknown_names_and_options():
+    with pytest.raises(ValueError, match=r"unknown block 'sse'; did you mean .*'se'"):
+        create_block("sse", 12)
+    with pytest.raises(ValueError, match="no option 'reductoin'; did you mean 'reduction'"):
+        create_block("se", 12, reductoin=4)
+
+
+def test_load_reference_refuses_what_does_not_fit():
+    block = create_block("se", 32, reduction=8)
+    with pytest.raises(ValueError, match="known sources: paper, timm"):
+        load_reference(block, {}, "tim")
+    with pytest.raises(ValueError, match=r"not given \['fc1.bias', .*without a place \['extra'\]"):
+        load_reference(block, {"fc.0.weight": torch.zeros(4, 32), "extra": torch.zeros(1)}, "paper")
+    with pytest.raises(ValueError, match=r"fc1.weight: expected shape \(4, 32\), got \(8, 32\)"):
+        weights = {"fc1.weight": torch.zeros(8, 32), "fc1.bias": torch.zeros(4)}
+        load_reference(block, {**weights, "fc2.weight": torch.zeros(32, 4), "fc2.bias": torch.zeros(32)}, "timm")
+
+
+# Compilers
+
+
+@every_block
+def test_compiles_to_one_graph(case):
+    torch._dynamo.reset()
+    block, tensors = build(case).train(), inputs(case)
+    state = copy.deepcopy(block.state_dict())
+    expected = block(*tensors)
+    block.load_state_dict(state)
+    output = torch.compile(block, fullgraph=True, backend="aot_eager")(*tensors)
+    close(output, expected)
+    output.sum().backward()
+    assert all(p.grad is not None for p in block.parameters())
+
+
+def dynamic_shapes(tensors):
+    dynamic = torch.export.Dim.DYNAMIC
+    return tuple({0: dynamic, 2: dynamic, 3: dynamic} for _ in tensors)
+
+
+@every_block
+def test_exports_with_dynamic_sizes(case):
+    block, tensors = build(case).eval(), inputs(case)
+    with torch.no_grad():
+        program = torch.export.export(block, tuple(tensors), dynamic_shapes=dynamic_shapes(tensors)).module()
+        for batch, height, width in [(1, 9, 6), (3, 20, 13)]:
+            tensors = inputs(case, batch, height, width)
+            close(program(*tensors), block(*tensors))
+
+
+@pytest.mark.slow
+@every_block
+def test_exports_to_onnx(case, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    block, tensors = build(case).eval(), inputs(case)
+    path = tmp_path / "block.onnx"
+    with torch.no_grad():
+        torch.onnx.export(
+            block, tuple(tensors), path, dynamo=True, dynamic_shapes=dynamic_shapes(tensors), verbose=False
+        )
+        session = onnxruntime.InferenceSession(str(path))
+        for batch, height, width in [(2, 7, 11), (3, 9, 6)]:
+            tensors = inputs(case, batch, height, width)
+            feed = {node.name: t.numpy() for node, t in zip(session.get_inputs(), tensors, strict=True)}
+            close(torch.from_numpy(session.run(None, feed)[0]), block(*tensors), 1e-4)
+
+
+@pytest.mark.gpu
+@every_case
+def test_deterministic_on_cuda(case, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    block, tensors = build(case).cuda().train(), [t.cuda().requires_grad_() for t in inputs(case, 2, 14, 14)]
+    torch.use_deterministic_algorithms(True)
+    try:
+        gradients = []
+        for _ in range(2):
+            block.zero_grad()
+            gradients.append(torch.autograd.grad(block(*tensors).square().sum(), tensors))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for first, second in zip(*gradients, strict=True):
+        torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+@pytest.mark.gpu
+@every_case
+def test_equal_on_cuda(case):
+    block, tensors = build(case).eval(), inputs(case)
+    expected = block(*tensors)
+    close(block.cuda()(*(t.cuda() for t in tensors)).cpu(), expected, 1e-3)

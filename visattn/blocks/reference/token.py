@@ -1,0 +1,3 @@
+"""Key maps of branches, context and token blocks: {class: {source: {their prefix: our prefix}}}."""
+
+TOKEN_KEYS = {}
