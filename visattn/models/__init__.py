@@ -1,0 +1,1 @@
+"""Whole networks: the vision transformer, the convolutional host, the recurrent glimpse model."""

@@ -1,0 +1,119 @@
+"""Stems: image (B, C, H, W) -> feature map (B, D, h, w) whose pixels become tokens."""
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.compiler import is_exporting
+from torch.nn import functional as F
+
+
+class PatchStem(nn.Module):
+    r"""Cut the image into squares and project each square linearly.
+
+    .. math::
+        z_{ij} = W\,\mathrm{vec}(x_{pi:pi+p,\;pj:pj+p}) + b
+
+    An image whose sides are no multiples of p is padded with zeros below and at the right, so that no pixel is lost.
+
+    Args:
+        dim: D, the width of a token.
+        patch_size: p, the side of a square in pixels.
+        in_channels: C, the channels of the image.
+
+    Shape:
+        - Input: (B, C, H, W), any H and W from 1 up.
+        - Output: (B, D, h, w) with h = ceil(H / p) and w = ceil(W / p).
+
+    Map:
+        None.
+
+    Raises:
+        ValueError: ``patch_size`` is below 1.
+
+    Reference:
+        Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", eq. 1, https://arxiv.org/abs/2010.11929. Differs from
+        the paper in: the padding.
+
+    Example:
+        >>> import torch
+        >>> PatchStem(8, patch_size=4)(torch.rand(2, 3, 16, 21)).shape
+        torch.Size([2, 8, 4, 6])
+    """
+
+    def __init__(self, dim: int, patch_size: int = 16, *, in_channels: int = 3):
+        super().__init__()
+        if patch_size < 1:
+            raise ValueError(f"patch_size must be at least 1; got {patch_size}")
+        self.stride = patch_size
+        self.proj = nn.Conv2d(in_channels, dim, patch_size, stride=patch_size)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Say how many tokens lie below and beside each other in an image of this size."""
+        return -(-height // self.stride), -(-width // self.stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        # While exporting, a test of the sizes would tie the graph to the example's size.
+        if is_exporting() or height % self.stride or width % self.stride:
+            x = F.pad(x, (0, -width % self.stride, 0, -height % self.stride))
+        return self.proj(x)
+
+
+class ConvStem(nn.Module):
+    r"""Halve the image a few times by 3 x 3 convolutions, then project each pixel.
+
+    .. math::
+        x_0 = x, \qquad x_{i+1} = \mathrm{ReLU}(\mathrm{BN}(W_i * x_i)), \qquad z = W x_n + b
+
+    Every :math:`W_i` has stride 2 and doubles the channels, so that n steps give the stride :math:`2^n` and the last step D.
+
+    Args:
+        dim: D, the width of a token; at least ``patch_size``.
+        patch_size: :math:`2^n`, the side of the square of pixels that a token stands for; a power of two from 2 up.
+        in_channels: C, the channels of the image.
+
+    Shape:
+        - Input: (B, C, H, W), any H and W from 1 up.
+        - Output: (B, D, h, w) with h = ceil(H / patch_size) and w = ceil(W / patch_size).
+
+    Map:
+        None.
+
+    Raises:
+        ValueError: ``patch_size`` is no power of two, or above ``dim``.
+
+    Reference:
+        Xiao et al. 2021, "Early Convolutions Help Transformers See Better", section 4.1,
+        https://arxiv.org/abs/2106.14881. Differs from the paper in: the widths always double up to D, the paper repeats
+        some of them.
+
+    Example:
+        >>> import torch
+        >>> ConvStem(16, patch_size=4)(torch.rand(2, 3, 16, 21)).shape
+        torch.Size([2, 16, 4, 6])
+    """
+
+    def __init__(self, dim: int, patch_size: int = 8, *, in_channels: int = 3):
+        super().__init__()
+        steps = patch_size.bit_length() - 1
+        if patch_size < 2 or patch_size != 2**steps or patch_size > dim:
+            raise ValueError(
+                f"patch_size of a convolution stem must be a power of two from 2 to dim={dim}; got {patch_size}"
+            )
+        self.stride = patch_size
+        widths = [in_channels, *(dim // 2**i for i in reversed(range(steps)))]
+        layers = []
+        for before, after in pairwise(widths):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+        self.conv = nn.Sequential(*layers)
+        self.proj = nn.Conv2d(dim, dim, 1)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Say how many tokens lie below and beside each other in an image of this size."""
+        return -(-height // self.stride), -(-width // self.stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(self.conv(x))
+
+
+STEMS = {"patch": PatchStem, "conv": ConvStem}

@@ -1,0 +1,121 @@
+"""MODELS: the networks by name; create_model, which also hands out timm's; and the own ViTs in timm's registry."""
+
+import inspect
+from collections.abc import Callable
+from typing import NamedTuple
+
+import timm
+from timm.models import register_model
+from torch import nn
+
+from visattn.models.build import build_vit, find
+
+
+class Entry(NamedTuple):
+    """One row of MODELS: who builds the model, and with which options where the caller names none."""
+
+    build: Callable[..., nn.Module]
+    options: dict
+
+
+_TINY = {"dim": 192, "num_heads": 3}
+_SMALL = {"dim": 384, "num_heads": 6}
+_BASE = {"dim": 768, "num_heads": 12}
+_LARGE = {"dim": 1024, "depth": 24, "num_heads": 16}
+_DEIT3 = {"class_position": False, "layer_scale": 1e-6}
+_DINOV2 = {"patch_size": 14, "image_size": 518, "class_position": False, "layer_scale": 1e-5}
+_REG4 = {**_DINOV2, "num_registers": 4}
+_CONV = {"stem": "conv", "patch_size": 8, "depth": 6, "mlp_ratio": 2.0}
+
+MODELS = {
+    # Small images, 32 to 96 pixels.
+    "vit_nano": Entry(build_vit, {**_CONV, "dim": 128, "num_heads": 4, "image_size": 48}),
+    "vit_micro": Entry(build_vit, {**_CONV, "dim": 192, "num_heads": 6, "image_size": 64}),
+    # The sizes of the papers.
+    "vit_tiny_patch16": Entry(build_vit, _TINY),
+    "vit_small_patch16": Entry(build_vit, _SMALL),
+    "vit_base_patch16": Entry(build_vit, _BASE),
+    "vit_large_patch16": Entry(build_vit, _LARGE),
+    "vit_small_patch8": Entry(build_vit, {**_SMALL, "patch_size": 8}),
+    "vit_base_patch8": Entry(build_vit, {**_BASE, "patch_size": 8}),
+    "vit_small_patch32": Entry(build_vit, {**_SMALL, "patch_size": 32}),
+    "vit_base_patch32": Entry(build_vit, {**_BASE, "patch_size": 32}),
+    "deit3_small_patch16": Entry(build_vit, {**_SMALL, **_DEIT3}),
+    "deit3_base_patch16": Entry(build_vit, {**_BASE, **_DEIT3}),
+    "deit3_large_patch16": Entry(build_vit, {**_LARGE, **_DEIT3}),
+    "vit_small_patch14_dinov2": Entry(build_vit, {**_SMALL, **_DINOV2, "class_position": True}),
+    "vit_base_patch14_dinov2": Entry(build_vit, {**_BASE, **_DINOV2, "class_position": True}),
+    "vit_small_patch14_reg4_dinov2": Entry(build_vit, {**_SMALL, **_REG4}),
+    "vit_base_patch14_reg4_dinov2": Entry(build_vit, {**_BASE, **_REG4}),
+    "vit_large_patch14_reg4_dinov2": Entry(build_vit, {**_LARGE, **_REG4}),
+}
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    **options,
+) -> nn.Module:
+    """Build the model called `name`, or any of timm's as `timm:NAME`; what is not given keeps the model's default.
+
+    ``pretrained=True`` is for timm's models only, and downloads.
+    """
+    given = {"num_classes": num_classes, "image_size": image_size}
+    options.update({key: value for key, value in given.items() if value is not None})
+    if name.startswith("timm:"):
+        return _create_timm(name.removeprefix("timm:"), **options)
+    entry = find(MODELS, name, "model")
+    if options.pop("pretrained", False):
+        raise ValueError(f"there are no pretrained weights for {name!r}; load a state_dict, or name a model of timm's")
+    known = inspect.signature(entry.build).parameters
+    for option in options:
+        find(known, option, f"{name} option")
+    return entry.build(**{**entry.options, **options})
+
+
+def _create_timm(name: str, *, pretrained: bool = False, image_size=None, in_channels: int | None = None, **options):
+    """Build a model of timm's; the size goes only to architectures that are built for one size."""
+    if not timm.is_model(name):
+        find(dict.fromkeys(timm.list_models()), name, "timm model")
+    config = timm.models.get_pretrained_cfg(name)
+    if image_size is not None and config is not None and config.fixed_input_size:
+        options["img_size"] = image_size
+    if in_channels is not None:
+        options["in_chans"] = in_channels
+    return timm.create_model(name, pretrained=pretrained, **options)
+
+
+# timm's word -> ours
+_FROM_TIMM = {
+    "num_classes": "num_classes",
+    "img_size": "image_size",
+    "in_chans": "in_channels",
+    "drop_rate": "dropout",
+    "drop_path_rate": "drop_path",
+    "global_pool": "pool",
+}
+_POOLS = {"token": "class", "avg": "mean", "map": "attention"}
+
+
+def _timm_entry(name: str) -> Callable[..., nn.Module]:
+    """Return what timm calls to build the model `name`: timm's words in, the model out."""
+
+    def build(pretrained: bool = False, **options) -> nn.Module:
+        for word in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
+            options.pop(word, None)
+        options = {_FROM_TIMM.get(word, word): value for word, value in options.items()}
+        if "pool" in options:
+            options["pool"] = _POOLS.get(options["pool"], options["pool"])
+        return create_model(name, pretrained=pretrained, **options)
+
+    build.__name__ = f"visattn_{name}"
+    build.__qualname__ = build.__name__
+    return build
+
+
+__all__ = ["MODELS", "Entry", "create_model"]
+for _name, _entry in MODELS.items():
+    if _entry.build is build_vit:
+        globals()[f"visattn_{_name}"] = register_model(_timm_entry(_name))
