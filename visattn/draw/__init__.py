@@ -1,0 +1,1 @@
+"""Pictures and pages of maps: map and image in, something to look at out."""

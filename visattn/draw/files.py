@@ -1,0 +1,145 @@
+"""Save: the maps of many images as pictures, numbers and an index."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from visattn.draw.overlay import overlay
+from visattn.draw.picture import beside, enlarged, to_pil, with_caption
+from visattn.draw.scale import Scale, color_bar, scale_of, values_of
+from visattn.map import Map
+
+_MISSING = object()
+
+
+def save(
+    heat: Map,
+    images: Iterable,
+    folder: str | Path,
+    *,
+    names: Sequence[str] | None = None,
+    labels: Sequence[str] | None = None,
+    colormap: str = "inferno",
+    alpha: float = 0.5,
+    vmin: float | None = None,
+    vmax: float | None = None,
+    blend: str = "alpha",
+) -> list[dict]:
+    """Write for each image NAME.png (overlay, scale bar, label), NAME.npz (the raw map), and one index.json.
+
+    All pictures share one scale, from the smallest to the largest value of the maps unless ``vmin`` and ``vmax`` say
+    otherwise. Small images are enlarged by a whole number, to be legible.
+
+    Args:
+        heat: The maps, one per image.
+        images: As many images (or paths of photographs); a generator is read one by one.
+        folder: Where to write; made if it does not exist.
+        names: File names without ending; None takes those of paths, else 0000, 0001, ... Equal names get a number.
+        labels: One line per image to write below it, such as the predicted class with its probability.
+        colormap, alpha, vmin, vmax, blend: As for `overlay`.
+
+    Returns:
+        The items of index.json: picture, map, name, label, shape, smallest and largest value, target, prefix_mass.
+
+    Raises:
+        ValueError: counts of maps, images, names or labels that differ, NaN maps, an unknown colormap.
+        NotADirectoryError, PermissionError: the folder cannot be written.
+    """
+    values = values_of(heat)
+    heat = heat if values.ndim == 3 else Map(heat.values[None], heat.layer, heat.method, heat.target, heat.prefix_mass)
+    _check_counts(len(heat), images=images, names=names, labels=labels)
+    scale = scale_of([heat], "gray" if blend == "mask" else colormap, vmin, vmax)
+    folder = _made(Path(folder))
+    used, items = set(), []
+    for index, image in enumerate(_exactly(images, len(heat))):
+        name = _free_name(names[index] if names else _stem(image, index), used)
+        label = labels[index] if labels else ""
+        draw = {"colormap": colormap, "alpha": alpha, "blend": blend}
+        picture(heat[index], image, label, scale, **draw).save(folder / f"{name}.png")
+        np.savez_compressed(folder / f"{name}.npz", values=heat[index].values.float().cpu().numpy())
+        items.append(_item(name, label, heat[index]))
+    _write_index(folder, heat, scale, blend, items)
+    return items
+
+
+def picture(heat: Map, image, label: str, scale: Scale, *, colormap: str, alpha: float, blend: str):
+    """Return the PIL picture of one map: overlay, scale bar, and below them the label and what map it is."""
+    photo = enlarged(to_pil(image))
+    limits = {"vmin": scale.low, "vmax": scale.high} if scale.low < scale.high else {}
+    drawn = overlay(photo, heat, colormap=colormap, alpha=alpha, blend=blend, **limits)
+    mass = "" if heat.prefix_mass is None else f"{float(heat.prefix_mass):.0%} on class and register tokens"
+    detail = ", ".join(part for part in (heat.method, heat.layer, mass) if part)
+    return with_caption(beside([drawn, color_bar(scale, drawn.height)]), label, detail)
+
+
+def _check_counts(count: int, **given) -> None:
+    for name, entries in given.items():
+        if hasattr(entries, "__len__") and len(entries) != count:
+            raise ValueError(f"{name} must be as many as the maps: got {len(entries)} {name} and {count} maps")
+
+
+def _exactly(images: Iterable, count: int):
+    """Yield the images, and complain if they are not as many as the maps."""
+    if isinstance(images, (str, Path)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim < 4):
+        raise ValueError(
+            "images must be a list or a batch with one image per map, got a single image: wrap it in a list"
+        )
+    for index, (image, expected) in enumerate(zip_longest(images, range(count), fillvalue=_MISSING)):
+        if image is _MISSING or expected is _MISSING:
+            raise ValueError(
+                f"images must be as many as the maps: got {'only ' * (image is _MISSING)}{index} images"
+                f"{'' if image is _MISSING else ' and more'} and {count} maps"
+            )
+        yield image
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".visattn-write-test"
+        probe.touch()
+        probe.unlink()
+    except FileExistsError:
+        raise NotADirectoryError(f"folder must be a directory, but {folder} is a file") from None
+    except PermissionError:
+        raise PermissionError(f"folder {folder} cannot be written: choose another one") from None
+    return folder
+
+
+def _stem(image, index: int) -> str:
+    return Path(image).stem if isinstance(image, (str, Path)) else f"{index:04d}"
+
+
+def _free_name(name: str, used: set[str]) -> str:
+    """Return a file name that every file system takes and no other image has."""
+    safe = re.sub(r"[^\w.+-]+", "_", Path(name).name).strip("._")[:120] or "image"
+    number, free = 1, safe
+    while free.lower() in used:
+        number += 1
+        free = f"{safe}-{number}"
+    used.add(free.lower())
+    return free
+
+
+def _item(name: str, label: str, heat: Map) -> dict:
+    plain = {key: _plain(getattr(heat, key)) for key in ("target", "prefix_mass")}
+    low, high = float(heat.values.min()), float(heat.values.max())
+    files = {"name": name, "picture": f"{name}.png", "map": f"{name}.npz"}
+    return {**files, "label": label, "shape": list(heat.values.shape), "min": low, "max": high, **plain}
+
+
+def _plain(value):
+    return value.tolist() if isinstance(value, Tensor) else value
+
+
+def _write_index(folder: Path, heat: Map, scale: Scale, blend: str, items: list[dict]) -> None:
+    drawn = {"colormap": scale.colormap, "vmin": scale.low, "vmax": scale.high, "blend": blend}
+    notes = {name: _plain(value) for name, value in heat.notes.items()}
+    index = {"method": heat.method, "layer": heat.layer, **drawn, "notes": notes, "images": items}
+    text = json.dumps(index, indent=1, ensure_ascii=False, default=str)
+    (folder / "index.json").write_text(text + "\n", encoding="utf-8")

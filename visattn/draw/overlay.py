@@ -1,0 +1,106 @@
+"""Overlay: the map of an image drawn over it."""
+
+from difflib import get_close_matches
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from visattn.draw.picture import like, to_rgb
+from visattn.draw.scale import Scale, color_bar, one_map, scale_of
+
+
+def overlay(
+    image,
+    heat,
+    *,
+    colormap: str = "inferno",
+    alpha: float = 0.5,
+    vmin: float | None = None,
+    vmax: float | None = None,
+    scale_bar: bool = False,
+    blend: str = "alpha",
+):
+    r"""Draw the map of an image over it.
+
+    .. math::
+        y = (1 - a)\, x + a\, \mathrm{color}(s), \qquad
+        s = \frac{\mathrm{heat} - v_{\min}}{v_{\max} - v_{\min}} \text{ cut to } [0, 1]
+
+    with a = ``alpha``. ``blend="mask"`` darkens instead what the map leaves out, y = (1 - a (1 - s)) x;
+    ``blend="contour"`` draws the lines s = 1/4, 1/2 and 3/4 in their colors, edged white, and leaves the rest alone.
+
+    Args:
+        image: PIL image, array (H, W), (H, W, 1|3|4) or tensor (1|3|4, H, W); uint8, or floats in [0, 1].
+        heat: The `Map` of this image, or its values (h, w); resized bilinearly to the image.
+        colormap: Name of a matplotlib colormap; the perceptual ones (inferno, viridis, cividis) do not invent edges.
+        alpha: Opacity of the map, in [0, 1].
+        vmin, vmax: Values of the first and the last color; None takes the smallest and largest value of all the maps
+            ``heat`` was picked from, so that pictures of ``heats[0]``, ``heats[1]`` compare; of ``heat`` if it is alone.
+        scale_bar: Add at the right side the colors with their values; the picture grows wider by it.
+        blend: "alpha", "contour" or "mask".
+
+    Returns:
+        An RGB picture of the kind (and, without the bar, of the size) of ``image``.
+
+    Raises:
+        ValueError: a colormap or blend that does not exist, alpha outside [0, 1], vmin not below vmax, maps of several
+            images, a shape or range that is no image, or NaN in the map.
+
+    Example:
+        >>> photo = np.zeros((4, 6, 3), np.uint8)
+        >>> overlay(photo, torch.tensor([[0.0, 1.0]]), colormap="gray", vmin=0, vmax=1)[0, :, 0].tolist()
+        [0, 0, 43, 85, 128, 128]
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
+    if blend not in _BLENDS:
+        near = get_close_matches(str(blend), _BLENDS, n=1, cutoff=0)[0]
+        raise ValueError(f"blend must be one of {', '.join(_BLENDS)}, got {blend!r}; nearest is {near!r}")
+    rgb, values = to_rgb(image), one_map(heat)
+    scale = scale_of([heat], "gray" if blend == "mask" else colormap, vmin, vmax)
+    drawn = _BLENDS[blend](rgb, _resized(values, rgb.shape[:2]), scale, alpha)
+    return like(_with_bar(drawn, scale) if scale_bar else drawn, image)
+
+
+def _alpha(rgb: np.ndarray, values: np.ndarray, scale: Scale, alpha: float) -> np.ndarray:
+    return (1 - alpha) * rgb + alpha * scale.colors(values)
+
+
+def _mask(rgb: np.ndarray, values: np.ndarray, scale: Scale, alpha: float) -> np.ndarray:
+    return (1 - alpha * (1 - scale.unit(values)))[..., None] * rgb
+
+
+def _contour(rgb: np.ndarray, values: np.ndarray, scale: Scale, alpha: float) -> np.ndarray:
+    drawn = rgb.copy()
+    width = max(1, round(min(rgb.shape[:2]) / 150))
+    for level in (0.25, 0.5, 0.75):
+        inside = scale.unit(values) >= level
+        line = inside & ~_eroded(inside, width)
+        # a white line along the colored one, because the lower colors vanish on dark photographs
+        edge = inside & ~line & ~_eroded(inside, 2 * width)
+        color = scale.colors(np.array(scale.low + level * (scale.high - scale.low)))
+        drawn[line] = (1 - alpha) * rgb[line] + alpha * color
+        drawn[edge] = (1 - alpha) * rgb[edge] + alpha
+    return drawn
+
+
+_BLENDS = {"alpha": _alpha, "contour": _contour, "mask": _mask}
+
+
+def _eroded(inside: np.ndarray, width: int) -> np.ndarray:
+    """Return the pixels whose neighbors within `width` are all inside; beyond the border counts as inside."""
+    outside = torch.from_numpy(~inside)[None, None].float()
+    return F.max_pool2d(outside, 2 * width + 1, 1, width)[0, 0].numpy() == 0
+
+
+def _resized(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if values.shape == size:
+        return values
+    tensor = torch.from_numpy(np.ascontiguousarray(values))[None, None]
+    return F.interpolate(tensor, size, mode="bilinear", align_corners=False)[0, 0].numpy()
+
+
+def _with_bar(drawn: np.ndarray, scale: Scale) -> np.ndarray:
+    bar = np.asarray(color_bar(scale, drawn.shape[0]), np.float32) / 255
+    return np.concatenate([drawn, bar], axis=1)
