@@ -1,0 +1,133 @@
+"""The relations as modules: which tokens play query, key and value."""
+
+from torch import Tensor, nn
+
+from visattn.core.formula import Attend
+from visattn.core.normalize.definition import Normalizer
+from visattn.core.similarity.definition import Similarity
+
+
+class SelfAttention(nn.Module):
+    r"""Every token attends every token.
+
+    .. math::
+        [q, k, v] = x W_{qkv}, \qquad y = f_{norm}(f_{sim}(q, k))\, v\, W_o
+
+    Args:
+        dim: Width of a token.
+        num_heads: H; must divide ``dim``.
+        similarity: f_sim; None is ScaledDot.
+        normalize: f_norm; None is Softmax.
+        qkv_bias: Add a bias to queries, keys and values.
+        qk_norm: Normalize queries and keys (LayerNorm per head).
+        dropout: Share of the weights dropped in training.
+
+    Shape:
+        - x: (B, N, dim); mask: bool, broadcastable to (B, H, N, N).
+        - Output: (B, N, dim).
+
+    Map:
+        (B, H, N, N); rows sum to one where the normalizer says so.
+
+    Raises:
+        ValueError: ``num_heads`` does not divide ``dim``.
+
+    Reference:
+        Vaswani et al. 2017, section 3.2, https://arxiv.org/abs/1706.03762. Differs from: parameter names, which are
+        timm's.
+
+    Example:
+        >>> import torch
+        >>> SelfAttention(12, 3)(torch.rand(2, 5, 12)).shape
+        torch.Size([2, 5, 12])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        *,
+        similarity: Similarity | None = None,
+        normalize: Normalizer | None = None,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"num_heads must divide dim; got num_heads={num_heads}, dim={dim}")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.q_norm = nn.LayerNorm(dim // num_heads) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(dim // num_heads) if qk_norm else nn.Identity()
+        self.attend = Attend(similarity, normalize, dropout=dropout)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, *, grid: tuple[int, int] | None = None, mask: Tensor | None = None) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        m = self.attend(self.q_norm(q), self.k_norm(k), v, mask=mask)
+        return self.proj(m.transpose(1, 2).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    r"""Tokens attend the tokens of another set.
+
+    .. math::
+        q = x W_q, \quad [k, v] = c\, W_{kv}, \qquad y = f_{norm}(f_{sim}(q, k))\, v\, W_o
+
+    Args:
+        dim: Width of a token.
+        num_heads: H; must divide ``dim``.
+        similarity: f_sim; None is ScaledDot.
+        normalize: f_norm; None is Softmax.
+        context_dim: Width of a token of the context; None is ``dim``.
+        dropout: Share of the weights dropped in training.
+
+    Shape:
+        - x: (B, N, dim); context: (B, M, context_dim), x itself where None; mask: bool, broadcastable to (B, H, N, M).
+        - Output: (B, N, dim).
+
+    Map:
+        (B, H, N, M); rows sum to one where the normalizer says so.
+
+    Raises:
+        ValueError: ``num_heads`` does not divide ``dim``.
+
+    Reference:
+        Vaswani et al. 2017, section 3.2.3, https://arxiv.org/abs/1706.03762. Differs from: nothing.
+
+    Example:
+        >>> import torch
+        >>> CrossAttention(12, 3)(torch.rand(2, 5, 12), torch.rand(2, 7, 12)).shape
+        torch.Size([2, 5, 12])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        *,
+        similarity: Similarity | None = None,
+        normalize: Normalizer | None = None,
+        context_dim: int | None = None,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"num_heads must divide dim; got num_heads={num_heads}, dim={dim}")
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim if context_dim is None else context_dim, 2 * dim)
+        self.attend = Attend(similarity, normalize, dropout=dropout)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        q = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        kv = self.kv(x if context is None else context).unflatten(-1, (2, self.num_heads, -1))
+        k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
+        m = self.attend(q, k, v, mask=mask)
+        return self.proj(m.transpose(1, 2).flatten(2))
+
+
+RELATIONS = {"self": SelfAttention, "cross": CrossAttention}
+"""Relations by the name that configurations use."""

@@ -1,0 +1,1 @@
+"""The evaluations: exact ways to compute m without, where mathematics allows, the N x N matrix."""

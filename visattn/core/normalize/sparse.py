@@ -1,0 +1,142 @@
+"""Normalizers with weights that are exactly zero: the alpha-entmax family."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from visattn.core.kernels.threshold import newton_step, threshold
+from visattn.core.normalize.definition import Normalizer
+
+
+def entmax(e: Tensor, p: float | Tensor) -> Tensor:
+    """Return [e / p - t]+ ** p, rows summing to one, differentiable in e and p to any order.
+
+    The threshold t is found without gradient; two Newton steps from there leave its value and give its derivatives.
+    """
+    x = e / p
+    t = threshold(x.detach(), p.detach() if isinstance(p, Tensor) else p)
+    t = newton_step(x, newton_step(x, t, p), p)
+    support = x > t
+    return torch.where(support, torch.where(support, x - t, 1.0) ** p, 0.0)
+
+
+class Sparsemax(Normalizer):
+    r"""The nearest point of the simplex.
+
+    .. math::
+        \alpha_{ij} = [e_{ij} - t_i]_+, \qquad \textstyle\sum_j \alpha_{ij} = 1
+
+    Args:
+        num_heads: H.
+
+    Shape:
+        As :class:`Normalizer`; weights in [0, 1], most of them zero where scores differ.
+
+    Map:
+        The output; rows sum to one.
+
+    Raises:
+        ValueError: ``num_heads`` is below 1.
+
+    Reference:
+        Martins, Astudillo 2016, "From Softmax to Sparsemax", eq. 2, https://arxiv.org/abs/1602.02068. Differs from:
+        the threshold is found by Newton's method, not by sorting; the result is the same.
+
+    Example:
+        >>> Sparsemax()(torch.tensor([[[[1.0, 0.5, -1.0]]]]))
+        tensor([[[[0.7500, 0.2500, 0.0000]]]])
+    """
+
+    shift_invariant = True
+    rows_sum_to_one = True
+    kernel = "sparsemax"
+
+    def weights(self, e: Tensor, count: int | Tensor) -> Tensor:
+        return entmax(e, 1.0)
+
+
+class Entmax15(Normalizer):
+    r"""Half way between softmax and sparsemax.
+
+    .. math::
+        \alpha_{ij} = [e_{ij} / 2 - t_i]_+^2, \qquad \textstyle\sum_j \alpha_{ij} = 1
+
+    Args:
+        num_heads: H.
+
+    Shape:
+        As :class:`Normalizer`; weights in [0, 1].
+
+    Map:
+        The output; rows sum to one.
+
+    Raises:
+        ValueError: ``num_heads`` is below 1.
+
+    Reference:
+        Peters, Niculae, Martins 2019, "Sparse Sequence-to-Sequence Models", eq. 10,
+        https://arxiv.org/abs/1905.05702. Differs from: the threshold is found by Newton's method, not by sorting.
+
+    Example:
+        >>> Entmax15()(torch.tensor([[[[0.0, 0.0, -9.0]]]]))
+        tensor([[[[0.5000, 0.5000, 0.0000]]]])
+    """
+
+    shift_invariant = True
+    rows_sum_to_one = True
+    kernel = "entmax15"
+
+    def weights(self, e: Tensor, count: int | Tensor) -> Tensor:
+        return entmax(e, 2.0)
+
+
+class Entmax(Normalizer):
+    r"""The whole family between softmax and sparsemax, with an exponent per head, learned or fixed.
+
+    .. math::
+        \alpha_{ij} = [(a_h - 1) e_{ij} - t_i]_+^{1 / (a_h - 1)}, \qquad \textstyle\sum_j \alpha_{ij} = 1
+
+    Args:
+        num_heads: H.
+        alpha: a at the start, in (1, 2]; below 2 where it is learned.
+        learn: Learn a_h = 1 + sigmoid(s_h); otherwise a stays as given.
+
+    Shape:
+        As :class:`Normalizer`; weights in [0, 1].
+
+    Map:
+        The output; rows sum to one.
+
+    Raises:
+        ValueError: ``alpha`` lies outside its range, or ``num_heads`` is below 1.
+
+    Reference:
+        Peters, Niculae, Martins 2019, eq. 10, https://arxiv.org/abs/1905.05702; a learned per head by Correia,
+        Niculae, Martins 2019, "Adaptively Sparse Transformers", https://arxiv.org/abs/1909.00015. Differs from: the
+        threshold is found by Newton's method, not by bisection.
+
+    Example:
+        >>> Entmax(alpha=1.25)(torch.zeros(1, 1, 1, 2)).detach()
+        tensor([[[[0.5000, 0.5000]]]])
+    """
+
+    shift_invariant = True
+    rows_sum_to_one = True
+    kernel = "entmax"
+
+    def __init__(self, num_heads: int = 1, *, alpha: float = 1.5, learn: bool = True):
+        super().__init__(num_heads)
+        if not 1 < alpha <= 2 or (learn and alpha == 2):
+            limits = "in (1, 2), for a learned one," if learn else "in (1, 2]"
+            raise ValueError(f"alpha must lie {limits}; got {alpha} (softmax is the limit 1, sparsemax is 2)")
+        if learn:
+            self.logit = nn.Parameter(torch.full((num_heads,), math.log((alpha - 1) / (2 - alpha))))
+        else:
+            self.register_buffer("fixed", torch.full((num_heads,), 1 / (alpha - 1)))
+
+    def exponent(self) -> Tensor:
+        return 1 / torch.sigmoid(self.logit) if hasattr(self, "logit") else self.fixed
+
+    def weights(self, e: Tensor, count: int | Tensor) -> Tensor:
+        return entmax(e, self.exponent().to(e.dtype).view(-1, 1, 1))

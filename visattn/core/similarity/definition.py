@@ -1,0 +1,71 @@
+"""f_sim: how alike a query and a key are. ``forward`` is the definition; ``dot_form`` its exact inner-product form."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class Similarity(nn.Module):
+    r"""Scores of every query against every key.
+
+    .. math::
+        e_{ij} = f_{sim}(q_i, k_j)
+
+    A similarity of one's own needs ``forward(q, k)``; with ``dot_form(q, k)`` it becomes fast.
+
+    Args:
+        head_dim: D, the width of a query.
+        num_heads: H, for parameters of which each head has its own.
+
+    Attributes:
+        key_local: Whether the score of a key depends on no other key.
+        nonnegative: Whether the features of ``dot_form`` are never negative, so that an l1 row sum takes linear time.
+        tile_width: Numbers that one score needs at the same time in ``forward``.
+
+    Shape:
+        - q: (B, H, Nq, D); k: (B, H, Nk, D).
+        - Output: (B, H, Nq, Nk), any real numbers.
+
+    Map:
+        None: scores become a map by a normalizer.
+
+    Raises:
+        ValueError: ``head_dim`` or ``num_heads`` is below 1.
+
+    Reference:
+        Chaudhari et al. 2021, "An Attentive Survey of Attention Models", https://arxiv.org/abs/1904.02874. Differs
+        from: nothing.
+    """
+
+    key_local = True
+    nonnegative = False
+    tile_width = 1
+
+    def __init__(self, head_dim: int, num_heads: int = 1):
+        super().__init__()
+        for name, value in (("head_dim", head_dim), ("num_heads", num_heads)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}")
+        self.head_dim, self.num_heads = head_dim, num_heads
+
+    def dot_form(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """Return (q', k', bias) with e = q' k'^T + bias, exactly; None where there is no such form."""
+        return None
+
+    def extra_repr(self) -> str:
+        return f"{self.head_dim}, {self.num_heads}"
+
+
+class InnerProduct(Similarity):
+    """A similarity whose definition is its inner-product form."""
+
+    def forward(self, q: Tensor, k: Tensor) -> Tensor:
+        q, k, _ = self.dot_form(q, k)
+        return q @ k.transpose(-2, -1)
+
+
+def glorot(*shape: int) -> Tensor:
+    """Return uniform values by Glorot's rule for the last two axes."""
+    bound = math.sqrt(6 / (shape[-2] + shape[-1]))
+    return torch.empty(shape).uniform_(-bound, bound)

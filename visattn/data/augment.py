@@ -1,0 +1,127 @@
+"""Albumentations behind one adapter, seeded per sample.
+
+Albumentations 2.0.8 gives every worker process the same random state, and non-persistent workers the same again each epoch
+(https://github.com/albumentations-team/AlbumentationsX/issues/266). Here the state is set before each sample from
+(seed, epoch, index, copy), so an augmentation depends on nothing else: not on workers, ranks, order or a resume.
+"""
+
+import os
+import random
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from visattn.data.decode import to_rgb
+from visattn.data.transform import EvalTransform, cover
+
+AUGMENTS = ("none", "light", "strong", "trivial")
+_MARGIN = {"light": 1.0, "strong": 1.5, "trivial": 1.0}  # how much larger than the result the crop is taken from
+
+
+class TrainTransform:
+    """Augment a PIL image and normalize it as the evaluation transform does.
+
+    Args:
+        evaluation: the deterministic transform that ``none`` equals and whose size and normalization all share.
+        name: ``none``; ``light``: random crop along the longer side, rotation by at most 10 degrees, scale and shift by
+            10 and 8 %, shear by 5 degrees; ``strong``: random resized crop of at least 35 % of the area, two random
+            operations of fourteen (as RandAugment), a quarter of the images with an erased rectangle; ``trivial``:
+            the crop of ``light`` and one random operation (as TrivialAugment).
+        flip: mirror half of the images; wrong for characters, digits and anything with a left and a right.
+        seed: of the run.
+
+    Shape:
+        - Input: a PIL image and its draw (epoch, index, copy).
+        - Output: (3, h, w) float32, a pure function of image, seed and draw.
+
+    Raises:
+        ValueError: ``name`` is unknown.
+    """
+
+    def __init__(self, evaluation: EvalTransform, name: str = "light", *, flip: bool = False, seed: int = 0):
+        if name not in AUGMENTS:
+            raise ValueError(f"augment must be one of {', '.join(AUGMENTS)}, got {name!r}")
+        self.evaluation, self.name, self.flip, self.seed = evaluation, name, flip, seed
+        self._pipeline = None
+
+    def __call__(self, image: Image.Image, draw: tuple[int, int, int]) -> Tensor:
+        return self.evaluation.normalize(self.pixels(image, draw))
+
+    def pixels(self, image: Image.Image, draw: tuple[int, int, int]) -> np.ndarray:
+        """(h, w, 3) uint8."""
+        pixels = self._prepare(image)
+        if self.name == "none" and not self.flip:
+            return pixels
+        if self._pipeline is None:
+            self._pipeline = _compose(self.name, *self.evaluation.image_size, self.flip)
+        generator = np.random.default_rng([self.seed, *draw])
+        self._pipeline.set_random_state(generator, random.Random(int(generator.integers(2**63))))
+        return self._pipeline(image=pixels)["image"]
+
+    def _prepare(self, image: Image.Image) -> np.ndarray:
+        if self.name == "none" or self.evaluation.resize == "stretch":
+            return self.evaluation.pixels(image)
+        height, width = (round(side * _MARGIN[self.name]) for side in self.evaluation.image_size)
+        return np.asarray(cover(to_rgb(image, 2 * max(height, width)), height, width))
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_pipeline": None}  # each process builds its own
+
+
+def _compose(name: str, height: int, width: int, flip: bool):
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network for a newer version
+    import albumentations
+
+    steps = {"none": _none, "light": _light, "strong": _strong, "trivial": _trivial}[name](albumentations, height, width)
+    return albumentations.Compose(steps + [albumentations.HorizontalFlip(p=0.5)] * flip)
+
+
+def _none(a, height: int, width: int) -> list:
+    return []
+
+
+def _light(a, height: int, width: int) -> list:
+    shift = (-0.08, 0.08)
+    affine = a.Affine(
+        scale=(0.9, 1.1), translate_percent=shift, rotate=(-10, 10), shear=(-5, 5), border_mode=_REFLECT_101, p=1
+    )
+    return [a.RandomCrop(height, width), affine]
+
+
+def _strong(a, height: int, width: int) -> list:
+    side = (0.1, 0.4)
+    erase = a.CoarseDropout((1, 1), hole_height_range=side, hole_width_range=side, fill="random_uniform", p=0.25)
+    crop = a.RandomResizedCrop((height, width), scale=(0.35, 1.0), ratio=(3 / 4, 4 / 3))
+    return [crop, a.SomeOf(_operations(a, 0.6), n=2, p=1), erase]
+
+
+def _trivial(a, height: int, width: int) -> list:
+    return [a.RandomCrop(height, width), a.OneOf(_operations(a, 1.0), p=1)]
+
+
+_REFLECT_101 = 4  # cv2.BORDER_REFLECT_101, without importing cv2
+
+
+def _operations(a, strength: float) -> list:
+    """The fourteen operations of RandAugment (Cubuk et al. 2020), each drawing its size uniformly up to ``strength``."""
+    turn, slope, shift, tone = 30 * strength, 17 * strength, 0.3 * strength, 0.9 * strength
+    moves = [
+        {"rotate": (-turn, turn)},
+        {"shear": {"x": (-slope, slope), "y": (0, 0)}},
+        {"shear": {"x": (0, 0), "y": (-slope, slope)}},
+        {"translate_percent": {"x": (-shift, shift), "y": (0, 0)}},
+        {"translate_percent": {"x": (0, 0), "y": (-shift, shift)}},
+    ]
+    still = {"brightness": (1, 1), "contrast": (1, 1), "saturation": (1, 1), "hue": (0, 0)}
+    tones = [still | {which: (1 - tone, 1 + tone)} for which in ("brightness", "contrast", "saturation")]
+    return [
+        *[a.Affine(**move, border_mode=_REFLECT_101, p=1) for move in moves],
+        *[a.ColorJitter(**change, p=1) for change in tones],
+        a.Posterize(num_bits=(round(8 - 4 * strength), 8), p=1),
+        a.Solarize(threshold_range=(1 - 0.75 * strength, 1.0), p=1),
+        a.AutoContrast(p=1),
+        a.Equalize(p=1),
+        a.Sharpen(alpha=(0, strength), p=1),
+        a.NoOp(p=1),
+    ]

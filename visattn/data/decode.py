@@ -1,0 +1,54 @@
+"""Any image file to 8-bit RGB: grey, palette, transparent, CMYK, 16-bit, rotated by its EXIF tag."""
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 178_956_970  # where Pillow itself raises DecompressionBombError
+
+
+def read_rgb(data: bytes, name: str, long_side: int | None = None) -> Image.Image:
+    """Decode one file's bytes; whatever is wrong with it, the error names the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd tags and big sizes; what it can read is read
+            return to_rgb(Image.open(io.BytesIO(data)), long_side)
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, IndexError ...
+        raise ValueError(f"cannot read image {name!r}: {_reason(error)}") from error
+
+
+def to_rgb(image: Image.Image, long_side: int | None = None) -> Image.Image:
+    """8-bit RGB, upright, transparent pixels on white; a JPEG is decoded no finer than ``long_side`` needs."""
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}: save it smaller first")
+    if long_side is not None:
+        image.draft(None, (long_side, long_side))
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        image = _eight_bit(image)
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image.convert("RGBA"))
+        image = white
+    return image.convert("RGB")
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Scale 16-bit integers by 1/257, and floats by 255 if none exceeds 1; Pillow's own convert clips them."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    top = values.max(initial=0)
+    if image.mode == "F" and top <= 1:
+        values = values * 255
+    elif top > 255:
+        values = values / 257
+    return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "it is empty or not an image"  # Pillow's message names a buffer's address instead
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more than {MAX_PIXELS} pixels: save it smaller first"
+    return str(error) or type(error).__name__

@@ -1,0 +1,89 @@
+"""From a picture to the tensor a model takes: the one deterministic transform of validation, prediction and maps."""
+
+import math
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from visattn.data.decode import to_rgb
+
+RESIZE = ("cover", "stretch")
+LONGEST = 4  # a picture longer than this many times the wanted shape loses its ends before it is enlarged
+
+
+def build_transform(config: dict) -> "EvalTransform":
+    """The transform that :meth:`visattn.data.module.ImageData.transform_config` describes."""
+    known = {"image_size", "resize", "mean", "std"}
+    if set(config) != known:
+        raise ValueError(f"config must have exactly the keys {sorted(known)}, got {sorted(config)}")
+    return EvalTransform(tuple(config["image_size"]), resize=config["resize"], mean=config["mean"], std=config["std"])
+
+
+class EvalTransform:
+    """Resize a PIL image, crop its center and normalize it.
+
+    Args:
+        image_size: (h, w) of the result.
+        resize: ``cover`` keeps proportions and cuts off what overhangs, ``stretch`` keeps everything and distorts.
+        mean: per channel, of values in [0, 1].
+        std: per channel, of values in [0, 1].
+
+    Shape:
+        - Input: a PIL image of any mode and size from 1 x 1 up.
+        - Output: (3, h, w) float32, ``(value - mean) / std``.
+
+    Raises:
+        ValueError: ``resize`` is unknown, ``std`` is not positive, or the image is a decompression bomb.
+
+    Example:
+        >>> transform = EvalTransform((5, 7), mean=[0.5] * 3, std=[0.5] * 3)
+        >>> transform(Image.new("L", (31, 17), 255)).unique()
+        tensor([1.])
+    """
+
+    def __init__(self, image_size: tuple[int, int], *, resize: str = "cover", mean=(0.5,) * 3, std=(0.5,) * 3):
+        if resize not in RESIZE:
+            raise ValueError(f"resize must be one of {', '.join(RESIZE)}, got {resize!r}")
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError(f"mean and std must be three numbers each, std positive; got mean={mean}, std={std}")
+        self.image_size, self.resize = image_size, resize
+        self.mean, self.std = np.float32(mean) * 255, np.float32(std) * 255
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return self.normalize(self.pixels(image))
+
+    def pixels(self, image: Image.Image) -> np.ndarray:
+        """(h, w, 3) uint8."""
+        height, width = self.image_size
+        image = to_rgb(image, 2 * max(self.image_size))
+        box = center_box(image.size, width / height) if self.resize == "cover" else None
+        return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0))
+
+    def normalize(self, pixels: np.ndarray) -> Tensor:
+        """(h, w, 3) uint8 to (3, h, w) float32."""
+        values = (pixels.astype(np.float32) - self.mean) / self.std
+        return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
+
+
+def center_box(size: tuple[int, int], aspect: float) -> tuple[float, float, float, float]:
+    """The largest centered box (left, top, right, bottom) of width / height = ``aspect`` in a picture of ``size``."""
+    width, height = size
+    box_width, box_height = min(width, height * aspect), min(height, width / aspect)
+    left, top = (width - box_width) / 2, (height - box_height) / 2
+    return left, top, left + box_width, top + box_height
+
+
+def cover(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Resize, proportions kept, to the smallest picture that covers (height, width)."""
+    left, top, right, bottom = _without_ends(image.size, width / height)
+    scale = max(width / (right - left), height / (bottom - top))
+    size = (max(width, math.ceil((right - left) * scale)), max(height, math.ceil((bottom - top) * scale)))
+    return image.resize(size, Image.Resampling.BICUBIC, box=(left, top, right, bottom), reducing_gap=3.0)
+
+
+def _without_ends(size: tuple[int, int], aspect: float) -> tuple[float, float, float, float]:
+    """The whole picture, or its middle where it is so long that covering would enlarge it without bound."""
+    longest = min(max(size[0] / size[1], aspect / LONGEST), aspect * LONGEST)
+    return center_box(size, longest)

@@ -1,0 +1,224 @@
+"""ResNet: the host for blocks, with torchvision's parameter names, so that its weights load."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from visattn.blocks.table import create_block
+
+# These blocks are convolutions with attention inside: they take the place of a 3 x 3 convolution, not one behind it.
+CONVOLUTIONS = ("sk", "split", "epsa", "cot", "involution")
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    """One row of CNNS: the stem ("cifar": 3 x 3, "imagenet": 7 x 7 and pooling), the unit, depth and width per stage."""
+
+    stem: str
+    unit: str
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
+
+
+CIFAR, IMAGENET = (16, 32, 64), (64, 128, 256, 512)
+CNNS = {
+    "resnet8": ResNetConfig("cifar", "basic", (1, 1, 1), CIFAR),
+    "resnet14": ResNetConfig("cifar", "basic", (2, 2, 2), CIFAR),
+    "resnet20": ResNetConfig("cifar", "basic", (3, 3, 3), CIFAR),
+    "resnet32": ResNetConfig("cifar", "basic", (5, 5, 5), CIFAR),
+    "resnet56": ResNetConfig("cifar", "basic", (9, 9, 9), CIFAR),
+    "resnet10": ResNetConfig("imagenet", "basic", (1, 1, 1, 1), IMAGENET),
+    "resnet18": ResNetConfig("imagenet", "basic", (2, 2, 2, 2), IMAGENET),
+    "resnet34": ResNetConfig("imagenet", "basic", (3, 4, 6, 3), IMAGENET),
+    "resnet50": ResNetConfig("imagenet", "bottleneck", (3, 4, 6, 3), IMAGENET),
+}
+
+
+class BasicUnit(nn.Module):
+    r"""Two 3 x 3 convolutions around which the input is added, with a slot for a block before the sum.
+
+    .. math::
+        y = \mathrm{ReLU}\bigl(\mathrm{slot}(\mathrm{BN}(W_2 * \mathrm{ReLU}(\mathrm{BN}(W_1 * x)))) + W_s x\bigr)
+
+    Args:
+        channels: Width of the input.
+        width: Width of the convolutions.
+        stride: Of the first convolution.
+        block: Name of a block, or None.
+        block_options: The block's options.
+
+    Shape:
+        - Input: (B, channels, H, W).
+        - Output: (B, width, ceil(H / stride), ceil(W / stride)).
+
+    Map:
+        The block's.
+
+    Reference:
+        He et al. 2016, "Deep Residual Learning for Image Recognition", https://arxiv.org/abs/1512.03385.
+        Differs from: nothing, without a block.
+
+    Example:
+        >>> BasicUnit(4, 8, stride=2)(torch.rand(2, 4, 7, 5)).shape
+        torch.Size([2, 8, 4, 3])
+    """
+
+    expansion = 1
+
+    def __init__(self, channels: int, width: int, *, stride: int = 1, block: str | None = None, block_options=None):
+        super().__init__()
+        in_place = block in CONVOLUTIONS
+        self.conv1 = _conv(channels, width, 3, stride)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = create_block(block, width, **(block_options or {})) if in_place else _conv(width, width, 3)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.slot = create_block(block, width, **(block_options or {})) if block and not in_place else nn.Identity()
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(channels, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.slot(self.bn2(self.conv2(y)))
+        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class BottleneckUnit(nn.Module):
+    r"""A 3 x 3 convolution between two 1 x 1, around which the input is added, with a slot for a block before the sum.
+
+    .. math::
+        y = \mathrm{ReLU}\bigl(\mathrm{slot}(\mathrm{BN}(W_3\, \phi(W_2 * \phi(W_1 x)))) + W_s x\bigr),
+        \qquad \phi = \mathrm{ReLU} \circ \mathrm{BN}
+
+    Args:
+        channels: Width of the input.
+        width: Width of the 3 x 3 convolution; the output is four times as wide.
+        stride: Of the 3 x 3 convolution.
+        block: Name of a block, or None.
+        block_options: The block's options.
+
+    Shape:
+        - Input: (B, channels, H, W).
+        - Output: (B, 4 width, ceil(H / stride), ceil(W / stride)).
+
+    Map:
+        The block's.
+
+    Reference:
+        He et al. 2016, "Deep Residual Learning for Image Recognition", https://arxiv.org/abs/1512.03385.
+        Differs from the paper in: the stride is at the 3 x 3 convolution, as in torchvision.
+
+    Example:
+        >>> BottleneckUnit(4, 8, stride=2)(torch.rand(2, 4, 7, 5)).shape
+        torch.Size([2, 32, 4, 3])
+    """
+
+    expansion = 4
+
+    def __init__(self, channels: int, width: int, *, stride: int = 1, block: str | None = None, block_options=None):
+        super().__init__()
+        out, options = width * self.expansion, block_options or {}
+        # A block keeps the size of its map, so where a convolution strides it stays.
+        in_place = block in CONVOLUTIONS and stride == 1
+        self.conv1 = _conv(channels, width, 1)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = create_block(block, width, **options) if in_place else _conv(width, width, 3, stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = _conv(width, out, 1)
+        self.bn3 = nn.BatchNorm2d(out)
+        self.slot = create_block(block, out, **options) if block and block not in CONVOLUTIONS else nn.Identity()
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(channels, out, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.slot(self.bn3(self.conv3(y)))
+        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class ResNet(nn.Module):
+    r"""A residual network with the same attention block in every unit, or with none.
+
+    .. math::
+        \mathrm{logits} = W \cdot \mathrm{mean}_{hw}\bigl(\mathrm{stages}(\mathrm{stem}(x))\bigr) + b
+
+    Args:
+        config: Stem, unit, depths and widths: a row of ``CNNS``.
+        num_classes: Width of the output; 0 gives the pooled features.
+        in_channels: Channels of the images.
+        block: Name of a block of ``BLOCKS`` for the slot of every unit, or None. sk, split, epsa, cot and involution
+            take the place of the 3 x 3 convolutions with stride 1 instead.
+        block_options: The block's options.
+
+    Shape:
+        - Input: (B, in_channels, H, W), any H and W from 1 up.
+        - Output: (B, num_classes) logits.
+
+    Map:
+        Every block's own.
+
+    Raises:
+        ValueError: The block is unknown or does not fit the widths.
+
+    Reference:
+        He et al. 2016, "Deep Residual Learning for Image Recognition", https://arxiv.org/abs/1512.03385. Differs from
+        the paper in: the shortcut of the CIFAR nets is a 1 x 1 convolution (option B), not padding with zeros.
+
+    Example:
+        >>> ResNet(CNNS["resnet8"], num_classes=10, block="se")(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        config: ResNetConfig,
+        num_classes: int = 1000,
+        *,
+        in_channels: int = 3,
+        block: str | None = None,
+        block_options: dict | None = None,
+    ):
+        super().__init__()
+        self.config = config
+        unit = {"basic": BasicUnit, "bottleneck": BottleneckUnit}[config.unit]
+        kernel, stride = (7, 2) if config.stem == "imagenet" else (3, 1)
+        channels = config.widths[0]
+        self.conv1 = _conv(in_channels, channels, kernel, stride)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if config.stem == "imagenet" else nn.Identity()
+        self.stages = [f"layer{i}" for i in range(1, len(config.depths) + 1)]
+        for i, (name, depth, width) in enumerate(zip(self.stages, config.depths, config.widths, strict=True)):
+            units = []
+            for j in range(depth):
+                stride = 2 if i > 0 and j == 0 else 1
+                units.append(unit(channels, width, stride=stride, block=block, block_options=block_options))
+                channels = width * unit.expansion
+            self.add_module(name, nn.Sequential(*units))
+        self.num_features = channels
+        self.fc = nn.Linear(channels, num_classes) if num_classes else nn.Identity()
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last feature map, (B, num_features, h, w)."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        for name in self.stages:
+            x = getattr(self, name)(x)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.forward_features(x).mean((2, 3)))
+
+
+def _conv(channels: int, width: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
+    """A convolution without bias that keeps the size but for its stride, initialized as He et al. 2015 do."""
+    conv = nn.Conv2d(channels, width, kernel_size, stride, kernel_size // 2, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv
+
+
+def _shortcut(channels: int, width: int, stride: int) -> nn.Sequential | None:
+    """Nothing where the shapes agree, else a strided 1 x 1 convolution."""
+    if stride == 1 and channels == width:
+        return None
+    return nn.Sequential(_conv(channels, width, 1, stride), nn.BatchNorm2d(width))

@@ -1,0 +1,132 @@
+"""Where tokens lie: prefix tokens first, then the patches of a grid, row by row."""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MOST_PREFIX_TOKENS = 16
+
+
+class Space(NamedTuple):
+    """The tokens on one side of an attention call: prefix tokens, then the patches of a grid, row by row.
+
+    Args:
+        tokens: How many tokens there are in the picture, prefix tokens included.
+        prefix: Class, register and distillation tokens in front.
+        grid: (h, w) of the patches, or None where the tokens lie on no grid.
+        index: (G, T) token numbers of each of the G groups (windows, strips) attention ran in, -1 for padding, or
+            None where all tokens meet in one group.
+
+    Example:
+        >>> Space(7, 1, (2, 3)).fold(torch.rand(5, 7)).shape
+        torch.Size([5, 7])
+    """
+
+    tokens: int
+    prefix: int = 0
+    grid: tuple[int, int] | None = None
+    index: Tensor | None = None
+
+    def fold(self, row: Tensor) -> Tensor:
+        """Bring (B, tokens) into groups: (B * G, T), padding as zeros."""
+        if self.index is None:
+            return row
+        return F.pad(row, (0, 1))[:, self.index.to(row.device)].flatten(0, 1)
+
+    def unfold(self, groups: Tensor) -> Tensor:
+        """Sum (B * G, H, T) back into (B, H, tokens); what went to padding is dropped."""
+        if self.index is None:
+            return groups
+        index = self.index.to(groups.device)
+        index = torch.where(index < 0, self.tokens, index).flatten()
+        rows = groups.unflatten(0, (-1, len(self.index))).transpose(1, 2).flatten(2)
+        return rows.new_zeros(*rows.shape[:2], self.tokens + 1).index_add(2, index, rows)[..., :-1]
+
+    def find(self, token: int) -> tuple[int, int]:
+        """Return the group a token lies in and its place there."""
+        if self.index is None:
+            return 0, token
+        group, place = (self.index == token).nonzero()[0].tolist()
+        return group, place
+
+
+def plain_space(tokens: int, grids: list, *, prefix: int | None = None, hint: int | None = None) -> Space:
+    """Find the grid behind a number of tokens among the grids seen so far, the latest last."""
+    for wanted in (prefix, hint, 0):
+        found = [grid for grid in grids if wanted is not None and math.prod(grid) == tokens - wanted]
+        if found:
+            return Space(tokens, wanted, found[-1])
+        if prefix is not None:
+            return Space(tokens, prefix)
+    left = [(tokens - math.prod(grid), -order) for order, grid in enumerate(grids)]
+    left = [pair for pair in left if 0 < pair[0] <= MOST_PREFIX_TOKENS]
+    if not left:
+        return Space(tokens)
+    rest, order = min(left)
+    return Space(tokens, rest, grids[-order])
+
+
+def grid_by_aspect(tokens: int, image_size: tuple[int, int], prefix: int | None = None) -> Space:
+    """Factor the tokens into a grid of the image's aspect: for models that cut patches without a convolution."""
+    height, width = image_size
+    for p in (0, 1, 2, 5) if prefix is None else (prefix,):
+        h = round(math.sqrt(max(tokens - p, 0) * height / width))
+        if h and (tokens - p) % h == 0 and abs((tokens - p) // h * height - h * width) < max(height, width):
+            return Space(tokens, p, (h, (tokens - p) // h))
+    return Space(tokens)
+
+
+def window_index(grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int], pad_first: bool) -> Tensor:
+    """Push the token numbers of a grid through padding, cyclic shift and window partition: (windows, h * w)."""
+    index = torch.arange(math.prod(grid)).view(grid)
+    bottom, right = (-size % step for size, step in zip(grid, window, strict=True))
+    padding = (0, right, 0, bottom)
+    index = F.pad(index, padding, value=-1) if pad_first else index
+    index = index.roll((-shift[0], -shift[1]), (0, 1))
+    index = index if pad_first else F.pad(index, padding, value=-1)
+    return index.unflatten(1, (-1, window[1])).unflatten(0, (-1, window[0])).transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def strided_index(grid: tuple[int, int], parts: tuple[int, int]) -> Tensor:
+    """Push the token numbers of a grid through MaxViT's grid partition: every group spans the whole picture."""
+    index = torch.arange(math.prod(grid)).view(grid)
+    index = index.unflatten(1, (parts[1], -1)).unflatten(0, (parts[0], -1))
+    return index.permute(1, 3, 0, 2).flatten(2).flatten(0, 1)
+
+
+def windowed_space(frames: list, groups: int, tokens: int) -> Space | None:
+    """Read the window partition off the modules that are running, innermost first; None if none states one."""
+    for frame in reversed(frames):
+        for grid in frame.grids():
+            index = _partition(frame.module, grid)
+            if index is not None and tuple(index.shape) == (groups, tokens):
+                return Space(math.prod(grid), 0, grid, index)
+    return None
+
+
+def _partition(module, grid: tuple[int, int]) -> Tensor | None:
+    if hasattr(module, "window_size") and hasattr(module, "shift_size"):
+        window, shift = _pair(module.window_size), _pair(module.shift_size)
+        # timm rolls, then pads; torchvision and transformers pad, then roll, and torchvision does not roll where one
+        # window covers the whole side.
+        pad_first = not type(module).__module__.startswith("timm.")
+        if pad_first:
+            shift = tuple(0 if w >= side else s for s, w, side in zip(shift, window, grid, strict=True))
+        return window_index(grid, window, shift, pad_first)
+    if hasattr(module, "partition_size"):
+        by_window, size = getattr(module, "partition_block", True), _pair(module.partition_size)
+    elif hasattr(module, "partition_type"):
+        by_window, size = module.partition_type == "window", _pair(module.p)
+        size = size if by_window else (grid[0] // size[0], grid[1] // size[1])
+    else:
+        return None
+    if any(side % step for side, step in zip(grid, size, strict=True)):
+        return None
+    return window_index(grid, size, (0, 0), True) if by_window else strided_index(grid, size)
+
+
+def _pair(value) -> tuple[int, int]:
+    return (int(value), int(value)) if not isinstance(value, (tuple, list)) else (int(value[0]), int(value[1]))

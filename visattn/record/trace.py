@@ -1,0 +1,86 @@
+"""Which module is running: names for what is seen."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class Frame:
+    """One module call in progress."""
+
+    name: str
+    module: nn.Module
+    inputs: tuple
+    outermost: bool = False
+
+    def tensor(self) -> Tensor | None:
+        """Return the first floating tensor the module was called with."""
+        return next((x for x in self.inputs if isinstance(x, Tensor) and x.is_floating_point()), None)
+
+    def grids(self) -> list[tuple[int, int]]:
+        """Return the grids the inputs may lie on: (B, C, h, w), (B, h, w, C), or (h, w) told as an argument."""
+        told = [x for x in self.inputs if isinstance(x, tuple) and len(x) == 2 and all(type(n) is int for n in x)]
+        x = self.tensor()
+        if x is None or x.ndim != 4:
+            return told
+        return [tuple(x.shape[2:4])] if self.outermost else [tuple(x.shape[2:4]), tuple(x.shape[1:3]), *told]
+
+
+class Trace:
+    """Keep the stack of running modules by hooks on every module; all of them go when it is closed.
+
+    Args:
+        model: The model to follow.
+        on_start: Called when a pass begins: a module that already ran is entered from outside again.
+        on_exit: Called with (frame, output) when a module ends.
+    """
+
+    def __init__(self, model: nn.Module, on_start, on_exit):
+        self.frames: list[Frame] = []
+        self.calls: list[str] = []
+        self._on_start, self._on_exit = on_start, on_exit
+        self._entered: set[str] = set()
+        self._handles = []
+        for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                self.close()
+                raise TypeError(f"{name or 'the model'} is a TorchScript module, which hides its attention calls")
+            self._handles += [
+                module.register_forward_pre_hook(self._enter(name), prepend=True, with_kwargs=True),
+                module.register_forward_hook(self._leave, always_call=True),
+            ]
+
+    def close(self):
+        """Remove every hook."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self.frames = [], []
+
+    def _enter(self, name: str):
+        def hook(module, args, kwargs):
+            outermost = not self.frames
+            if outermost:
+                if not self._entered or name in self._entered:
+                    self._entered = set()
+                    self._on_start(Frame(name, module, (*args, *kwargs.values()), True))
+                self._entered.add(name)
+            self.frames.append(Frame(name, module, (*args, *kwargs.values()), outermost))
+
+        return hook
+
+    def _leave(self, module, args, output):
+        # An exception skips the exits of inner modules: unwind to the module that ends.
+        while self.frames:
+            frame = self.frames.pop()
+            if frame.module is module:
+                self._on_exit(frame, output)
+                break
+
+
+def image_size(frame: Frame) -> tuple[int, int] | None:
+    """Return the height and width of the image a module was called with."""
+    x = frame.tensor()
+    return tuple(x.shape[-2:]) if x is not None and x.ndim == 4 and math.prod(x.shape[-2:]) > 1 else None

@@ -1,0 +1,1 @@
+"""Training: the only code, with data and train.py, that knows Lightning."""

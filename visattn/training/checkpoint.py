@@ -1,0 +1,73 @@
+"""What a checkpoint must hold to be used without the code that trained it, and how it is found and read."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+FORMAT = 1
+KEY = "visattn"
+
+
+def build_network(
+    name: str,
+    *,
+    num_classes: int,
+    image_size: int | tuple[int, int],
+    pretrained: bool = False,
+    insert: str | None = None,
+    options: dict | None = None,
+) -> nn.Module:
+    """Return the network ``name``, with the block ``insert`` put into it if one is named."""
+    from visattn.models.table import create_model
+
+    model = create_model(name, num_classes=num_classes, image_size=image_size, pretrained=pretrained, **(options or {}))
+    if insert is None:
+        return model
+    from visattn.surgery.swap import insert as insert_block
+
+    return insert_block(model, insert)
+
+
+def find_checkpoint(run: str | Path, which: str = "best") -> Path:
+    """Return the file of ``which`` ("best" or "last") in a run's folder, or of the other where that one is missing."""
+    folder = Path(run) / "checkpoints"
+    order = ("best", "last") if which == "best" else ("last", "best")
+    for name in order:
+        if (folder / f"{name}.ckpt").is_file():
+            return folder / f"{name}.ckpt"
+    raise FileNotFoundError(f"{folder} holds no checkpoint (best.ckpt or last.ckpt): has this run been trained?")
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """Return the content of a checkpoint, refusing what is damaged, of another project or of a newer version."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen types for damaged and foreign files
+        raise ValueError(f"{path} is damaged or no checkpoint of visattn ({_first_line(error)})") from error
+    note = content.get(KEY) if isinstance(content, dict) else None
+    if not isinstance(note, dict) or "state_dict" not in content:
+        raise ValueError(f"{path} is a checkpoint of another project: it does not say how visattn rebuilds its model")
+    if note["format"] > FORMAT:
+        raise ValueError(f"{path} has format {note['format']}, this visattn reads up to {FORMAT}: install a newer one")
+    return content
+
+
+def readable_checkpoint(run: str | Path, which: str) -> tuple[Path, str]:
+    """Return the first readable checkpoint of a run, asked for first, and what was wrong with the ones passed over."""
+    first = find_checkpoint(run, which)
+    problems = []
+    for path in dict.fromkeys((first, find_checkpoint(run, "best"), find_checkpoint(run, "last"))):
+        try:
+            read_checkpoint(path)
+            return path, "; ".join(problems)
+        except ValueError as error:
+            problems.append(str(error))
+    raise ValueError("; ".join(problems))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
