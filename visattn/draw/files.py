@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def save(
         NotADirectoryError, PermissionError: the folder cannot be written.
     """
     values = values_of(heat)
-    heat = heat if values.ndim == 3 else Map(heat.values[None], heat.layer, heat.method, heat.target, heat.prefix_mass)
+    heat = heat if values.ndim == 3 else replace(heat, values=heat.values[None])
     _check_counts(len(heat), images=images, names=names, labels=labels)
     scale = scale_of([heat], "gray" if blend == "mask" else colormap, vmin, vmax)
     folder = _made(Path(folder))
@@ -72,8 +73,9 @@ def picture(heat: Map, image, label: str, scale: Scale, *, colormap: str, alpha:
     photo = enlarged(to_pil(image))
     limits = {"vmin": scale.low, "vmax": scale.high} if scale.low < scale.high else {}
     drawn = overlay(photo, heat, colormap=colormap, alpha=alpha, blend=blend, **limits)
+    target = "" if heat.target is None else f"target {_plain(heat.target)}"
     mass = "" if heat.prefix_mass is None else f"{float(heat.prefix_mass):.0%} on class and register tokens"
-    detail = ", ".join(part for part in (heat.method, heat.layer, mass) if part)
+    detail = ", ".join(part for part in (heat.method, heat.layer, target, mass) if part)
     return with_caption(beside([drawn, color_bar(scale, drawn.height)]), label, detail)
 
 
@@ -86,9 +88,7 @@ def _check_counts(count: int, **given) -> None:
 def _exactly(images: Iterable, count: int):
     """Yield the images, and complain if they are not as many as the maps."""
     if isinstance(images, (str, Path)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim < 4):
-        raise ValueError(
-            "images must be a list or a batch with one image per map, got a single image: wrap it in a list"
-        )
+        raise ValueError("images must be a list or batch with one image per map, got a single image: wrap it in a list")
     for index, (image, expected) in enumerate(zip_longest(images, range(count), fillvalue=_MISSING)):
         if image is _MISSING or expected is _MISSING:
             raise ValueError(

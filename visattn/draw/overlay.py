@@ -36,7 +36,7 @@ def overlay(
         colormap: Name of a matplotlib colormap; the perceptual ones (inferno, viridis, cividis) do not invent edges.
         alpha: Opacity of the map, in [0, 1].
         vmin, vmax: Values of the first and the last color; None takes the smallest and largest value of all the maps
-            ``heat`` was picked from, so that pictures of ``heats[0]``, ``heats[1]`` compare; of ``heat`` if it is alone.
+            ``heat`` was picked from, so that ``heats[0]`` and ``heats[1]`` compare; of ``heat`` if it is alone.
         scale_bar: Add at the right side the colors with their values; the picture grows wider by it.
         blend: "alpha", "contour" or "mask".
 

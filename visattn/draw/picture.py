@@ -122,9 +122,8 @@ def _unit_range(array: np.ndarray) -> np.ndarray:
         raise ValueError(f"image must hold uint8 or floats in [0, 1], got {array.dtype}")
     low, high = float(array.min()), float(array.max())
     if not (low >= -1e-4 and high <= 1 + 1e-4):
-        raise ValueError(
-            f"a float image must lie in [0, 1], got values from {low:.3g} to {high:.3g}: undo the model's normalization, or pass uint8"
-        )
+        found = f"got values from {low:.3g} to {high:.3g}"
+        raise ValueError(f"a float image must lie in [0, 1], {found}: undo the model's normalization, or pass uint8")
     return np.clip(array, 0, 1).astype(np.float32)
 
 

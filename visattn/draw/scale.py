@@ -45,9 +45,7 @@ def scale_of(heats: Sequence, colormap: str = "inferno", vmin: float | None = No
     """Return one scale shared by all the maps given; a limit that is None is their smallest or largest value."""
     if colormap not in matplotlib.colormaps:
         near = get_close_matches(str(colormap), list(matplotlib.colormaps), n=1, cutoff=0.4) or ["inferno"]
-        raise ValueError(
-            f"colormap must be the name of a matplotlib colormap, got {colormap!r}; nearest is {near[0]!r}"
-        )
+        raise ValueError(f"colormap must be one of matplotlib's, got {colormap!r}; nearest is {near[0]!r}")
     ends = [_limits(heat) for heat in heats]
     low = min(end[0] for end in ends) if vmin is None else float(vmin)
     high = max(end[1] for end in ends) if vmax is None else float(vmax)
@@ -64,9 +62,7 @@ def values_of(heat) -> np.ndarray:
         raise ValueError(f"heat must be (h, w) or (B, h, w) with at least one value, got shape {tuple(values.shape)}")
     bad = ~np.isfinite(values)
     if bad.any():
-        raise ValueError(
-            f"heat holds {int(bad.sum())} NaN or infinite values of {values.size}: nothing true can be drawn"
-        )
+        raise ValueError(f"heat holds {int(bad.sum())} NaN or infinite values of {values.size}: nothing can be drawn")
     return values
 
 
