@@ -38,7 +38,7 @@ class Sigmoid(Normalizer):
     kernel = "sigmoid"
 
     def weights(self, e: Tensor, count: int | Tensor) -> Tensor:
-        return torch.sigmoid(e - (count.log() if isinstance(count, Tensor) else math.log(count)))
+        return torch.sigmoid(e - (count.to(e.dtype).log() if isinstance(count, Tensor) else math.log(count)))
 
 
 class ReLU(Normalizer):

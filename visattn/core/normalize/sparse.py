@@ -14,7 +14,8 @@ def entmax(e: Tensor, p: float | Tensor) -> Tensor:
 
     The threshold t is found without gradient; two Newton steps from there leave its value and give its derivatives.
     """
-    x = e / p
+    masked = e == -torch.inf
+    x = (e.masked_fill(masked, 0.0) / p).masked_fill(masked, -torch.inf)
     t = threshold(x.detach(), p.detach() if isinstance(p, Tensor) else p)
     t = newton_step(x, newton_step(x, t, p), p)
     support = x > t
