@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from visattn.blocks.table import create_block
@@ -13,7 +12,7 @@ CONVOLUTIONS = ("sk", "split", "epsa", "cot", "involution")
 
 @dataclass(frozen=True)
 class ResNetConfig:
-    """One row of CNNS: the stem ("cifar": 3 x 3, "imagenet": 7 x 7 and pooling), the unit, depth and width per stage."""
+    """One row of CNNS: stem ("cifar": 3 x 3, "imagenet": 7 x 7 and pooling), unit, depth and width of each stage."""
 
     stem: str
     unit: str
@@ -60,6 +59,7 @@ class BasicUnit(nn.Module):
         Differs from: nothing, without a block.
 
     Example:
+        >>> import torch
         >>> BasicUnit(4, 8, stride=2)(torch.rand(2, 4, 7, 5)).shape
         torch.Size([2, 8, 4, 3])
     """
@@ -109,6 +109,7 @@ class BottleneckUnit(nn.Module):
         Differs from the paper in: the stride is at the 3 x 3 convolution, as in torchvision.
 
     Example:
+        >>> import torch
         >>> BottleneckUnit(4, 8, stride=2)(torch.rand(2, 4, 7, 5)).shape
         torch.Size([2, 32, 4, 3])
     """
@@ -166,6 +167,7 @@ class ResNet(nn.Module):
         the paper in: the shortcut of the CIFAR nets is a 1 x 1 convolution (option B), not padding with zeros.
 
     Example:
+        >>> import torch
         >>> ResNet(CNNS["resnet8"], num_classes=10, block="se")(torch.rand(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
@@ -208,6 +210,21 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.forward_features(x).mean((2, 3)))
+
+
+def build_resnet(
+    *,
+    config: ResNetConfig,
+    num_classes: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    in_channels: int = 3,
+    block: str | None = None,
+    block_options: dict | None = None,
+) -> ResNet:
+    """Build a ResNet; any `image_size` will do, and without `num_classes` it has CIFAR-10's 10 or ImageNet's 1000."""
+    if num_classes is None:
+        num_classes = 10 if config.stem == "cifar" else 1000
+    return ResNet(config, num_classes, in_channels=in_channels, block=block, block_options=block_options)
 
 
 def _conv(channels: int, width: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
