@@ -9,6 +9,7 @@ from timm.models import register_model
 from torch import nn
 
 from visattn.models.build import build_vit, find
+from visattn.models.cnn import CNNS, build_resnet
 
 
 class Entry(NamedTuple):
@@ -48,6 +49,8 @@ MODELS = {
     "vit_small_patch14_reg4_dinov2": Entry(build_vit, {**_SMALL, **_REG4}),
     "vit_base_patch14_reg4_dinov2": Entry(build_vit, {**_BASE, **_REG4}),
     "vit_large_patch14_reg4_dinov2": Entry(build_vit, {**_LARGE, **_REG4}),
+    # Hosts for blocks: `block="cbam"`.
+    **{name: Entry(build_resnet, {"config": config}) for name, config in CNNS.items()},
 }
 
 
