@@ -65,7 +65,8 @@ class ConvStem(nn.Module):
     .. math::
         x_0 = x, \qquad x_{i+1} = \mathrm{ReLU}(\mathrm{BN}(W_i * x_i)), \qquad z = W x_n + b
 
-    Every :math:`W_i` has stride 2 and doubles the channels, so that n steps give the stride :math:`2^n` and the last step D.
+    Every :math:`W_i` has stride 2 and doubles the channels, so that n steps give the stride :math:`2^n`, the last one D
+    channels.
 
     Args:
         dim: D, the width of a token; at least ``patch_size``.

@@ -82,8 +82,8 @@ class ViT(nn.Module):
         positions: Which tokens get a learned position: ``"all"``, ``"patches"`` (as DeiT III and DINOv2) or ``"none"``.
         class_token: Whether a class token leads the sequence.
         num_registers: Register tokens behind the class token.
-        pool: What the head reads: ``"class"`` (the class token), ``"mean"`` (of the patches, normalized after the mean), or a
-            module (B, N, D) -> (B, 1, D) such as PoolAttention.
+        pool: What the head reads: ``"class"`` (the class token), ``"mean"`` (of the patches, normalized after the
+            mean), or a module (B, N, D) -> (B, 1, D) such as PoolAttention.
         dropout: Of the head's input.
 
     Shape:
@@ -97,8 +97,8 @@ class ViT(nn.Module):
         ValueError: ``positions`` or ``pool`` is unknown; ``pool="class"`` without a class token.
 
     Reference:
-        Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", https://arxiv.org/abs/2010.11929. Differs from the paper
-        in: the options named above; positions are resized in both directions and on loading.
+        Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", https://arxiv.org/abs/2010.11929. Differs from the
+        paper in: the options named above; positions are resized for another image size and on loading.
 
     Example:
         >>> from visattn.models.table import create_model

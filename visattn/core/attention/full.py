@@ -1,9 +1,10 @@
-"""The relations as modules: which tokens play query, key and value."""
+"""Every token may attend every token: self- and cross-attention."""
 
 from torch import Tensor, nn
 
 from visattn.core.formula import Attend
 from visattn.core.normalize.definition import Normalizer
+from visattn.core.position import adapt, grid_places
 from visattn.core.similarity.definition import Similarity
 
 
@@ -18,19 +19,21 @@ class SelfAttention(nn.Module):
         num_heads: H; must divide ``dim``.
         similarity: f_sim; None is ScaledDot.
         normalize: f_norm; None is Softmax.
+        position: A rotation or bias of ``visattn.core.position``, which then needs ``grid``; None for none.
         qkv_bias: Add a bias to queries, keys and values.
         qk_norm: Normalize queries and keys (LayerNorm per head).
         dropout: Share of the weights dropped in training.
 
     Shape:
-        - x: (B, N, dim); mask: bool, broadcastable to (B, H, N, N).
+        - x: (B, N, dim); grid: rows and columns of the last rows * columns tokens.
+        - mask: bool, (B, N) for keys, or broadcastable to (B, H, N, N); True may attend.
         - Output: (B, N, dim).
 
     Map:
         (B, H, N, N); rows sum to one where the normalizer says so.
 
     Raises:
-        ValueError: ``num_heads`` does not divide ``dim``.
+        ValueError: ``num_heads`` does not divide ``dim``; ``grid`` is missing where ``position`` needs it.
 
     Reference:
         Vaswani et al. 2017, section 3.2, https://arxiv.org/abs/1706.03762. Differs from: parameter names, which are
@@ -49,23 +52,27 @@ class SelfAttention(nn.Module):
         *,
         similarity: Similarity | None = None,
         normalize: Normalizer | None = None,
+        position: nn.Module | None = None,
         qkv_bias: bool = True,
         qk_norm: bool = False,
         dropout: float = 0.0,
     ):
         super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"num_heads must divide dim; got num_heads={num_heads}, dim={dim}")
-        self.num_heads = num_heads
+        head_dim = per_head(dim, num_heads)
+        self.dim, self.num_heads = dim, num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.q_norm = nn.LayerNorm(dim // num_heads) if qk_norm else nn.Identity()
-        self.k_norm = nn.LayerNorm(dim // num_heads) if qk_norm else nn.Identity()
-        self.attend = Attend(similarity, normalize, dropout=dropout)
+        self.q_norm = nn.LayerNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
+        self.position = position
+        self.attend = Attend(adapt(similarity, position), normalize, dropout=dropout)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, *, grid: tuple[int, int] | None = None, mask: Tensor | None = None) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        m = self.attend(self.q_norm(q), self.k_norm(k), v, mask=mask)
+        q, k, bias = self.q_norm(q), self.k_norm(k), None
+        if self.position is not None:
+            q, k, bias = self.position(q, k, grid_places(grid, x.device))
+        m = self.attend(q, k, v, bias=bias, mask=key_mask(mask))
         return self.proj(m.transpose(1, 2).flatten(2))
 
 
@@ -84,7 +91,8 @@ class CrossAttention(nn.Module):
         dropout: Share of the weights dropped in training.
 
     Shape:
-        - x: (B, N, dim); context: (B, M, context_dim), x itself where None; mask: bool, broadcastable to (B, H, N, M).
+        - x: (B, N, dim); context: (B, M, context_dim), x itself where None.
+        - mask: bool, (B, M) for keys, or broadcastable to (B, H, N, M); True may attend.
         - Output: (B, N, dim).
 
     Map:
@@ -113,8 +121,7 @@ class CrossAttention(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"num_heads must divide dim; got num_heads={num_heads}, dim={dim}")
+        per_head(dim, num_heads)
         self.num_heads = num_heads
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(dim if context_dim is None else context_dim, 2 * dim)
@@ -125,9 +132,17 @@ class CrossAttention(nn.Module):
         q = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         kv = self.kv(x if context is None else context).unflatten(-1, (2, self.num_heads, -1))
         k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
-        m = self.attend(q, k, v, mask=mask)
+        m = self.attend(q, k, v, mask=key_mask(mask))
         return self.proj(m.transpose(1, 2).flatten(2))
 
 
-RELATIONS = {"self": SelfAttention, "cross": CrossAttention}
-"""Relations by the name that configurations use."""
+def per_head(dim: int, num_heads: int) -> int:
+    """Return the width of a head, or say why the heads do not fit."""
+    if num_heads < 1 or dim < 1 or dim % num_heads:
+        raise ValueError(f"num_heads must divide dim; got num_heads={num_heads}, dim={dim}")
+    return dim // num_heads
+
+
+def key_mask(mask: Tensor | None) -> Tensor | None:
+    """Give a mask over keys (B, M) the two axes of heads and queries; leave any other as it is."""
+    return mask[:, None, None] if mask is not None and mask.ndim == 2 else mask

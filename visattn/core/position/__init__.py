@@ -1,0 +1,17 @@
+"""Positions of tokens on a grid, given to queries and keys (a rotation) or to scores (a bias)."""
+
+from torch import nn
+
+from visattn.core.position.places import Places, grid_places
+from visattn.core.position.rope import Rope
+from visattn.core.similarity.definition import Similarity
+
+__all__ = ["POSITIONS", "Places", "adapt", "grid_places"]
+
+POSITIONS = {"rope": Rope}
+"""Positions by the name that configurations use: class(head_dim, num_heads=1, grid=None, *, options)."""
+
+
+def adapt(similarity: Similarity | None, position: nn.Module | None) -> Similarity | None:
+    """Return the similarity that reads what the position gives."""
+    return similarity
