@@ -1,6 +1,7 @@
 "use strict";
-// Data: layers = token attention (form "maps": uint8 rows with their maxima; form "qk": fp16 q and k, softmax here)
-// or gates (form "gate"); heats = finished maps. Numbers lie base64-coded in one script element per image and layer.
+// Layers are token attention (form "maps": 8-bit rows with their range; form "qk": fp16 q and k, the softmax is taken
+// here) or values without a query (form "gate"); heats are finished maps. The numbers lie base64-coded in one script
+// element per layer (or heat), part and image; browsers and numpy agree on little endian.
 const data = JSON.parse(document.getElementById("data").textContent);
 const element = (id) => document.getElementById(id);
 const state = { image: 0, layer: data.start, head: -1, method: "attention", query: null, hover: null, held: null, job: 0 };
@@ -25,10 +26,10 @@ function floats(buffer) {
 }
 
 function blob(index) {
-  const key = `${state.image}-${index}`, layer = data.layers[index];
+  const key = index, layer = data.layers[index];
   if (!loaded.has(key)) {
-    const read = (part) => bytes(`b-${key}-${part}`);
-    if (layer.form === "maps") loaded.set(key, { part: new Uint8Array(read("a")), top: new Float32Array(read("t")) });
+    const read = (part) => bytes(`b-${index}-${part}-${state.image}`);
+    if (layer.form === "maps") loaded.set(key, { parts: new Uint8Array(read("a")), ranges: new Float32Array(read("r")) });
     else if (layer.form === "qk") loaded.set(key, { q: floats(read("q")), k: floats(read("k")) });
     else loaded.set(key, { gate: new Float32Array(read("g")) });
   }
@@ -47,13 +48,12 @@ function places(layer) {
 function addRow(index, head, token, weight, out) {
   const layer = data.layers[index], store = blob(index);
   if (layer.form === "qk") return addSoftmaxRow(layer, store, head, token, weight, out);
-  const [group, at] = layer.groups ? places(layer).get(token) : [0, token];
-  const count = layer.groups ? layer.groups.length : 1, keys = layer.groups ? layer.groups[group] : null;
-  const size = keys ? keys.length : layer.keys, queries = keys ? keys.length : layer.tokens;
-  const row = (head * count + group) * queries + at, factor = (weight * store.top[row]) / 255;
+  const [group, at] = layer.groups ? places(layer).get(token) : [0, token], keys = layer.key_groups?.[group];
+  const groups = layer.groups?.length ?? 1, queries = layer.groups?.[0].length ?? layer.tokens, size = keys?.length ?? layer.keys;
+  const row = (head * groups + group) * queries + at, low = store.ranges[2 * row], step = store.ranges[2 * row + 1] / 255;
   for (let j = 0; j < size; j++) {
     const key = keys ? keys[j] : j;
-    if (key >= 0) out[key] += factor * store.part[row * size + j];
+    if (key >= 0) out[key] += weight * (low + step * store.parts[row * size + j]);
   }
 }
 
@@ -66,7 +66,7 @@ function addSoftmaxRow(layer, store, head, token, weight, out) {
     const to = (keyHead * layer.keys + j) * width;
     let dot = 0;
     for (let c = 0; c < width; c++) dot += q[from + c] * k[to + c];
-    scores[j] = dot * layer.scale;
+    scores[j] = dot;
     if (scores[j] > largest) largest = scores[j];
   }
   for (let j = 0; j < layer.keys; j++) sum += scores[j] = Math.exp(scores[j] - largest);
@@ -136,7 +136,7 @@ function gateView(index, head) {
 
 function heatView(name) {
   const heat = data.heats.find((one) => one.name === name), [h, w] = heat.grid;
-  const values = Array.from(new Float32Array(bytes(`h-${state.image}-${data.heats.indexOf(heat)}`)));
+  const values = Array.from(new Float32Array(bytes(`h-${data.heats.indexOf(heat)}-${state.image}`)));
   return { h, w, values, prefix: heat.prefix ? heat.prefix[state.image] : 0, tokens: heat.prefix ? 1 : 0,
     low: heat.low, high: heat.high };
 }
@@ -146,9 +146,9 @@ async function viewOf(method, index, head, query, job) {
   const key = [state.image, method, index, head, asked].join("|");
   if (!cache.has(key)) {
     let view;
-    if (method === "rollout") view = await rollout(index, query, job);
-    else if (method !== "attention") view = heatView(method);
-    else view = data.layers[index].form === "gate" ? gateView(index, head) : attention(index, head, query);
+    if (!["attention", "rollout"].includes(method)) view = heatView(method);
+    else if (data.layers[index].form === "gate") view = gateView(index, head);
+    else view = method === "rollout" ? await rollout(index, query, job) : attention(index, head, query);
     if (!view) return null;
     if (cache.size > 300) cache.delete(cache.keys().next().value);
     cache.set(key, view);
