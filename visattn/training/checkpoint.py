@@ -5,6 +5,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from visattn.models.table import create_model
+from visattn.surgery.inserted import insert as insert_block
+
 FORMAT = 1
 KEY = "visattn"
 
@@ -16,17 +19,12 @@ def build_network(
     image_size: int | tuple[int, int],
     pretrained: bool = False,
     insert: str | None = None,
+    where: str = "blocks",
     options: dict | None = None,
 ) -> nn.Module:
-    """Return the network ``name``, with the block ``insert`` put into it if one is named."""
-    from visattn.models.table import create_model
-
+    """Return the network ``name`` of ``create_model``; a block named by ``insert`` is put into it at ``where``."""
     model = create_model(name, num_classes=num_classes, image_size=image_size, pretrained=pretrained, **(options or {}))
-    if insert is None:
-        return model
-    from visattn.surgery.swap import insert as insert_block
-
-    return insert_block(model, insert)
+    return model if insert is None else insert_block(model, insert, where)
 
 
 def find_checkpoint(run: str | Path, which: str = "best") -> Path:

@@ -185,4 +185,6 @@ def refuse_other(found: dict, wanted: dict) -> None:
     """Raise where the network of a checkpoint is not the one wanted, naming the first difference."""
     for key in wanted:
         if found.get(key) != wanted[key]:
-            raise ValueError(f"the checkpoint holds another model: its {key} is {found.get(key)!r}, not {wanted[key]!r}")
+            raise ValueError(
+                f"the checkpoint holds another model: its {key} is {found.get(key)!r}, not {wanted[key]!r}"
+            )

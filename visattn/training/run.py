@@ -10,7 +10,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -20,7 +20,7 @@ from visattn.training.plots import draw_confusion, draw_curves
 def claim(folder: Path, resumed: bool) -> str:
     """Make the folder of a run writable before any work is done; an earlier run there steps aside. Return a notice."""
     notice = ""
-    if not resumed and (folder / "checkpoints").is_dir():
+    if not resumed and any((folder / "checkpoints").glob("*.ckpt")):
         number = next(i for i in range(1, 10**6) if not folder.with_name(f"{folder.name}.{i}").exists())
         notice = f"{folder} held an earlier run, now {folder.rename(folder.with_name(f'{folder.name}.{number}'))}"
     try:
@@ -62,8 +62,18 @@ def _rows(path: Path, last_step: int) -> list[dict]:
     return [{**row, "step": int(row["step"])} for row in rows if row.get("step", 0) < last_step]
 
 
+class Bar(RichProgressBar):
+    """Show epoch, loss, accuracy and images per second of training in one line that fits a narrow terminal."""
+
+    NAMES = {"train_loss": "loss", "train_accuracy": "accuracy", "images/s": "images/s", "val_accuracy": "validation"}
+
+    def get_metrics(self, trainer, pl_module) -> dict:
+        metrics = super().get_metrics(trainer, pl_module)
+        return {name: metrics[key] for key, name in self.NAMES.items() if key in metrics}
+
+
 class Speed(Callback):
-    """Show images per second of training in the progress bar, loading included, validation not."""
+    """Measure images per second of training, loading included, validation not."""
 
     def on_train_epoch_start(self, trainer, pl_module) -> None:
         self.start, self.images = time.perf_counter(), 0

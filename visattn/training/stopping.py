@@ -12,6 +12,7 @@ class Interrupted(Exception):
     """Training was asked to stop; the last checkpoint is written."""
 
     def __init__(self, number: int, checkpoint: Path):
+        self.checkpoint = checkpoint
         super().__init__(f"stopped by {signal.Signals(number).name}; the state is saved in {checkpoint}")
         self.number = number
 

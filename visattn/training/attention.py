@@ -1,0 +1,105 @@
+"""AttentionOverlays: watch attention form while a network learns."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor, nn
+
+from visattn.draw.overlay import overlay
+from visattn.map import Map
+from visattn.methods.rollout import rollout
+from visattn.methods.table import explain
+from visattn.record import capture
+
+
+def look(model: nn.Module, images: Tensor) -> tuple[Tensor, Map]:
+    """Return class scores and where the network looked: rollout of its tokens, else its last gate, else Grad-CAM."""
+    with torch.inference_mode(False):
+        images = images.clone()
+        with torch.no_grad(), capture(model) as maps:
+            scores = model(images)
+        kinds = [layer.kind for layer in maps.layers]
+        if "token" in kinds:
+            return scores, rollout(maps)
+        if "spatial" in kinds:
+            return scores, maps.map(layer=len(kinds) - 1 - kinds[::-1].index("spatial"))
+        with torch.enable_grad():
+            return scores, explain(model, images, method="gradcam")
+
+
+class AttentionOverlays(Callback):
+    """After each validation draw where the network looks in the same few validation images.
+
+    Args:
+        folder: Where the pictures go, one per validation.
+        count: Number of images; they are taken evenly from the whole validation set.
+    """
+
+    def __init__(self, folder: Path, count: int = 6):
+        self.folder = folder
+        self.count = count
+        self.images: list[Tensor] = []
+        self.labels: list[int] = []
+        self.seen: list[tuple[Tensor, int]] = []
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int, dataloader_idx: int = 0):
+        if self.images or trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        batches = int(trainer.num_val_batches[0])
+        share = -(-self.count // batches)
+        if len(self.seen) < self.count and batch_idx * self.count >= len(self.seen) // share * batches:
+            self.seen += [(image.cpu(), int(label)) for image, label in zip(batch[0][:share], batch[1], strict=False)]
+
+    @rank_zero_only
+    def on_validation_end(self, trainer, pl_module) -> None:
+        if trainer.sanity_checking or not (self.seen or self.images):
+            return
+        if not self.images:
+            self.images, self.labels = (list(part) for part in zip(*self.seen[: self.count], strict=True))
+        training = pl_module.training
+        images = torch.stack(self.images).to(pl_module.device)
+        scores, heat = look(pl_module.model.eval(), images.contiguous(memory_format=pl_module.memory_format))
+        pl_module.train(training)
+        pictures = _pictures(images.cpu(), trainer.datamodule.transform_config())
+        figure = self._draw(pictures, heat, scores.float().softmax(1).cpu(), trainer.datamodule.classes)
+        self._save(figure, pictures[0], trainer)
+
+    def _draw(self, pictures: list[np.ndarray], heat: Map, probabilities: Tensor, classes: list[str]) -> Figure:
+        figure = Figure(figsize=(1.7 * len(pictures), 3.9), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(2, len(pictures), squeeze=False)
+        for column, picture in enumerate(pictures):
+            winner = int(probabilities[column].argmax())
+            axes[0, column].imshow(picture)
+            axes[0, column].set_title(classes[self.labels[column]], fontsize=8)
+            axes[1, column].imshow(overlay(picture, heat[column]))
+            axes[1, column].set_title(f"{classes[winner]} {probabilities[column, winner]:.2f}", fontsize=8)
+        for axis in axes.flat:
+            axis.set_axis_off()
+        return figure
+
+    def _save(self, figure: Figure, sample: np.ndarray, trainer) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(self.folder / f"step_{trainer.global_step:07d}.png", dpi=100)
+        Image.fromarray(sample).save(self.folder / "sample.png")
+        pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("attention", pixels, trainer.global_step, dataformats="HWC")
+
+
+def _pictures(images: Tensor, transform: dict) -> list[np.ndarray]:
+    """Undo the normalization; enlarge small images so that a map drawn over them can be seen."""
+    mean, std = (torch.tensor(transform[key])[:, None, None] for key in ("mean", "std"))
+    pixels = (images.float() * std + mean).clamp(0, 1)
+    factor = max(1, round(224 / max(images.shape[-2:])))
+    pixels = F.interpolate(pixels, scale_factor=factor, mode="nearest") if factor > 1 else pixels
+    return list((pixels * 255).round().byte().permute(0, 2, 3, 1).numpy())

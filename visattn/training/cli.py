@@ -1,0 +1,219 @@
+"""The command line of training: flat keys in, one run folder out, one line for whatever is wrong."""
+
+import errno
+import logging
+import sys
+import traceback
+import warnings
+from datetime import timedelta
+from pathlib import Path
+
+from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from visattn.data.module import ImageData
+from visattn.training.attention import AttentionOverlays
+from visattn.training.checkpoint import KEY, find_checkpoint, read_checkpoint, readable_checkpoint
+from visattn.training.keys import Parser, image_classifier
+from visattn.training.predictions import PredictionWriter
+from visattn.training.run import Bar, Report, RunLogger, Speed, claim
+from visattn.training.stopping import Interrupted, NotFinite, StopOnNotFinite, StopOnSignal
+
+QUIET = (
+    "does not have many workers",
+    "Experiment logs directory",
+    "exists and is not empty",
+    "is smaller than the logging",
+    "isinstance.treespec, LeafSpec.. is deprecated",
+)
+
+
+KEYS = (
+    ("name", str, "run", "name of the run: it lies in runs/NAME"),
+    ("out", str | None, None, "folder of the run, in place of runs/NAME"),
+    ("patience", int, 0, "stop after so many epochs without a better one; 0 = never"),
+    ("checkpoint_steps", int, 0, "save last.ckpt every so many steps too; 0 = only after each epoch"),
+    ("checkpoint_minutes", float, 0.0, "save last.ckpt every so many minutes too; 0 = only after each epoch"),
+    ("overlays", int, 6, "number of validation images whose attention is drawn after each epoch; 0 = none"),
+)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Save config.yaml into the run's folder when training starts, and only then."""
+
+    def setup(self, trainer, pl_module, stage: str) -> None:
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
+class TrainingCLI(LightningCLI):
+    """fit, validate, test and predict an ImageClassifier on ImageData, with everything about a run in one folder."""
+
+    def init_parser(self, **kwargs) -> Parser:
+        parser = super().init_parser(allow_abbrev=False, **kwargs)
+        self.family = [*getattr(self, "family", []), parser]
+        parser.family = self.family
+        for other in self.family:
+            other.family = self.family
+        return parser
+
+    def add_arguments_to_parser(self, parser: Parser) -> None:
+        for key, kind, default, help in KEYS:
+            parser.add_argument(f"--{key}", type=kind, default=default, help=help)
+        parser.link_arguments("model.image_size", "data.image_size")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+        parser.link_arguments("data", "model.num_classes", compute_fn=self._count_classes, apply_on="instantiate")
+
+    def _count_classes(self, data: ImageData) -> int:
+        data.prepare_data()
+        data.setup()
+        return len(self.checkpoint_classes) if self.subcommand == "predict" else data.num_classes
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        self.folder = Path(config.out or Path("runs", config.name))
+        config.weights_only = True
+        self.resumed_step, self.checkpoint_classes = None, []
+        if self.subcommand != "fit":
+            config.ckpt_path = config.ckpt_path or "best"
+        if config.ckpt_path:
+            self._choose_checkpoint(config)
+        if self.subcommand == "fit" and rank_zero_only.rank == 0:
+            notice = claim(self.folder, resumed=bool(config.ckpt_path))
+            if notice:
+                print(notice)
+
+    def _choose_checkpoint(self, config) -> None:
+        path, problem = Path(config.ckpt_path), ""
+        if config.ckpt_path in ("best", "last"):
+            path, problem = readable_checkpoint(self.folder, config.ckpt_path)
+        elif path.is_dir():
+            path = find_checkpoint(path, "last" if self.subcommand == "fit" else "best")
+        content = read_checkpoint(path)
+        self.resumed_step, self.checkpoint_classes = content["global_step"], content[KEY]["classes"]
+        if problem:
+            print(f"{problem}; using {path}")
+        config.ckpt_path = str(path)
+
+    def instantiate_trainer(self, **kwargs):
+        config = self.config_init[self.subcommand]
+        fit = self.subcommand == "fit"
+        if config.trainer.logger in (None, True):
+            kwargs["logger"] = self._loggers() if fit else False
+        kwargs["default_root_dir"] = str(self.folder)
+        self.trainer_defaults["callbacks"] = self._callbacks(config) if fit else [PredictionWriter(self.folder)]
+        return super().instantiate_trainer(**kwargs)
+
+    def _loggers(self) -> list:
+        return [RunLogger(self.folder, self.resumed_step), TensorBoardLogger(self.folder, "tensorboard", version="")]
+
+    def _callbacks(self, config) -> list[Callback]:
+        checkpoints = self.folder / "checkpoints"
+        self.report = Report(self.folder)
+        chosen = [
+            self.report,
+            Speed(),
+            StopOnNotFinite(),
+            StopOnSignal(checkpoints / "last.ckpt"),
+            LearningRateMonitor(),
+        ]
+        if config.trainer.enable_progress_bar is not False:
+            chosen.append(Bar())
+        if config.overlays:
+            chosen.append(AttentionOverlays(self.folder / "attention", config.overlays))
+        if config.patience:
+            chosen.append(EarlyStopping("val_accuracy", mode="max", patience=config.patience))
+        saver = {"dirpath": checkpoints, "enable_version_counter": False}
+        chosen.append(ModelCheckpoint(filename="best", monitor="val_accuracy", mode="max", **saver))
+        chosen.append(ModelCheckpoint(filename="last", every_n_epochs=1, **saver))
+        if config.checkpoint_steps:
+            chosen.append(ModelCheckpoint(filename="last", every_n_train_steps=config.checkpoint_steps, **saver))
+        if config.checkpoint_minutes:
+            interval = timedelta(minutes=config.checkpoint_minutes)
+            chosen.append(ModelCheckpoint(filename="last", train_time_interval=interval, **saver))
+        return chosen
+
+    @rank_zero_only
+    def after_fit(self) -> None:
+        best = self.report.best
+        print(f"\nvalidation accuracy  {100 * best['val_accuracy']:.2f} % (best, epoch {best.get('epoch', 0) + 1})")
+        print(f"the run lies in      {self.folder}")
+        sample = self.folder / "attention" / "sample.png"
+        if sample.is_file():
+            print(f"see what it saw      uv run visattn map {sample} --model {self.folder} --out out/")
+
+    @rank_zero_only
+    def after_validate(self) -> None:
+        self._say_accuracy()
+
+    @rank_zero_only
+    def after_test(self) -> None:
+        self._say_accuracy()
+
+    def _say_accuracy(self) -> None:
+        right, total = int(self.model.matrix.trace()), int(self.model.matrix.sum())
+        print(f"accuracy {100 * right / total:.2f} % ({right} of {total} images)")
+
+    @rank_zero_only
+    def after_predict(self) -> None:
+        print(f"predictions of {self.trainer.callbacks[0].count} images lie in {self.folder / 'predictions.csv'}")
+
+
+DEFAULTS = {
+    "use_distributed_sampler": False,  # the data module's loaders split the images among processes, each exactly once
+    "max_epochs": 30,
+    "log_every_n_steps": 10,
+    "num_sanity_val_steps": 1,
+    "enable_model_summary": False,
+}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run one command of training; exit with 2 and one line where the user can mend what is wrong."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in QUIET:
+                warnings.filterwarnings("ignore", f".*{message}.*")
+            TrainingCLI(
+                image_classifier,
+                ImageData,
+                parser_class=Parser,
+                save_config_callback=SaveConfig,
+                save_config_kwargs={"overwrite": True},
+                trainer_defaults=dict(DEFAULTS),
+                seed_everything_default=0,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                args=args,
+            )
+    except Interrupted as stop:
+        _leave(f"{stop}\n{_resume(stop.checkpoint)}", 128 + stop.number)
+    except NotFinite as error:
+        _leave(
+            f"error: {error}; the last good checkpoint stays. Try a lower --model.lr or --trainer.gradient_clip_val 1",
+            1,
+        )
+    except (ValueError, OSError) as error:
+        if not _deliberate(error):
+            raise
+        _leave(f"error: {' '.join(str(error).split())}", 2)
+
+
+def _resume(checkpoint: Path) -> str:
+    return f"go on with: uv run train.py fit --config {checkpoint.parent.parent / 'config.yaml'} --ckpt_path last"
+
+
+def _leave(message: str, code: int) -> None:
+    print(message, file=sys.stderr)
+    raise SystemExit(code) from None
+
+
+def _deliberate(error: Exception) -> bool:
+    """Say whether the error is one that this package raised on purpose, or a full disk: no traceback helps there."""
+    frame = list(traceback.walk_tb(error.__traceback__))[-1][0]
+    return frame.f_globals.get("__name__", "").startswith("visattn.") or getattr(error, "errno", 0) == errno.ENOSPC
