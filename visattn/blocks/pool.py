@@ -4,6 +4,11 @@ import torch
 from torch import Tensor
 
 
+def wide(x: Tensor) -> torch.dtype:
+    """The type in which sums of x are safe: its own, but float32 for the half types."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def global_max(x: Tensor) -> Tensor:
     """The maximum over H and W, (B, C, H, W) -> (B, C)."""
     # amax is several times faster forward, but its backward spreads the gradient over ties in several full passes.
@@ -12,8 +17,31 @@ def global_max(x: Tensor) -> Tensor:
     return x.amax((2, 3))
 
 
+def axis_max(x: Tensor, axis: int) -> Tensor:
+    """The maximum over one axis, which stays with size one."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        return x.max(axis, keepdim=True).values
+    return x.amax(axis, keepdim=True)
+
+
 def channel_max(x: Tensor) -> Tensor:
     """The maximum over the channels, (B, C, H, W) -> (B, 1, H, W)."""
-    if torch.is_grad_enabled() and x.requires_grad:
-        return x.max(1, keepdim=True).values
-    return x.amax(1, keepdim=True)
+    return axis_max(x, 1)
+
+
+def global_mean_std(x: Tensor, *, eps: float = 1e-5, unbiased: bool = False) -> tuple[Tensor, Tensor]:
+    """Mean and sqrt(variance + eps) over H and W, (B, C, H, W) -> twice (B, C), at least in float32."""
+    mean = x.mean((2, 3), dtype=wide(x))
+    # The norm of the centered map is exact where E[x^2] - E[x]^2 cancels, and much faster than torch.var here.
+    norm = torch.linalg.vector_norm(x - mean[:, :, None, None], dim=(2, 3))
+    count = x.size(2) * x.size(3) - unbiased
+    return mean, (norm * norm / count + eps).sqrt()
+
+
+def interval_means(size: int, bins: int, like: Tensor) -> Tensor:
+    """The matrix (bins, size) of adaptive pooling: row i averages floor(i size / bins) to ceil((i + 1) size / bins)."""
+    position = torch.arange(size, device=like.device)
+    bin_ = torch.arange(bins, device=like.device)[:, None]
+    start, stop = bin_ * size // bins, -(-(bin_ + 1) * size // bins)
+    inside = (start <= position) & (position < stop)
+    return inside.to(like.dtype) / (stop - start)

@@ -20,7 +20,9 @@ def load_reference(block: nn.Module, state_dict: Mapping[str, Tensor], source: s
     sources = KEY_MAPS.get(name, {})
     if source not in sources:
         raise ValueError(f"no key map of {name} from {source!r}; known sources: {', '.join(sources) or 'none'}")
-    renamed = _rename(state_dict, sources[source])
+    keys = sources[source]
+    prepare, keys = keys if isinstance(keys, tuple) else (dict, keys)
+    renamed = _rename(prepare(state_dict), keys)
     own = block.state_dict()
     missing, extra = sorted(own.keys() - renamed.keys()), sorted(renamed.keys() - own.keys())
     if missing or extra:

@@ -1,3 +1,172 @@
-"""Key maps of the gates over positions and strips: {class: {source: {their prefix: our prefix}}}."""
+"""Key maps of the gates over positions and strips: {class: {source: {their prefix: our prefix}}}.
 
-SPATIAL_KEYS = {}
+In place of a map there may be a pair (function of the state dict, map).
+"""
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+
+def _folding(*pairs: tuple[str, str]) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+    """Fold the bias of each convolution into the running mean of the batch norm behind it: the values stay."""
+
+    def fold(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        folded = dict(state_dict)
+        for conv, norm in pairs:
+            folded[f"{norm}.running_mean"] = folded[f"{norm}.running_mean"] - folded.pop(f"{conv}.bias")
+        return folded
+
+    return fold
+
+
+def _shared_strips(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give rows and columns each their copy of a convolution and norm that they shared; both get two spatial axes."""
+    weight = state_dict["conv.weight"]
+    copies = {"conv_h.weight": weight[..., None], "conv_w.weight": weight[:, :, None]}
+    return copies | {f"norm_{axis}.{key}": state_dict[f"gn.{key}"] for axis in "hw" for key in ("weight", "bias")}
+
+
+def _turned(weight: Tensor) -> Tensor:
+    """A kernel for the plane with its two axes swapped."""
+    return weight.transpose(2, 3)
+
+
+_MS_CAM_LOCAL = [("0", "1"), ("3", "4")]
+_MS_CAM_GLOBAL = [("1", "2"), ("4", "5")]
+_AFF_PAIRS = [(f"local_att.{conv}", f"local_att.{norm}") for conv, norm in _MS_CAM_LOCAL]
+_AFF_PAIRS += [(f"global_att.{conv}", f"global_att.{norm}") for conv, norm in _MS_CAM_GLOBAL]
+_IAFF_PAIRS = [*_AFF_PAIRS, *((f"local_att2.{conv}", f"local_att2.{norm}") for conv, norm in _MS_CAM_LOCAL)]
+
+
+def _global_keys(theirs: str, ours: str) -> dict[str, str]:
+    """The global branch of MS-CAM, which pools in its first layer."""
+    return {f"{theirs}.{there}": f"{ours}.{here}" for there, here in [("1", "0"), ("2", "1"), ("4", "3"), ("5", "4")]}
+
+
+_POLARIZED_CODE = {
+    "conv_q_right": "channel.query",
+    "conv_v_right": "channel.value",
+    "conv_q_left": "spatial.query",
+    "conv_v_left": "spatial.value",
+    "conv_up": "channel.excite",
+}
+
+SPATIAL_KEYS = {
+    "ELA": {"timm": {}, "shared": (_shared_strips, {})},
+    "SimAM": {"paper": {}},
+    "TripletAttention": {
+        "paper": {
+            "ChannelGateH.spatial.conv": "gate_cw.conv",
+            "ChannelGateH.spatial.bn": "gate_cw.norm",
+            "ChannelGateW.spatial.conv": ("gate_ch.conv", _turned),
+            "ChannelGateW.spatial.bn": "gate_ch.norm",
+            "SpatialGate.spatial.conv": "gate_hw.conv",
+            "SpatialGate.spatial.bn": "gate_hw.norm",
+        },
+    },
+    "ShuffleAttention": {
+        "paper": {
+            "cweight": "channel_weight",
+            "cbias": "channel_bias",
+            "sweight": "spatial_weight",
+            "sbias": "spatial_bias",
+            "gn.weight": "norm_weight",
+            "gn.bias": "norm_bias",
+        },
+    },
+    "SpatialGroupEnhance": {"paper": {}},
+    "PolarizedAttention": {
+        "paper": _POLARIZED_CODE,
+        "fightingcv": {
+            "ch_wq.bias": None,
+            "ch_wq": "channel.query",
+            "ch_wv": "channel.value",
+            "ch_wz": "channel.excite.0",
+            "ln": "channel.excite.1",
+            "sp_wq": "spatial.query",
+            "sp_wv": "spatial.value",
+        },
+    },
+    "EMA": {"paper": {"conv1x1": "conv_strip", "conv3x3": "conv_local", "gn": "norm"}},
+    "MCA": {"paper": {"h_cw": "gate_h", "w_hc": "gate_w", "c_hw": "gate_c"}},
+    "SCSA": {
+        "paper": {
+            "local_dwc": "convs.0",
+            "global_dwc_s": "convs.1",
+            "global_dwc_m": "convs.2",
+            "global_dwc_l": "convs.3",
+            "q.weight": "query",
+            "k.weight": "key",
+            "v.weight": "value",
+        },
+    },
+    "AFF": {"paper": (_folding(*_AFF_PAIRS), {"local_att": "local_gate", **_global_keys("global_att", "global_gate")})},
+    "IAFF": {
+        "paper": (
+            _folding(*_IAFF_PAIRS),
+            {
+                "local_att": "local_gate1",
+                "local_att2": "local_gate2",
+                **_global_keys("global_att", "global_gate1"),
+                "global_att2": None,
+            },
+        ),
+    },
+    "AttentionGate": {
+        "paper": (
+            _folding(("W.0", "W.1")),
+            {"theta": "project_x", "phi": "project_gate", "psi": "score", "W": "project"},
+        ),
+    },
+    "LKA": {"paper": {"conv0": "local", "conv_spatial": "dilated", "conv1": "mix"}},
+    "VANAttention": {
+        "paper": {
+            "proj_1": "proj1",
+            "proj_2": "proj2",
+            "spatial_gating_unit.conv0": "gate.local",
+            "spatial_gating_unit.conv_spatial": "gate.dilated",
+            "spatial_gating_unit.conv1": "gate.mix",
+        },
+    },
+    "LSKA": {
+        "paper": {
+            "conv0h": "local_h",
+            "conv0v": "local_v",
+            "conv_spatial_h": "dilated_h",
+            "conv_spatial_v": "dilated_v",
+            "conv1": "mix",
+        },
+    },
+    "MSCA": {
+        "paper": {
+            "conv0": "local",
+            "conv3": "mix",
+            **{f"conv{i}_{j + 1}": f"strips.{i}.{j}" for i in range(3) for j in range(2)},
+        },
+    },
+    "LSK": {
+        "paper": {
+            "conv0": "local",
+            "conv_spatial": "dilated",
+            "conv1": "mix_local",
+            "conv2": "mix_dilated",
+            "conv_squeeze": "choose",
+            "conv": "mix",
+        },
+    },
+    "StripPooling": {
+        "paper": {
+            "conv1_1": "reduce_grid",
+            "conv1_2": "reduce_strip",
+            "conv2_0": "local",
+            "conv2_1": "grids.0",
+            "conv2_2": "grids.1",
+            "conv2_3": "column",
+            "conv2_4": "row",
+            "conv2_5": "mix_grid",
+            "conv2_6": "mix_strip",
+            "conv3": "expand",
+        },
+    },
+}

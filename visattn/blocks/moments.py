@@ -1,0 +1,16 @@
+"""Spreads that stay accurate in half precision, away from zero and where only one value is left."""
+
+import torch
+from torch import Tensor
+
+from visattn.blocks.pool import wide
+
+
+def centered(x: Tensor, axis: int | tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """`x` minus its mean over `axis`, that mean, and the root of the sum of squares around it, axes kept.
+
+    The norm does not cancel as a difference of squares does, and its gradient where all values agree is zero, not NaN.
+    """
+    mean = x.mean(axis, keepdim=True, dtype=wide(x))
+    rest = x - mean
+    return rest, mean, torch.linalg.vector_norm(rest, dim=axis, keepdim=True)
