@@ -32,12 +32,16 @@ class BatchNorm(nn.BatchNorm2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        self.check(x)
+        return super().forward(x)
+
+    def check(self, x: Tensor) -> None:
+        """Refuse to train on a single value per channel."""
         if self.training and x.numel() == x.size(1):
             raise ValueError(
                 f"batch norm cannot train on one value per channel, got {tuple(x.shape)}: "
                 "use two images or more, or norm='layer'"
             )
-        return super().forward(x)
 
 
 def make_norm(norm: str, channels: int, *, eps: float = 1e-5, momentum: float = 0.1) -> nn.Module:

@@ -1,0 +1,81 @@
+"""BAM: one gate for every value, the sum of a channel branch and a branch of dilated convolutions."""
+
+import torch
+from torch import Tensor, nn
+
+from visattn.blocks.check import hidden_width, require_choice, require_map, require_positive
+from visattn.blocks.norm import make_norm
+from visattn.core.tap import Tap
+
+COMBINE = ("add", "multiply")
+
+
+class BAM(nn.Module):
+    r"""Raise each value by a gate from a channel branch and a spatial branch.
+
+    .. math::
+        y = x \odot \bigl(1 + \sigma(M_c(x) + M_s(x))\bigr)
+
+    M_c is a bottleneck on the global averages, M_s a 1 x 1 convolution, dilated 3 x 3 convolutions and a 1 x 1
+    convolution to one channel; each layer but the last of a branch is followed by norm and ReLU.
+
+    Args:
+        channels: C, the width of the input.
+        reduction: r, so the hidden width of both branches is ``max(1, C // r)``.
+        dilation: Of the 3 x 3 convolutions.
+        num_layers: How many of those there are.
+        combine: ``"add"`` as the paper, ``"multiply"`` for the weights that the authors released.
+        norm: ``"batch"``, ``"layer"`` or ``"none"``.
+
+    Shape:
+        - Input: (B, C, H, W), any H and W from 1 up.
+        - Output: as the input.
+
+    Map:
+        ``tap``, kind spatial: (B, C, H, W), each value in (0, 1); they do not sum to one.
+
+    Raises:
+        ValueError: A size is below 1, ``combine`` or ``norm`` is unknown; in training on one image with batch norm.
+
+    Reference:
+        Park et al. 2018, "BAM: Bottleneck Attention Module", eq. 1-4, https://arxiv.org/abs/1807.06514.
+        Differs from: the authors' code multiplies the branches (``combine="multiply"``). The norms stand where the code
+        has them; the paper's equations have one at the end of each branch.
+
+    Example:
+        >>> import torch
+        >>> BAM(12)(torch.rand(2, 12, 7, 11)).shape
+        torch.Size([2, 12, 7, 11])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int = 16,
+        dilation: int = 4,
+        num_layers: int = 2,
+        combine: str = "add",
+        norm: str = "batch",
+    ):
+        super().__init__()
+        hidden = hidden_width(channels, reduction)
+        require_positive(dilation=dilation, num_layers=num_layers)
+        require_choice("combine", combine, COMBINE)
+        self.channels, self.combine = channels, combine
+        self.channel = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1), make_norm(norm, hidden), nn.ReLU(), nn.Conv2d(hidden, channels, 1)
+        )
+        layers = [nn.Conv2d(channels, hidden, 1), make_norm(norm, hidden), nn.ReLU()]
+        for _ in range(num_layers):
+            conv = nn.Conv2d(hidden, hidden, 3, padding=dilation, dilation=dilation)
+            layers += [conv, make_norm(norm, hidden), nn.ReLU()]
+        self.spatial = nn.Sequential(*layers, nn.Conv2d(hidden, 1, 1))
+        self.gate = nn.Sigmoid()
+        self.tap = Tap("spatial")
+
+    def forward(self, x: Tensor) -> Tensor:
+        require_map(x, self.channels)
+        channel, spatial = self.channel(x.mean((2, 3), keepdim=True)), self.spatial(x)
+        gate = self.gate(channel + spatial if self.combine == "add" else channel * spatial)
+        return torch.addcmul(x, x, self.tap(gate).to(x.dtype))
