@@ -2,16 +2,24 @@
 
 from torch import nn
 
+from visattn.core.position.bias import Alibi, LogCpb, RelativeTable
+from visattn.core.position.decomposed import Decomposed, widen
 from visattn.core.position.places import Places, grid_places
 from visattn.core.position.rope import Rope
 from visattn.core.similarity.definition import Similarity
 
 __all__ = ["POSITIONS", "Places", "adapt", "grid_places"]
 
-POSITIONS = {"rope": Rope}
+POSITIONS = {
+    "rope": Rope,
+    "alibi": Alibi,
+    "relative": RelativeTable,
+    "log_cpb": LogCpb,
+    "decomposed": Decomposed,
+}
 """Positions by the name that configurations use: class(head_dim, num_heads=1, grid=None, *, options)."""
 
 
 def adapt(similarity: Similarity | None, position: nn.Module | None) -> Similarity | None:
     """Return the similarity that reads what the position gives."""
-    return similarity
+    return widen(similarity, position.head_dim) if isinstance(position, Decomposed) else similarity

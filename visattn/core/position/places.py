@@ -10,9 +10,9 @@ from torch.nn import functional as F
 class Places(NamedTuple):
     """Rows and columns of queries and keys, for one or more groups of tokens.
 
-    ``queries`` and ``keys`` are integers (G, N, 2), not below zero; G is 1 where all groups look alike. ``extent`` bounds
-    the keys' rows and columns; tokens that may meet lie less than ``reach`` rows and columns apart. Tokens in front of the
-    placed ones (class, registers) have no place.
+    ``queries`` and ``keys`` are integers (G, N, 2), not below zero; G is 1 where all groups look alike. ``extent``
+    bounds the rows and columns; tokens that may meet lie less than ``reach`` rows and columns apart. Tokens in front of
+    the placed ones (class, registers) have no place.
     """
 
     queries: Tensor

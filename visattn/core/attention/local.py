@@ -1,0 +1,389 @@
+"""Self-attention where only tokens of one group meet: windows, dilated grids, strips, crosses, neighborhoods."""
+
+from copy import deepcopy
+
+from torch import Tensor, nn
+
+from visattn.core.attention.full import SelfAttention
+from visattn.core.layout import CrissCross, Grid, Neighborhood, Windows, strips
+from visattn.core.normalize.definition import Normalizer
+from visattn.core.position import grid_places
+from visattn.core.position.places import for_batch
+from visattn.core.similarity.definition import Similarity
+
+Pair = tuple[int, int]
+
+
+def folded(attention: SelfAttention, x: Tensor, layout, mask: Tensor | None) -> Tensor:
+    """Apply self-attention among the tokens that the layout lets meet."""
+    q, kv = attention.qkv(x).split([attention.dim, 2 * attention.dim], dim=-1)
+    q = layout.fold(q).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+    k, v = layout.fold_keys(kv).unflatten(-1, (2, attention.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    q, k, bias = attention.q_norm(q), attention.k_norm(k), None
+    if attention.position is not None:
+        q, k, bias = attention.position(q, k, layout.places(x.device))
+    m = attention.attend(q, k, v, bias=bias, mask=_who_meets(layout, x, mask, len(q)), layout=layout)
+    return attention.proj(layout.unfold(m.transpose(1, 2).flatten(2)))
+
+
+def _who_meets(layout, x: Tensor, mask: Tensor | None, batch: int) -> Tensor | None:
+    """Join what the layout allows with a mask over keys (B, N)."""
+    meets = layout.meets(x.device)
+    meets = None if meets is None else for_batch(meets, batch)
+    if mask is None:
+        return meets
+    if mask.shape != x.shape[:2]:
+        raise ValueError(f"mask must be (B, N) = {tuple(x.shape[:2])} here, over keys; got {tuple(mask.shape)}")
+    keys = layout.fold_keys(mask[..., None])[:, None, None, :, 0]
+    return keys if meets is None else meets & keys
+
+
+class WindowAttention(SelfAttention):
+    r"""Every token attends the tokens of its window.
+
+    .. math::
+        y_i = \sum_{j \in \mathrm{window}(i)} \alpha_{ij} v_j\, W_o, \qquad
+        \alpha_i = f_{norm}\bigl(f_{sim}(q_i, k_j) + b_{ij}\bigr)
+
+    Args:
+        dim: Width of a token.
+        num_heads: H; must divide ``dim``.
+        similarity: f_sim; None is ScaledDot.
+        normalize: f_norm; None is Softmax.
+        position: b, such as RelativeTable(head_dim, num_heads, (window_size, window_size)); None for none.
+        window_size: Side of a window, or (rows, columns).
+        qkv_bias: Add a bias to queries, keys and values.
+        qk_norm: Normalize queries and keys (LayerNorm per head).
+
+    Shape:
+        - x: (B, N, dim) of the grid (rows, columns), N = rows * columns, of any size.
+        - mask: bool (B, N) over keys; True may attend.
+        - Output: (B, N, dim).
+
+    Map:
+        (B * windows, H, T, T) with T tokens in a window; rows of padding are zero.
+
+    Raises:
+        ValueError: ``num_heads`` does not divide ``dim``; ``window_size`` is below 1; x is not the grid's tokens alone.
+
+    Reference:
+        Liu et al. 2021, "Swin Transformer", section 3.2, https://arxiv.org/abs/2103.14030. Differs from: windows that
+        do not divide the grid hide their padding, which the authors' code lets take part; the bias is an option.
+
+    Example:
+        >>> import torch
+        >>> WindowAttention(12, 3, window_size=4)(torch.rand(2, 35, 12), grid=(5, 7)).shape
+        torch.Size([2, 35, 12])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        *,
+        similarity: Similarity | None = None,
+        normalize: Normalizer | None = None,
+        position: nn.Module | None = None,
+        window_size: int | Pair = 7,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
+    ):
+        super().__init__(
+            dim,
+            num_heads,
+            similarity=similarity,
+            normalize=normalize,
+            position=position,
+            qkv_bias=qkv_bias,
+            qk_norm=qk_norm,
+        )
+        self.window_size = _pair("window_size", window_size)
+
+    def forward(self, x: Tensor, *, grid: Pair | None = None, mask: Tensor | None = None) -> Tensor:
+        return folded(self, x, Windows(_known(grid), self.window_size), mask)
+
+
+class ShiftedWindowAttention(WindowAttention):
+    r"""Every token attends the tokens of its window, the windows being moved by half their size.
+
+    .. math::
+        y_i = \sum_{j \in \mathrm{window}(i + s)} \alpha_{ij} v_j\, W_o, \qquad s = \lfloor \mathrm{size} / 2 \rfloor
+
+    Windows go around the edge, but tokens from opposite edges do not meet. Where one window covers a side of the grid,
+    nothing moves along it.
+
+    Args:
+        dim: Width of a token; this and the rest as WindowAttention.
+
+    Shape:
+        As WindowAttention.
+
+    Map:
+        As WindowAttention; pairs from opposite edges are zero.
+
+    Raises:
+        ValueError: As WindowAttention.
+
+    Reference:
+        Liu et al. 2021, "Swin Transformer", section 3.2, https://arxiv.org/abs/2103.14030. Differs from: as
+        WindowAttention.
+
+    Example:
+        >>> import torch
+        >>> ShiftedWindowAttention(12, 3, window_size=4)(torch.rand(2, 35, 12), grid=(5, 7)).shape
+        torch.Size([2, 35, 12])
+    """
+
+    def forward(self, x: Tensor, *, grid: Pair | None = None, mask: Tensor | None = None) -> Tensor:
+        shift = (self.window_size[0] // 2, self.window_size[1] // 2)
+        return folded(self, x, Windows(_known(grid), self.window_size, shift), mask)
+
+
+class GridAttention(WindowAttention):
+    r"""Every token attends the tokens of a coarse grid that spans the whole: dilated, global, sparse.
+
+    .. math::
+        y_i = \sum_{j \in \mathrm{grid}(i)} \alpha_{ij} v_j\, W_o
+
+    Args:
+        dim: Width of a token; this and the rest as WindowAttention, ``window_size`` being the size of the coarse grid.
+
+    Shape:
+        As WindowAttention.
+
+    Map:
+        (B * groups, H, T, T) with T tokens in a coarse grid.
+
+    Raises:
+        ValueError: As WindowAttention.
+
+    Reference:
+        Tu et al. 2022, "MaxViT: Multi-Axis Vision Transformer", section 3.2, https://arxiv.org/abs/2204.01697. Differs
+        from: a grid that is no multiple of the coarse one is padded and masked; the relative bias is an option.
+
+    Example:
+        >>> import torch
+        >>> GridAttention(12, 3, window_size=4)(torch.rand(2, 35, 12), grid=(5, 7)).shape
+        torch.Size([2, 35, 12])
+    """
+
+    def forward(self, x: Tensor, *, grid: Pair | None = None, mask: Tensor | None = None) -> Tensor:
+        return folded(self, x, Grid(_known(grid), self.window_size), mask)
+
+
+class StripAttention(SelfAttention):
+    r"""Every token attends the tokens of its row, or of its column.
+
+    .. math::
+        y_{ij} = \sum_{t} \alpha_{ij,it} v_{it}\, W_o \quad \text{(width)}, \qquad
+        y_{ij} = \sum_{t} \alpha_{ij,tj} v_{tj}\, W_o \quad \text{(height)}
+
+    Args:
+        dim: Width of a token.
+        num_heads: H; must divide ``dim``.
+        axis: ``"width"`` for rows, ``"height"`` for columns.
+        similarity: f_sim; None is ScaledDot.
+        normalize: f_norm; None is Softmax.
+        position: A rotation or bias of ``visattn.core.position``; None for none.
+        qkv_bias: Add a bias to queries, keys and values.
+
+    Shape:
+        As WindowAttention.
+
+    Map:
+        (B * rows, H, columns, columns), or the other way round; rows sum to one where the normalizer says so.
+
+    Raises:
+        ValueError: ``axis`` is neither; as WindowAttention.
+
+    Reference:
+        Ho et al. 2019, "Axial Attention in Multidimensional Transformers", https://arxiv.org/abs/1912.12180. Differs
+        from: nothing.
+
+    Example:
+        >>> import torch
+        >>> StripAttention(12, 3, axis="width")(torch.rand(2, 35, 12), grid=(5, 7)).shape
+        torch.Size([2, 35, 12])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        *,
+        axis: str,
+        similarity: Similarity | None = None,
+        normalize: Normalizer | None = None,
+        position: nn.Module | None = None,
+        qkv_bias: bool = True,
+    ):
+        super().__init__(
+            dim, num_heads, similarity=similarity, normalize=normalize, position=position, qkv_bias=qkv_bias
+        )
+        if axis not in ("height", "width"):
+            raise ValueError(f"axis must be 'height' or 'width'; got {axis!r}")
+        self.axis = axis
+
+    def forward(self, x: Tensor, *, grid: Pair | None = None, mask: Tensor | None = None) -> Tensor:
+        return folded(self, x, strips(_known(grid), self.axis), mask)
+
+
+class AxialAttention(nn.Module):
+    r"""Every token attends its column, then its row: after both it has heard from every token.
+
+    .. math::
+        y = \mathrm{strip}_{width}(\mathrm{strip}_{height}(x))
+
+    Args:
+        dim: Width of a token.
+        num_heads: H; must divide ``dim``.
+        similarity: f_sim; None is ScaledDot. Each axis has a copy, as of what follows.
+        normalize: f_norm; None is Softmax.
+        position: A rotation or bias of ``visattn.core.position``; None for none.
+        qkv_bias: Add a bias to queries, keys and values.
+
+    Shape:
+        As WindowAttention.
+
+    Map:
+        Two, one of the columns and one of the rows; see StripAttention.
+
+    Raises:
+        ValueError: As WindowAttention.
+
+    Reference:
+        Wang et al. 2020, "Axial-DeepLab", section 3.2, https://arxiv.org/abs/2003.07853 (height, then width). Differs
+        from: positions act on scores as chosen, the paper's also act on values; no batch norm on the scores.
+
+    Example:
+        >>> import torch
+        >>> AxialAttention(12, 3)(torch.rand(2, 35, 12), grid=(5, 7)).shape
+        torch.Size([2, 35, 12])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        *,
+        similarity: Similarity | None = None,
+        normalize: Normalizer | None = None,
+        position: nn.Module | None = None,
+        qkv_bias: bool = True,
+    ):
+        super().__init__()
+        shared = {"similarity": similarity, "normalize": normalize, "position": position, "qkv_bias": qkv_bias}
+        self.height = StripAttention(dim, num_heads, axis="height", **shared)
+        self.width = StripAttention(dim, num_heads, axis="width", **deepcopy(shared))
+
+    def forward(self, x: Tensor, *, grid: Pair | None = None, mask: Tensor | None = None) -> Tensor:
+        return self.width(self.height(x, grid=grid, mask=mask), grid=grid, mask=mask)
+
+
+class CrissCrossAttention(SelfAttention):
+    r"""Every token attends its row and its column in one sum, itself once.
+
+    .. math::
+        y_u = \sum_{j \in \mathrm{row}(u) \cup \mathrm{column}(u)} \alpha_{uj} v_j\, W_o
+
+    Args:
+        dim: Width of a token; this and the rest as SelfAttention.
+
+    Shape:
+        As WindowAttention.
+
+    Map:
+        (B, H, N, N), zero off the cross; rows sum to one where the normalizer says so.
+
+    Raises:
+        ValueError: As WindowAttention.
+
+    Reference:
+        Huang et al. 2019, "CCNet: Criss-Cross Attention for Semantic Segmentation", eq. 1-2,
+        https://arxiv.org/abs/1811.11721. Differs from: one pass (the paper repeats it, with shared weights); all scores
+        are formed under a mask that is shared by images and heads, so time grows with the square of N.
+
+    Example:
+        >>> import torch
+        >>> CrissCrossAttention(12, 3)(torch.rand(2, 35, 12), grid=(5, 7)).shape
+        torch.Size([2, 35, 12])
+    """
+
+    def forward(self, x: Tensor, *, grid: Pair | None = None, mask: Tensor | None = None) -> Tensor:
+        return folded(self, x, CrissCross(_known(grid)), mask)
+
+
+class NeighborhoodAttention(SelfAttention):
+    r"""Every token attends the tokens nearest to it, as many at a border as inside.
+
+    .. math::
+        y_i = \sum_{j \in \rho(i)} \alpha_{ij} v_j\, W_o, \qquad |\rho(i)| = k \times k
+
+    Args:
+        dim: Width of a token.
+        num_heads: H; must divide ``dim``.
+        similarity: f_sim; None is ScaledDot.
+        normalize: f_norm; None is Softmax.
+        position: A bias such as RelativeTable(head_dim, num_heads, (k, k)), or a rotation; None for none.
+        kernel_size: k, odd, or (rows, columns).
+        qkv_bias: Add a bias to queries, keys and values.
+        qk_norm: Normalize queries and keys (LayerNorm per head).
+
+    Shape:
+        As WindowAttention.
+
+    Map:
+        (B * tiles, H, k * k, keys of the tile's region), zero outside a query's neighborhood.
+
+    Raises:
+        ValueError: ``kernel_size`` is even or below 1; as WindowAttention.
+
+    Reference:
+        Hassani et al. 2023, "Neighborhood Attention Transformer", section 3.1, https://arxiv.org/abs/2204.07143.
+        Differs from: a grid smaller than the kernel is attended whole, the authors' code refuses it; no dilation.
+
+    Example:
+        >>> import torch
+        >>> NeighborhoodAttention(12, 3, kernel_size=3)(torch.rand(2, 35, 12), grid=(5, 7)).shape
+        torch.Size([2, 35, 12])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        *,
+        similarity: Similarity | None = None,
+        normalize: Normalizer | None = None,
+        position: nn.Module | None = None,
+        kernel_size: int | Pair = 7,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
+    ):
+        super().__init__(
+            dim,
+            num_heads,
+            similarity=similarity,
+            normalize=normalize,
+            position=position,
+            qkv_bias=qkv_bias,
+            qk_norm=qk_norm,
+        )
+        self.kernel_size = _pair("kernel_size", kernel_size)
+        if any(k % 2 == 0 for k in self.kernel_size):
+            raise ValueError(f"kernel_size must be odd, so that it has a middle; got {kernel_size}")
+
+    def forward(self, x: Tensor, *, grid: Pair | None = None, mask: Tensor | None = None) -> Tensor:
+        return folded(self, x, Neighborhood(_known(grid), self.kernel_size), mask)
+
+
+def _pair(name: str, size: int | Pair) -> Pair:
+    """Take one number for both sides, refuse what is below one."""
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or min(pair) < 1:
+        raise ValueError(f"{name} must be a positive number, or two; got {size}")
+    return pair
+
+
+def _known(grid: Pair | None) -> Pair:
+    return grid_places(grid).extent
