@@ -27,7 +27,7 @@ class SCSA(nn.Module):
         kernel_sizes: Extents of k in the quarters of the channels, odd.
 
     Shape:
-        - Input: (B, C, H, W), any H and W from 1 up.
+        - Input: (B, C, H, W), any H and W from 1 up. An export made from a map of one window stays with one window.
         - Output: as the input.
 
     Map:

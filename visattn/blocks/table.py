@@ -20,7 +20,7 @@ from visattn.blocks.gaussian_gct import GaussianContextTransformer
 from visattn.blocks.gct import GatedChannelTransform
 from visattn.blocks.gsop import SecondOrderPooling
 from visattn.blocks.lct import LinearContextTransform
-from visattn.blocks.lka import LKA
+from visattn.blocks.lka import LKA, VANAttention
 from visattn.blocks.lsk import LSK
 from visattn.blocks.lska import LSKA
 from visattn.blocks.mca import MCA
@@ -80,6 +80,7 @@ BLOCKS = {
     "iaff": Entry(IAFF, "both", "Attentional Feature Fusion", 2021),
     "attention_gate": Entry(AttentionGate, "spatial", "Attention U-Net: Learning Where to Look for the Pancreas", 2018),
     "lka": Entry(LKA, "spatial", "Visual Attention Network", 2022),
+    "lka_attention": Entry(VANAttention, "spatial", "Visual Attention Network", 2022),
     "lska": Entry(LSKA, "spatial", "Large Separable Kernel Attention", 2023),
     "msca": Entry(MSCA, "spatial", "SegNeXt: Rethinking Convolutional Attention Design", 2022),
     "lsk": Entry(LSK, "spatial", "Large Selective Kernel Network for Remote Sensing Object Detection", 2023),
