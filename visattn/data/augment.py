@@ -1,7 +1,7 @@
 """Albumentations behind one adapter, seeded per sample.
 
-Albumentations 2.0.8 gives every worker process the same random state, and non-persistent workers the same again each epoch
-(https://github.com/albumentations-team/AlbumentationsX/issues/266). Here the state is set before each sample from
+Albumentations 2.0.8 gives every worker process the same random state, and workers started anew the same again each
+epoch (https://github.com/albumentations-team/AlbumentationsX/issues/266). Here the state is set before each sample from
 (seed, epoch, index, copy), so an augmentation depends on nothing else: not on workers, ranks, order or a resume.
 """
 
@@ -12,15 +12,19 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from visattn.data.decode import to_rgb
 from visattn.data.transform import EvalTransform, cover
 
 AUGMENTS = ("none", "light", "strong", "trivial")
-_MARGIN = {"light": 1.0, "strong": 1.5, "trivial": 1.0}  # how much larger than the result the crop is taken from
+_MARGIN = {
+    "none": 1.0,
+    "light": 1.0,
+    "strong": 1.5,
+    "trivial": 1.0,
+}  # how much larger than the result the crop is taken from
 
 
 class TrainTransform:
-    """Augment a PIL image and normalize it as the evaluation transform does.
+    """Augment an RGB image and normalize it as the evaluation transform does.
 
     Args:
         evaluation: the deterministic transform that ``none`` equals and whose size and normalization all share.
@@ -32,7 +36,7 @@ class TrainTransform:
         seed: of the run.
 
     Shape:
-        - Input: a PIL image and its draw (epoch, index, copy).
+        - Input: an RGB image and its draw (epoch, index, copy).
         - Output: (3, h, w) float32, a pure function of image, seed and draw.
 
     Raises:
@@ -43,13 +47,15 @@ class TrainTransform:
         if name not in AUGMENTS:
             raise ValueError(f"augment must be one of {', '.join(AUGMENTS)}, got {name!r}")
         self.evaluation, self.name, self.flip, self.seed = evaluation, name, flip, seed
+        self.long_side = round(evaluation.long_side * _MARGIN[name])
         self._pipeline = None
 
-    def __call__(self, image: Image.Image, draw: tuple[int, int, int]) -> Tensor:
+    def apply(self, image: Image.Image, draw: tuple[int, int, int]) -> Tensor:
+        """RGB image to (3, h, w) float32."""
         return self.evaluation.normalize(self.pixels(image, draw))
 
     def pixels(self, image: Image.Image, draw: tuple[int, int, int]) -> np.ndarray:
-        """(h, w, 3) uint8."""
+        """RGB image to (h, w, 3) uint8."""
         pixels = self._prepare(image)
         if self.name == "none" and not self.flip:
             return pixels
@@ -63,7 +69,7 @@ class TrainTransform:
         if self.name == "none" or self.evaluation.resize == "stretch":
             return self.evaluation.pixels(image)
         height, width = (round(side * _MARGIN[self.name]) for side in self.evaluation.image_size)
-        return np.asarray(cover(to_rgb(image, 2 * max(height, width)), height, width))
+        return np.asarray(cover(image, height, width))
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_pipeline": None}  # each process builds its own
@@ -73,7 +79,9 @@ def _compose(name: str, height: int, width: int, flip: bool):
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network for a newer version
     import albumentations
 
-    steps = {"none": _none, "light": _light, "strong": _strong, "trivial": _trivial}[name](albumentations, height, width)
+    steps = {"none": _none, "light": _light, "strong": _strong, "trivial": _trivial}[name](
+        albumentations, height, width
+    )
     return albumentations.Compose(steps + [albumentations.HorizontalFlip(p=0.5)] * flip)
 
 
@@ -104,7 +112,7 @@ _REFLECT_101 = 4  # cv2.BORDER_REFLECT_101, without importing cv2
 
 
 def _operations(a, strength: float) -> list:
-    """The fourteen operations of RandAugment (Cubuk et al. 2020), each drawing its size uniformly up to ``strength``."""
+    """The fourteen operations of RandAugment (Cubuk et al. 2020), sizes drawn uniformly up to ``strength``."""
     turn, slope, shift, tone = 30 * strength, 17 * strength, 0.3 * strength, 0.9 * strength
     moves = [
         {"rotate": (-turn, turn)},

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 178_956_970  # where Pillow itself raises DecompressionBombError
+_ORIENTATION = 0x0112  # the EXIF tag
 
 
 def read_rgb(data: bytes, name: str, long_side: int | None = None) -> Image.Image:
@@ -25,14 +26,16 @@ def to_rgb(image: Image.Image, long_side: int | None = None) -> Image.Image:
         raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}: save it smaller first")
     if long_side is not None:
         image.draft(None, (long_side, long_side))
-    image = ImageOps.exif_transpose(image)
+    image.load()
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         image = _eight_bit(image)
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image.convert("RGBA"))
         image = white
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -49,15 +49,19 @@ class EvalTransform:
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(f"mean and std must be three numbers each, std positive; got mean={mean}, std={std}")
         self.image_size, self.resize = image_size, resize
+        self.long_side = 2 * max(image_size)
         self.mean, self.std = np.float32(mean) * 255, np.float32(std) * 255
 
     def __call__(self, image: Image.Image) -> Tensor:
+        return self.apply(to_rgb(image, self.long_side))
+
+    def apply(self, image: Image.Image) -> Tensor:
+        """The same for an image that is RGB already."""
         return self.normalize(self.pixels(image))
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """(h, w, 3) uint8."""
+        """RGB image to (h, w, 3) uint8."""
         height, width = self.image_size
-        image = to_rgb(image, 2 * max(self.image_size))
         box = center_box(image.size, width / height) if self.resize == "cover" else None
         return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0))
 

@@ -1,0 +1,282 @@
+"""ImageData: everything from a folder of pictures to batches, for Lightning or a loop of one's own."""
+
+import logging
+import os
+from difflib import get_close_matches
+
+import numpy as np
+import torch
+import torch.distributed
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from torch.utils.data import DataLoader
+
+from visattn.data.augment import TrainTransform
+from visattn.data.images import TORCHVISION, list_classes, list_images, split_stratified, torchvision_images
+from visattn.data.loader import EpochSampler, EvalLoader, ImageSet, TrainLoader, collate, start_worker
+from visattn.data.synthetic import PlacedCharacters
+from visattn.data.transform import EvalTransform, build_transform
+
+DATASETS = (*TORCHVISION, "synthetic")
+_STATISTICS = 1024  # images that mean and std are computed from: the mean of each is known to about 1 % of the range
+_log = logging.getLogger(__name__)
+
+
+class ImageData(LightningDataModule):
+    """Labeled images for training, validation, test and prediction.
+
+    Args:
+        root: a folder or zip with ``train/`` and ``val/`` (and ``test/``) of class folders, or of class folders alone;
+            with ``dataset``, where that lies.
+        dataset: None, one of ``cifar10 cifar100 fashion_mnist mnist svhn food101 oxford_pets``, or ``synthetic``.
+        image_size: side or (height, width) of the images given out.
+        batch_size: of each process.
+        num_workers: processes that decode and augment; 0 does it in the training process.
+        augment: ``none``, ``light``, ``strong`` or ``trivial``, see TrainTransform.
+        flip: mirror half of the training images; leave it off for characters, digits, and anything with left and right.
+        resize: ``cover`` keeps proportions and cuts off what overhangs, ``stretch`` keeps everything and distorts.
+        mean: per channel in [0, 1]; None computes it, as ``std``, from up to 1024 training images.
+        std: per channel in [0, 1].
+        val_fraction: share of each class held out for validation where there is no ``val/``.
+        seed: of the split, the order and the augmentations.
+        balanced: draw classes equally often, with replacement.
+        repeats: augmented copies of an image in a row.
+        on_error: ``skip`` leaves unreadable files out and lists them in ``skipped``; ``raise`` stops at the first.
+        predict_root: a folder, zip or picture to predict, without classes.
+        download: allow torchvision to fetch ``dataset`` from the network.
+        start_method: ``fork``, ``spawn`` or ``forkserver`` for the workers; None takes the system's own.
+        persistent_workers: keep the workers from epoch to epoch.
+
+    Shape:
+        - Training, validation and test batches: (images (B, 3, h, w) float32, normalized; labels (B,) int64).
+        - Prediction batches: (images (B, 3, h, w) float32, list of B file names).
+
+    Raises:
+        ValueError: an argument is out of range, the root holds fewer than two classes, or its splits differ in classes.
+        FileNotFoundError: the root or the data set is not there.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        dataset: str | None = None,
+        *,
+        image_size: int | tuple[int, int] = 64,
+        batch_size: int = 64,
+        num_workers: int = 2,
+        augment: str = "light",
+        flip: bool = False,
+        resize: str = "cover",
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
+        val_fraction: float = 0.15,
+        seed: int = 0,
+        balanced: bool = False,
+        repeats: int = 1,
+        on_error: str = "skip",
+        predict_root: str | None = None,
+        download: bool = False,
+        start_method: str | None = None,
+        persistent_workers: bool = True,
+    ):
+        super().__init__()
+        self.root, self.dataset, self.predict_root, self.download = root, dataset, predict_root, download
+        self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        self.batch_size, self.num_workers, self.start_method = batch_size, num_workers, start_method
+        self.persistent_workers = persistent_workers and num_workers > 0
+        self.augment, self.flip, self.resize, self.balanced, self.repeats = augment, flip, resize, balanced, repeats
+        self.mean, self.std, self.val_fraction, self.seed, self.on_error = mean, std, val_fraction, seed, on_error
+        self._statistics = None if mean is None else (list(mean), list(std or ()))
+        self._parts, self._sets, self._classes = {}, {}, None
+        self._check()
+
+    def _check(self) -> None:
+        if self.root is None and self.dataset is None and self.predict_root is None:
+            raise ValueError("give root (a folder or zip of class folders), dataset or predict_root")
+        if self.dataset is not None and self.dataset not in DATASETS:
+            near = get_close_matches(self.dataset, DATASETS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(DATASETS)}"
+            raise ValueError(f"dataset: there is no {self.dataset!r}; {hint}")
+        if self.on_error not in ("skip", "raise"):
+            raise ValueError(f"on_error must be skip or raise, got {self.on_error!r}")
+        if len(self.image_size) != 2 or min(self.image_size) < 1 or self.batch_size < 1 or self.num_workers < 0:
+            raise ValueError(
+                "image_size and batch_size must be 1 or more, num_workers 0 or more; got "
+                f"image_size={self.image_size}, batch_size={self.batch_size}, num_workers={self.num_workers}"
+            )
+        if (self.mean is None) != (self.std is None):
+            raise ValueError(f"give both mean and std or neither, got mean={self.mean}, std={self.std}")
+        # what can be wrong with the rest is found by those who use it, but before the first file is read
+        TrainTransform(EvalTransform(self.image_size, resize=self.resize), self.augment)
+
+    def prepare_data(self) -> None:
+        """Fetch a torchvision data set once per machine, if allowed."""
+        if self.download and self.dataset in TORCHVISION:
+            torchvision_images(self.dataset, self._home(), download=True)
+
+    def setup(self, stage: str | None = None) -> None:
+        """List the files of every split; reads no image."""
+        if not self._parts and (self.root is not None or self.dataset is not None):
+            found = self._find()
+            if "val" not in found:
+                rest, held = split_stratified(found["train"].labels, self.val_fraction, self.seed)
+                self._parts = {"train": (found["train"], rest), "val": (found.pop("train"), held)}
+            self._parts |= {split: (source, np.arange(len(source))) for split, source in found.items()}
+            self._classes = self._parts["train"][0].classes
+        if self.predict_root is not None and "predict" not in self._parts:
+            source = list_images(self.predict_root)
+            self._parts["predict"] = (source, np.arange(len(source)))
+
+    def _find(self) -> dict:
+        if self.dataset == "synthetic":
+            options = {"image_size": self.image_size, "seed": self.seed, "archive": self.root}
+            return {split: PlacedCharacters(split, **options) for split in ("train", "val", "test")}
+        if self.dataset is not None:
+            return torchvision_images(self.dataset, self._home())
+        return list_classes(self.root)
+
+    def _home(self) -> str:
+        return self.root or os.path.join("data", self.dataset)
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names in the order of the labels."""
+        if self._classes is None:
+            raise RuntimeError("classes are known after setup() of data with a root or dataset")
+        return list(self._classes)
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.classes)
+
+    @property
+    def channels(self) -> int:
+        """Always 3: grey images are expanded."""
+        return 3
+
+    @property
+    def class_counts(self) -> list[int]:
+        """Training images of each class."""
+        source, indices = self._part("train")
+        return np.bincount(source.labels[indices], minlength=self.num_classes).tolist()
+
+    @property
+    def skipped(self) -> list[str]:
+        """Files that are no images, and images that could not be read so far."""
+        sources = {id(source): source for source, _ in self._parts.values()}
+        ignored = [name for source in sources.values() for name in source.ignored]
+        return sorted({*ignored, *(name for images in self._sets.values() for name in images.skipped())})
+
+    def transform_config(self) -> dict:
+        """What build_transform needs to repeat the transform of validation: plain lists, numbers and strings."""
+        if self._statistics is None:
+            self._statistics = self._measure()
+        mean, std = self._statistics
+        return {"image_size": list(self.image_size), "resize": self.resize, "mean": mean, "std": std}
+
+    def _measure(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation over the pixels of some training images, always the same ones."""
+        source, indices = self._part("train")
+        transform, values = EvalTransform(self.image_size, resize=self.resize), []
+        for index in np.random.default_rng(self.seed).permutation(indices)[:_STATISTICS]:
+            try:
+                pixels = transform.pixels(source.image(int(index), transform.long_side)) / 255
+            except ValueError:
+                if self.on_error == "raise":
+                    raise
+                continue
+            values.append((pixels.mean((0, 1)), (pixels**2).mean((0, 1))))
+        if not values:
+            raise ValueError(f"none of the training images can be read, such as {source.name(int(indices[0]))!r}")
+        mean, square = np.mean(values, axis=0)
+        std = np.sqrt(np.maximum(square - mean**2, 0)).clip(1 / 255)  # one color everywhere must not divide by zero
+        return [round(value, 5) for value in mean.tolist()], [round(value, 5) for value in std.tolist()]
+
+    def state_dict(self) -> dict:
+        """What a checkpoint must keep, so that a photograph is seen later as the training images were."""
+        return {"classes": self.classes, "transform": self.transform_config()} if self._classes is not None else {}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take over mean and std of a checkpoint; classes other than its own are refused."""
+        if not state:
+            return
+        if self._classes is not None and self._classes != state["classes"]:
+            there, here = set(state["classes"]), set(self._classes)
+            sides = f"only there {sorted(there - here) or 'none'}, only in root {sorted(here - there) or 'none'}"
+            raise ValueError(f"the checkpoint was trained on other classes: {sides}")
+        self._classes = state["classes"]
+        if self.mean is None:
+            self._statistics = (state["transform"]["mean"], state["transform"]["std"])
+
+    def train_dataloader(self) -> DataLoader:
+        source, indices = self._part("train")
+        weights = 1 / np.array(self.class_counts)[source.labels[indices]] if self.balanced else None
+        rank, world = _place()
+        sampler = EpochSampler(
+            len(indices), seed=self.seed, rank=rank, world=world, weights=weights, repeats=self.repeats
+        )
+        transform = TrainTransform(
+            build_transform(self.transform_config()), self.augment, flip=self.flip, seed=self.seed
+        )
+        # a last batch of one image would break batch normalization
+        return self._loader(TrainLoader, "train", transform, sampler, drop_last=len(sampler) >= self.batch_size)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._eval_loader("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        return self._eval_loader("predict")
+
+    def _eval_loader(self, split: str) -> DataLoader:
+        _, indices = self._part(split)
+        rank, world = _place()
+        if len(indices) < world:
+            raise ValueError(f"{split}: {len(indices)} images cannot be shared by {world} processes")
+        sampler = UnrepeatedDistributedSampler(range(len(indices)), num_replicas=world, rank=rank, shuffle=False)
+        return self._loader(EvalLoader, split, build_transform(self.transform_config()), sampler)
+
+    def _loader(self, kind: type[DataLoader], split: str, transform, sampler, drop_last: bool = False) -> DataLoader:
+        source, indices = self._part(split)
+        if split not in self._sets:  # made once, since it remembers which files are unreadable
+            self._sets[split] = ImageSet(source, indices, on_error=self.on_error, named=split == "predict")
+        images = self._sets[split]
+        images.transform = transform
+        return kind(
+            dataset=images,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            drop_last=drop_last,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=start_worker,
+            multiprocessing_context=self.start_method if self.num_workers else None,
+            persistent_workers=self.persistent_workers,
+            generator=torch.Generator().manual_seed(
+                self.seed
+            ),  # else every epoch would move torch's global random state
+        )
+
+    def _part(self, split: str):
+        if split not in self._parts:
+            have = ", ".join(self._parts) or "nothing; call setup() first"
+            asked = "predict_root is not set" if split == "predict" else f"root has no {split}/ folder"
+            raise ValueError(f"there are no images for {split}: {asked} (there is {have})")
+        return self._parts[split]
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Name what was skipped."""
+        if names := self.skipped:
+            more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+            _log.warning("skipped %d unreadable files: %s%s", len(names), ", ".join(names[:10]), more)
+
+
+def _place() -> tuple[int, int]:
+    """Rank of this process and number of processes."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
