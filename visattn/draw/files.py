@@ -25,6 +25,7 @@ def save(
     *,
     names: Sequence[str] | None = None,
     labels: Sequence[str] | None = None,
+    facts: Sequence[dict] | None = None,
     colormap: str = "inferno",
     alpha: float = 0.5,
     vmin: float | None = None,
@@ -42,6 +43,7 @@ def save(
         folder: Where to write; made if it does not exist.
         names: File names without ending; None takes those of paths, else 0000, 0001, ... Equal names get a number.
         labels: One line per image to write below it, such as the predicted class with its probability.
+        facts: What else index.json should say of each image.
         colormap, alpha, vmin, vmax, blend: As for `overlay`.
 
     Returns:
@@ -53,9 +55,9 @@ def save(
     """
     values = values_of(heat)
     heat = heat if values.ndim == 3 else replace(heat, values=heat.values[None])
-    _check_counts(len(heat), images=images, names=names, labels=labels)
+    _check_counts(len(heat), images=images, names=names, labels=labels, facts=facts)
     scale = scale_of([heat], "gray" if blend == "mask" else colormap, vmin, vmax)
-    folder = _made(Path(folder))
+    folder = writable(Path(folder))
     used, items = set(), []
     for index, image in enumerate(_exactly(images, len(heat))):
         name = _free_name(names[index] if names else _stem(image, index), used)
@@ -63,7 +65,7 @@ def save(
         draw = {"colormap": colormap, "alpha": alpha, "blend": blend}
         picture(heat[index], image, label, scale, **draw).save(folder / f"{name}.png")
         np.savez_compressed(folder / f"{name}.npz", values=heat[index].values.float().cpu().numpy())
-        items.append(_item(name, label, heat[index]))
+        items.append(_item(name, label, heat[index]) | (facts[index] if facts else {}))
     _write_index(folder, heat, scale, blend, items)
     return items
 
@@ -98,7 +100,8 @@ def _exactly(images: Iterable, count: int):
         yield image
 
 
-def _made(folder: Path) -> Path:
+def writable(folder: Path) -> Path:
+    """Return the folder, made if it did not exist, after trying to write into it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".visattn-write-test"

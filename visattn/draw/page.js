@@ -26,7 +26,7 @@ function floats(buffer) {
 }
 
 function blob(index) {
-  const key = index, layer = data.layers[index];
+  const key = `${state.image}-${index}`, layer = data.layers[index];
   if (!loaded.has(key)) {
     const read = (part) => bytes(`b-${index}-${part}-${state.image}`);
     if (layer.form === "maps") loaded.set(key, { parts: new Uint8Array(read("a")), ranges: new Float32Array(read("r")) });

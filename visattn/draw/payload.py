@@ -11,6 +11,8 @@ _TILE = 256
 
 def layer_of(record: Record) -> tuple[dict, dict[str, Tensor]] | None:
     """Return the facts and the numbers (B, ...) of a layer, or None where nothing of it lies on a grid."""
+    if record.q is None and record.alpha is None:
+        raise ValueError(f"layer {record.name} holds single rows: a page needs capture(model, keep='qk') or 'maps'")
     gate = _gate(record)
     if gate is not None:
         facts = {"form": "gate", "heads": gate.shape[1], "key_grid": list(gate.shape[2:])}

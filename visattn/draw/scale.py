@@ -82,7 +82,7 @@ def one_map(heat) -> np.ndarray:
 
 def color_bar(scale: Scale, height: int) -> Image.Image:
     """Return a bar of the scale's colors, as high as asked, with the values of both ends and the middle beside it."""
-    size = int(np.clip(height / 24, 7, 20))
+    size = int(np.clip(height / 24, 9 if height >= 40 else 7, 15))
     ticks = _ticks(scale, height, size)
     left, thick = max(3, size // 2), max(4, size)
     text_width = max((int(font(size).getlength(text)) + 1 for _, text in ticks), default=0)
@@ -113,4 +113,4 @@ def _ticks(scale: Scale, height: int, size: int) -> list[tuple[float, str]]:
 
 def _number(value: float, scale: Scale) -> str:
     """Return three digits of a value; what no pixel could show beside the other end of the scale is written 0."""
-    return "0" if abs(value) < 1e-4 * max(abs(scale.low), abs(scale.high)) else f"{value:.3g}"
+    return "0" if abs(value) < 1e-3 * max(abs(scale.low), abs(scale.high)) else f"{value:.3g}"

@@ -1,0 +1,1 @@
+"""The subcommands of `visattn`: one module each, with a typed function `run`."""

@@ -1,0 +1,211 @@
+"""`visattn map`: draw what a model looks at over photographs."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from visattn.commands.opened import batches, class_number, open_classifier, photographs, picture
+from visattn.data.images import FileImages
+from visattn.draw.files import save, writable
+from visattn.draw.grids import heads_by_layers
+from visattn.draw.page import page as write_page
+from visattn.map import Map
+from visattn.methods.table import explain
+from visattn.record import capture
+from visattn.training.classifier import Classifier
+
+_MOST_ON_A_PAGE, _MOST_LINES = 12, 20
+
+
+def run(
+    photos: list[str],
+    *,
+    model: str,
+    out: str = "maps",
+    method: str = "rollout",
+    layer: str | None = None,
+    head: int | None = None,
+    target: str | None = None,
+    image_size: int | None = None,
+    pretrained: bool = False,
+    weights: str | None = None,
+    random: bool = False,
+    page: bool = False,
+    grid: Literal["heads"] | None = None,
+    colormap: str = "inferno",
+    blend: Literal["alpha", "contour", "mask"] = "alpha",
+    alpha: float = 0.5,
+    vmin: float | None = None,
+    vmax: float | None = None,
+    batch_size: int = 8,
+):
+    """Draw what a model looks at: pictures with scale bar and predicted class, raw maps (NPZ) and index.json.
+
+    Args:
+        photos: Photographs, folders or zips of them.
+        model: Folder of a run, a checkpoint, or timm:NAME.
+        out: Folder to write.
+        method: Name of the method; raw takes --layer and --head.
+        layer: Number or name of the layer, as index.json names it; -1 is the last.
+        head: One head of the layer, for method raw; without it the mean over heads.
+        target: Class to explain, by name or number; without it the predicted class of each photograph.
+        image_size: Side of the square the model is given.
+        pretrained: Download timm's weights.
+        weights: File with weights for timm:NAME.
+        random: Take random weights for timm:NAME.
+        page: Write page.html too, an interactive page that works offline.
+        grid: heads = draw all heads of all layers of each photograph too.
+        colormap: Name of a matplotlib colormap.
+        blend: How map and photograph are combined.
+        alpha: Opacity of the map.
+        vmin: Value of the first color; without it the smallest of all maps.
+        vmax: Value of the last color; without it the largest of all maps.
+        batch_size: Photographs run through the model at once.
+    """
+
+    folder = writable(Path(out))
+    classifier = open_classifier(model, image_size=image_size, pretrained=pretrained, weights=weights, random=random)
+    goal = class_number(target, classifier.classes)
+    asked = _Question(method, int(layer) if layer and layer.lstrip("-").isdigit() else layer, head, goal)
+    answers, heat, failed = _ask(classifier, photographs(photos), asked, batch_size)
+    labels = [answer.label for answer in answers]
+    drawn = (answer.picture(classifier) for answer in answers)
+    look = {"colormap": colormap, "blend": blend, "alpha": alpha, "vmin": vmin, "vmax": vmax}
+    names, facts = [Path(answer.name).stem for answer in answers], [answer.facts() for answer in answers]
+    items = save(
+        heat, _tracked(drawn, "drawing", len(answers)), folder, names=names, labels=labels, facts=facts, **look
+    )
+    if grid:
+        _draw_heads(classifier, answers, items, folder, colormap)
+    if page:
+        _write_page(classifier, answers[:_MOST_ON_A_PAGE], method, heat, folder / "page.html", colormap)
+    return _report(answers, items, failed, folder, page)
+
+
+class _Question(NamedTuple):
+    method: str
+    layer: int | str | None
+    head: int | None
+    target: int | None
+
+    def ask(self, model: nn.Module, batch: Tensor) -> Map:
+        if self.method == "raw":
+            with torch.no_grad(), capture(model, keep="qk") as maps:
+                model(batch)
+            return maps.map(layer=-1 if self.layer is None else self.layer, head=self.head)
+        if self.head is not None:
+            raise ValueError(f"--head is for --method raw; {self.method} joins all heads")
+        layers = None if self.layer is None else [self.layer]
+        return explain(model, batch, target=self.target, method=self.method, layers=layers)
+
+
+class _Answer(NamedTuple):
+    name: str
+    source: FileImages
+    index: int
+    winner: str | None
+    probability: float | None
+
+    @property
+    def label(self) -> str:
+        return "" if self.winner is None else f"{self.winner} {self.probability:.0%}"
+
+    def facts(self) -> dict:
+        return {"file": self.name, "class": self.winner, "probability": self.probability}
+
+    def photo(self) -> Image.Image:
+        return self.source.image(self.index)
+
+    def picture(self, classifier: Classifier) -> Image.Image:
+        return picture(self.photo(), classifier.transform)
+
+
+def _ask(classifier: Classifier, photos: list, question: _Question, batch_size: int) -> tuple[list, Map, list[str]]:
+    """Run all photographs through the model, the unreadable ones named and left out."""
+    answers, heats, failed = [], [], []
+    for group in _tracked(list(batches(photos, batch_size)), "looking", -(-len(photos) // batch_size)):
+        read = [(photo, tensor) for photo in group if (tensor := _tensor(photo, classifier, failed)) is not None]
+        if not read:
+            continue
+        batch = torch.stack([tensor for _, tensor in read])
+        heats.append(question.ask(classifier.model, batch))
+        winners = _winners(classifier, batch)
+        answers += [_Answer(*photo, *winner) for (photo, _), winner in zip(read, winners, strict=True)]
+    if not answers:
+        raise ValueError(f"none of the {len(photos)} photographs can be read: {failed[0]}")
+    return answers, _joined(heats), failed
+
+
+def _winners(classifier: Classifier, batch: Tensor) -> list[tuple[str | None, float | None]]:
+    """Return predicted class and probability of each image; a model without a head predicts nothing."""
+    if not classifier.classes:
+        return [(None, None)] * len(batch)
+    with torch.no_grad():
+        best, index = classifier.model(batch).float().softmax(1).max(1)
+    return [(classifier.classes[i], round(p, 6)) for i, p in zip(index.tolist(), best.tolist(), strict=True)]
+
+
+def _tensor(photo: tuple, classifier: Classifier, failed: list[str]) -> Tensor | None:
+    _, source, index = photo
+    try:
+        return classifier.transform(source.image(index))
+    except ValueError as error:
+        failed.append(str(error))
+        return None
+
+
+def _joined(heats: list[Map]) -> Map:
+    """Put the maps of several batches into one."""
+    one = heats[0]
+    joined = {name: _together([getattr(heat, name) for heat in heats]) for name in ("values", "target", "prefix_mass")}
+    notes = {name: _together([heat.notes[name] for heat in heats]) for name in one.notes}
+    return replace(one, **joined, notes=notes)
+
+
+def _together(parts: list):
+    return torch.cat(parts) if isinstance(parts[0], Tensor) and parts[0].ndim else parts[0]
+
+
+def _draw_heads(classifier: Classifier, answers: list, items: list[dict], folder: Path, colormap: str) -> None:
+    for answer, item in _tracked(zip(answers, items, strict=True), "heads", len(answers)):
+        photo = answer.photo()
+        with torch.no_grad(), capture(classifier.model) as maps:
+            classifier.model(classifier.transform(photo)[None])
+        drawn = heads_by_layers(maps, picture(photo, classifier.transform), colormap=colormap)
+        drawn.save(folder / f"{item['name']}-heads.png")
+
+
+def _write_page(classifier: Classifier, answers: list, method: str, heat: Map, path: Path, colormap: str) -> None:
+    photos = [answer.photo() for answer in answers]
+    with torch.no_grad(), capture(classifier.model) as maps:
+        classifier.model(torch.stack([classifier.transform(photo) for photo in photos]))
+    few = replace(heat, values=heat.values[: len(answers)])
+    few = few if heat.prefix_mass is None else replace(few, prefix_mass=heat.prefix_mass[: len(answers)])
+    pictures = [picture(photo, classifier.transform) for photo in photos]
+    names, labels = [answer.name for answer in answers], [answer.label for answer in answers]
+    write_page(maps, pictures, path, heats={method: few}, names=names, labels=labels, colormap=colormap)
+
+
+def _tracked(steps: Iterable, what: str, total: int) -> Iterator:
+    yield from track(steps, what, total, console=Console(stderr=True), transient=True)
+
+
+def _report(answers: list, items: list[dict], failed: list[str], folder: Path, page: bool) -> int:
+    for answer, item in zip(answers[:_MOST_LINES], items, strict=False):
+        print(f"{answer.name}: {answer.label} -> {folder / item['picture']}")
+    if len(answers) > _MOST_LINES:
+        print(f"... and {len(answers) - _MOST_LINES} more, listed in {folder / 'index.json'}")
+    if page:
+        some = f", the first {_MOST_ON_A_PAGE} photographs" if len(answers) > _MOST_ON_A_PAGE else ""
+        print(f"interactive page{some}: {folder / 'page.html'}")
+    for message in failed:
+        print(f"visattn map: left out: {message}", file=sys.stderr)
+    return 1 if failed else 0
