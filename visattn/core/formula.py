@@ -230,6 +230,8 @@ def _check(q, k, v, similarity, normalize, bias, mask, dropout) -> _Call:
     if q.shape[0] != k.shape[0] or (v is not None and k.shape[:3] != v.shape[:3]):
         shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v) if x is not None)
         raise ValueError(f"q, k and v must agree in B, and k and v in heads and tokens; got {shapes}")
+    if (similarity.key_dim or q.shape[3]) != k.shape[3]:
+        raise ValueError(f"k must be {similarity.key_dim or q.shape[3]} wide for {_name(similarity)}; got {k.shape[3]}")
     if k.shape[2] == 0:
         raise ValueError(f"k must have at least one token; got shape {tuple(k.shape)}")
     if q.shape[1] % k.shape[1]:
@@ -351,6 +353,7 @@ def _require(call: _Call, impl: str) -> None:
 
 def _dense(call: _Call) -> Tensor:
     alpha = _alpha(call, call.q, call.bias, call.mask)
+    alpha = alpha.to(call.v.dtype)
     return (F.dropout(alpha, call.dropout) if call.dropout else alpha) @ call.v
 
 

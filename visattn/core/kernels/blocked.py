@@ -160,6 +160,13 @@ def _(grad, grad_statistic, statistic, q, k, v, bias, mask, kernel, p, bias_grad
     return q, k, v, dbias, dp
 
 
+def _refuse(ctx, *grads):
+    raise RuntimeError("query tiles have no second derivative; call attend(..., impl='dense')")
+
+
+_backward.register_autograd(_refuse)
+
+
 def _setup_context(ctx, inputs, output) -> None:
     q, k, v, bias, mask, kernel, p = inputs
     ctx.save_for_backward(output[1], q, k, v, bias, mask, p)

@@ -27,7 +27,7 @@ def recomputed(
 
     def tile(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None) -> Tensor:
         e = similarity(q, k)
-        alpha = normalize(e if bias is None else e + bias, mask)
+        alpha = normalize(e if bias is None else e + bias, mask).to(v.dtype)
         return F.dropout(alpha, dropout) @ v if dropout else alpha @ v
 
     entry = q.element_size() * similarity.tile_width

@@ -59,17 +59,24 @@ def _relu_vjp(alpha: Tensor, grad: Tensor, s: Tensor, count, p) -> Tensor:
     return torch.ops.aten.threshold_backward(grad, alpha, 0).div_(count)
 
 
-def _finite_rows(e: Tensor) -> Tensor:
-    """Give rows without any key a finite entry, so that their threshold exists and lies above every score."""
-    return e.masked_fill((e == -torch.inf).all(-1, keepdim=True), 0.0)
+def _from_top(e: Tensor) -> Tensor:
+    """Move the origin of every row to its largest score, in place: thresholds of huge scores keep their digits."""
+    top = e.amax(-1, keepdim=True)
+    return e.sub_(top.masked_fill_(top == -torch.inf, 0))
+
+
+def _threshold(x: Tensor, count, p) -> Tensor:
+    if isinstance(count, Tensor):  # a row without any key gets a threshold above all its scores
+        x = x.masked_fill((x == -torch.inf).all(-1, keepdim=True), 0.0)
+    return threshold(x, p)
 
 
 def _sparsemax_threshold(e: Tensor, count, p) -> Tensor:
-    return threshold(_finite_rows(e) if isinstance(count, Tensor) else e, 1.0)
+    return _threshold(_from_top(e), count, 1.0)
 
 
 def _sparsemax(e: Tensor, s: Tensor, count, p) -> Tensor:
-    return e.sub_(s).clamp_(min=0)
+    return _from_top(e).sub_(s).clamp_(min=0)
 
 
 def _support_vjp(alpha: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
@@ -83,11 +90,11 @@ def _sparsemax_vjp(alpha: Tensor, grad: Tensor, s: Tensor, count, p) -> Tensor:
 
 
 def _entmax15_threshold(e: Tensor, count, p) -> Tensor:
-    return threshold((_finite_rows(e) if isinstance(count, Tensor) else e) / 2, 2.0)
+    return _threshold(_from_top(e) / 2, count, 2.0)
 
 
 def _entmax15(e: Tensor, s: Tensor, count, p) -> Tensor:
-    return e.div_(2).sub_(s).clamp_(min=0).square_()
+    return _from_top(e).div_(2).sub_(s).clamp_(min=0).square_()
 
 
 def _entmax15_vjp(alpha: Tensor, grad: Tensor, s: Tensor, count, p) -> Tensor:
@@ -95,11 +102,11 @@ def _entmax15_vjp(alpha: Tensor, grad: Tensor, s: Tensor, count, p) -> Tensor:
 
 
 def _entmax_threshold(e: Tensor, count, p) -> Tensor:
-    return threshold((_finite_rows(e) if isinstance(count, Tensor) else e) / p, p)
+    return _threshold(_from_top(e) / p, count, p)
 
 
 def _entmax(e: Tensor, s: Tensor, count, p) -> Tensor:
-    return e.div_(p).sub_(s).clamp_(min=0).pow_(p)
+    return _from_top(e).div_(p).sub_(s).clamp_(min=0).pow_(p)
 
 
 def _entmax_vjp(alpha: Tensor, grad: Tensor, s: Tensor, count, p) -> Tensor:

@@ -1,7 +1,5 @@
 """Normalizers that weigh every score by itself."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -38,7 +36,9 @@ class Sigmoid(Normalizer):
     kernel = "sigmoid"
 
     def weights(self, e: Tensor, count: int | Tensor) -> Tensor:
-        return torch.sigmoid(e - (count.to(e.dtype).log() if isinstance(count, Tensor) else math.log(count)))
+        if not isinstance(count, Tensor):
+            count = torch.full((), count, dtype=e.dtype, device=e.device)
+        return torch.sigmoid(e - count.to(e.dtype).log())
 
 
 class ReLU(Normalizer):

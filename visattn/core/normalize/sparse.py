@@ -15,7 +15,9 @@ def entmax(e: Tensor, p: float | Tensor) -> Tensor:
     The threshold t is found without gradient; two Newton steps from there leave its value and give its derivatives.
     """
     masked = e == -torch.inf
-    x = (e.masked_fill(masked, 0.0) / p).masked_fill(masked, -torch.inf)
+    # a row's largest score as the origin changes nothing but keeps the digits of huge scores
+    e = (e - e.detach().amax(-1, keepdim=True)).masked_fill(masked, 0.0)
+    x = (e / p).masked_fill(masked, -torch.inf)
     t = threshold(x.detach(), p.detach() if isinstance(p, Tensor) else p)
     t = newton_step(x, newton_step(x, t, p), p)
     support = x > t
@@ -129,8 +131,8 @@ class Entmax(Normalizer):
     def __init__(self, num_heads: int = 1, *, alpha: float = 1.5, learn: bool = True):
         super().__init__(num_heads)
         if not 1 < alpha <= 2 or (learn and alpha == 2):
-            limits = "in (1, 2), for a learned one," if learn else "in (1, 2]"
-            raise ValueError(f"alpha must lie {limits}; got {alpha} (softmax is the limit 1, sparsemax is 2)")
+            limits = "(1, 2) to be learned" if learn else "(1, 2]"
+            raise ValueError(f"alpha must lie in {limits}; got {alpha} (softmax is the limit 1, sparsemax is 2)")
         if learn:
             self.logit = nn.Parameter(torch.full((num_heads,), math.log((alpha - 1) / (2 - alpha))))
         else:

@@ -1,6 +1,7 @@
 """f_sim: how alike a query and a key are. ``forward`` is the definition; ``dot_form`` its exact inner-product form."""
 
 import math
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ class Similarity(nn.Module):
         key_local: Whether the score of a key depends on no other key.
         nonnegative: Whether the features of ``dot_form`` are never negative, so that an l1 row sum takes linear time.
         tile_width: Numbers that one score needs at the same time in ``forward``.
+        key_dim: Width of a key where it may differ from that of a query, else None.
 
     Shape:
         - q: (B, H, Nq, D); k: (B, H, Nk, D).
@@ -41,6 +43,7 @@ class Similarity(nn.Module):
     key_local = True
     nonnegative = False
     tile_width = 1
+    key_dim: int | None = None
 
     def __init__(self, head_dim: int, num_heads: int = 1):
         super().__init__()
@@ -58,11 +61,18 @@ class Similarity(nn.Module):
 
 
 class InnerProduct(Similarity):
-    """A similarity whose definition is its inner-product form."""
+    """A similarity whose definition is its inner-product form; the product of halves is formed in float32."""
 
     def forward(self, q: Tensor, k: Tensor) -> Tensor:
         q, k, _ = self.dot_form(q, k)
-        return q @ k.transpose(-2, -1)
+        available = torch.amp.is_autocast_available(q.device.type)
+        with torch.autocast(q.device.type, enabled=False) if available else nullcontext():
+            return widen(q) @ widen(k).transpose(-2, -1)
+
+
+def widen(x: Tensor) -> Tensor:
+    """Return halves as float32, anything else as it is."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def glorot(*shape: int) -> Tensor:

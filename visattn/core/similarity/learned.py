@@ -44,7 +44,7 @@ class Additive(Similarity):
         for name, value in (("hidden_dim", hidden_dim), ("key_dim", key_dim)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
-        self.tile_width = hidden_dim
+        self.tile_width, self.key_dim = hidden_dim, key_dim
         self.query_weight = nn.Parameter(glorot(num_heads, head_dim, hidden_dim))
         self.key_weight = nn.Parameter(glorot(num_heads, key_dim, hidden_dim))
         self.score_weight = nn.Parameter(glorot(num_heads, hidden_dim, 1))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visattn.core.similarity.definition import InnerProduct
+from visattn.core.similarity.definition import InnerProduct, widen
 
 
 class Dot(InnerProduct):
@@ -115,7 +115,8 @@ class Cosine(InnerProduct):
 
     def dot_form(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         tau = self.logit_scale.clamp(max=math.log(100.0)).exp()
-        return (F.normalize(q, dim=-1) * tau).to(q.dtype), F.normalize(k, dim=-1), None
+        wide_q, wide_k = F.normalize(widen(q), dim=-1) * tau, F.normalize(widen(k), dim=-1)
+        return wide_q.to(q.dtype), wide_k.to(k.dtype), None
 
 
 class Bilinear(InnerProduct):
@@ -149,10 +150,10 @@ class Bilinear(InnerProduct):
 
     def __init__(self, head_dim: int, num_heads: int = 1, *, key_dim: int | None = None):
         super().__init__(head_dim, num_heads)
-        key_dim = head_dim if key_dim is None else key_dim
-        if key_dim < 1:
+        self.key_dim = head_dim if key_dim is None else key_dim
+        if self.key_dim < 1:
             raise ValueError(f"key_dim must be at least 1; got {key_dim}")
-        self.weight = nn.Parameter(torch.eye(head_dim, key_dim).repeat(num_heads, 1, 1) / math.sqrt(head_dim))
+        self.weight = nn.Parameter(torch.eye(head_dim, self.key_dim).repeat(num_heads, 1, 1) / math.sqrt(head_dim))
 
     def dot_form(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         return q @ self.weight, k, None

@@ -1,0 +1,1 @@
+"""What each block, pair, model and map costs here: ratios in one run."""
