@@ -2,7 +2,7 @@
 
 ``fold`` takes (B, N, C) to (B * G, T, C), groups varying fastest, ``unfold`` brings the outputs of queries back;
 ``fold_keys`` differs from ``fold`` only where keys overlap between groups. ``token_index()`` and ``key_index()`` say
-which token lies where, (G, T), -1 for padding. ``meets()`` is a mask (G, 1, T, Tk), None where all of a group meet.
+which token lies where, (G, T), -1 for padding. ``meets()`` is a mask (G, 1, T or 1, Tk), None where all of a group meet.
 ``places()`` gives rows and columns for positions.
 """
 
@@ -64,16 +64,15 @@ class Windows:
     def fold_keys(self, x: Tensor) -> Tensor:
         return self.fold(x)
 
-    def token_index(self) -> Tensor:
-        return _index(self)
+    def token_index(self, device: torch.device | None = None) -> Tensor:
+        return _index(self, device)
 
-    def key_index(self) -> Tensor:
-        return _index(self)
+    def key_index(self, device: torch.device | None = None) -> Tensor:
+        return _index(self, device)
 
     def meets(self, device: torch.device | None = None) -> Tensor | None:
-        padded = any(n % s for n, s in zip(self.grid, self.extent, strict=True))
-        if not padded and not any(self.moved):
-            return None
+        if not any(self.moved):
+            return _real_keys(self, device)
         # The first rows and columns come back behind the last ones: there they are strangers.
         strangers = (coordinates(self.grid, device) < torch.tensor(self.moved, device=device)).long()
         side = self.fold(1 + strangers @ torch.tensor([[1], [2]], device=device))[..., 0]
@@ -118,16 +117,14 @@ class Grid:
     def fold_keys(self, x: Tensor) -> Tensor:
         return self.fold(x)
 
-    def token_index(self) -> Tensor:
-        return _index(self)
+    def token_index(self, device: torch.device | None = None) -> Tensor:
+        return _index(self, device)
 
-    def key_index(self) -> Tensor:
-        return _index(self)
+    def key_index(self, device: torch.device | None = None) -> Tensor:
+        return _index(self, device)
 
     def meets(self, device: torch.device | None = None) -> Tensor | None:
-        if all(n % s == 0 for n, s in zip(self.grid, self.extent, strict=True)):
-            return None
-        return (_index(self, device) >= 0)[:, None, None, :]
+        return _real_keys(self, device)
 
     def places(self, device: torch.device | None = None) -> Places:
         return grid_places(self.extent, device)
@@ -159,11 +156,11 @@ class CrissCross:
     def fold_keys(self, x: Tensor) -> Tensor:
         return self.fold(x)
 
-    def token_index(self) -> Tensor:
-        return torch.arange(self.grid[0] * self.grid[1])[None]
+    def token_index(self, device: torch.device | None = None) -> Tensor:
+        return torch.arange(self.grid[0] * self.grid[1], device=device)[None]
 
-    def key_index(self) -> Tensor:
-        return self.token_index()
+    def key_index(self, device: torch.device | None = None) -> Tensor:
+        return self.token_index(device)
 
     def meets(self, device: torch.device | None = None) -> Tensor:
         yx = coordinates(self.grid, device)
@@ -217,11 +214,11 @@ class Neighborhood:
         x = x.unflatten(2, columns.shape).unflatten(1, rows.shape)
         return x.transpose(2, 3).flatten(3, 4).flatten(0, 2)
 
-    def token_index(self) -> Tensor:
-        return _index(self)
+    def token_index(self, device: torch.device | None = None) -> Tensor:
+        return _index(self, device)
 
-    def key_index(self) -> Tensor:
-        return self.fold_keys(torch.arange(self.grid[0] * self.grid[1])[None, :, None])[..., 0]
+    def key_index(self, device: torch.device | None = None) -> Tensor:
+        return self.fold_keys(torch.arange(self.grid[0] * self.grid[1], device=device)[None, :, None])[..., 0]
 
     def meets(self, device: torch.device | None = None) -> Tensor:
         query, key, _, _ = self.places(device)
@@ -279,6 +276,13 @@ def _pad(x: Tensor, grid: Pair, extent: Pair, counts: Pair) -> Tensor:
 def _crop(x: Tensor, grid: Pair) -> Tensor:
     """Undo _pad."""
     return x[:, : grid[0], : grid[1]].flatten(1, 2)
+
+
+def _real_keys(layout: Windows | Grid, device: torch.device | None) -> Tensor | None:
+    """Return the mask that hides padding from every query; None where there is none."""
+    if all(n % s == 0 for n, s in zip(layout.grid, layout.extent, strict=True)):
+        return None
+    return (_index(layout, device) >= 0)[:, None, None, :]
 
 
 def _index(layout, device: torch.device | None = None) -> Tensor:

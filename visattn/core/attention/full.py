@@ -72,7 +72,7 @@ class SelfAttention(nn.Module):
         q, k, bias = self.q_norm(q), self.k_norm(k), None
         if self.position is not None:
             q, k, bias = self.position(q, k, grid_places(grid, x.device))
-        m = self.attend(q, k, v, bias=bias, mask=key_mask(mask))
+        m = self.attend(q, k, v, bias=bias, mask=token_mask(mask, self.attend))
         return self.proj(m.transpose(1, 2).flatten(2))
 
 
@@ -141,6 +141,21 @@ def per_head(dim: int, num_heads: int) -> int:
     if num_heads < 1 or dim < 1 or dim % num_heads:
         raise ValueError(f"num_heads must divide dim; got num_heads={num_heads}, dim={dim}")
     return dim // num_heads
+
+
+def token_mask(mask: Tensor | None, attend: Attend) -> Tensor | None:
+    """Give a mask over tokens (B, N) the axes of heads and queries; leave any other as it is.
+
+    Where rows depend on each other a masked token may not speak as a query either.
+    """
+    if mask is None or mask.ndim != 2:
+        return mask
+    return mask[:, None, None] if is_row_local(attend) else mask[:, None, None] & mask[:, None, :, None]
+
+
+def is_row_local(attend: Attend) -> bool:
+    """Say whether the weights of a query depend on no other query."""
+    return attend.normalize is None or attend.normalize.row_local
 
 
 def key_mask(mask: Tensor | None) -> Tensor | None:

@@ -131,7 +131,7 @@ class PoolAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
         x = x if context is None else torch.cat([x, context], dim=1)
-        q = self.q(self.latent).expand(len(x), -1, -1).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        q = self.q(self.latent).expand(x.shape[0], -1, -1).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         k, v = self.kv(x).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         z = self.proj(self.attend(q, k, v, mask=key_mask(mask)).transpose(1, 2).flatten(2))
         return z if self.mlp is None else z + self.mlp(self.norm(z))
@@ -197,7 +197,7 @@ class MemoryAttention(nn.Module):
 
     def forward(self, x: Tensor, *, grid: tuple[int, int] | None = None, mask: Tensor | None = None) -> Tensor:
         q = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        k, v = (m.expand(len(x), -1, -1, -1) for m in (self.keys, self.values))
+        k, v = (m.expand(x.shape[0], -1, -1, -1) for m in (self.keys, self.values))
         m = self.attend(q, k, v, mask=None if mask is None else mask[:, None, :, None])
         return self.proj(m.transpose(1, 2).flatten(2))
 

@@ -4,7 +4,7 @@ from copy import deepcopy
 
 from torch import Tensor, nn
 
-from visattn.core.attention.full import SelfAttention
+from visattn.core.attention.full import SelfAttention, is_row_local
 from visattn.core.layout import CrissCross, Grid, Neighborhood, Windows, strips
 from visattn.core.normalize.definition import Normalizer
 from visattn.core.position import grid_places
@@ -22,20 +22,29 @@ def folded(attention: SelfAttention, x: Tensor, layout, mask: Tensor | None) -> 
     q, k, bias = attention.q_norm(q), attention.k_norm(k), None
     if attention.position is not None:
         q, k, bias = attention.position(q, k, layout.places(x.device))
-    m = attention.attend(q, k, v, bias=bias, mask=_who_meets(layout, x, mask, len(q)), layout=layout)
+    m = attention.attend(q, k, v, bias=bias, mask=_who_meets(attention, layout, x, mask), layout=layout)
     return attention.proj(layout.unfold(m.transpose(1, 2).flatten(2)))
 
 
-def _who_meets(layout, x: Tensor, mask: Tensor | None, batch: int) -> Tensor | None:
-    """Join what the layout allows with a mask over keys (B, N)."""
+def _who_meets(attention: SelfAttention, layout, x: Tensor, mask: Tensor | None) -> Tensor | None:
+    """Join what the layout allows with a mask over tokens (B, N).
+
+    Where rows depend on each other, padding and masked tokens may not speak as queries either.
+    """
+    row_local = is_row_local(attention.attend)
     meets = layout.meets(x.device)
-    meets = None if meets is None else for_batch(meets, batch)
+    if meets is not None:
+        if not row_local:
+            meets = meets & (layout.token_index(x.device) >= 0)[:, None, :, None]
+        meets = for_batch(meets, x.shape[0] * meets.shape[0])
     if mask is None:
         return meets
     if mask.shape != x.shape[:2]:
         raise ValueError(f"mask must be (B, N) = {tuple(x.shape[:2])} here, over keys; got {tuple(mask.shape)}")
-    keys = layout.fold_keys(mask[..., None])[:, None, None, :, 0]
-    return keys if meets is None else meets & keys
+    tokens = layout.fold_keys(mask[..., None])[:, None, None, :, 0]
+    if not row_local:
+        tokens = tokens & layout.fold(mask[..., None])[:, None, :, :]
+    return tokens if meets is None else meets & tokens
 
 
 class WindowAttention(SelfAttention):

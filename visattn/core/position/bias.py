@@ -55,7 +55,7 @@ class Alibi(nn.Module):
         slope = 2 ** (-8 * head / self.num_heads)
         offset = (places.queries[:, :, None] - places.keys[:, None]).to(exact)
         bias = -slope[:, None, None] * offset.square().sum(-1).sqrt()[:, None]
-        return q, k, for_batch(behind_prefix(bias.to(q.dtype), q.shape[2], k.shape[2]), len(q))
+        return q, k, for_batch(behind_prefix(bias.to(q.dtype), q.shape[2], k.shape[2]), q.shape[0])
 
 
 class RelativeTable(nn.Module):
@@ -105,7 +105,7 @@ class RelativeTable(nn.Module):
             size = tuple(2 * r - 1 for r in reach)
             table = F.interpolate(table[None], size=size, mode="bicubic", align_corners=False)[0]
         bias = by_offset(table, reach, places).to(q.dtype)
-        return q, k, for_batch(behind_prefix(bias, q.shape[2], k.shape[2]), len(q))
+        return q, k, for_batch(behind_prefix(bias, q.shape[2], k.shape[2]), q.shape[0])
 
 
 class LogCpb(nn.Module):
@@ -156,7 +156,7 @@ class LogCpb(nn.Module):
             axes.append(offset.sign() * torch.log2(offset.abs() + 1) / 3)
         table = 16 * self.mlp(torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)).sigmoid().permute(2, 0, 1)
         bias = by_offset(table, places.reach, places).to(q.dtype)
-        return q, k, for_batch(behind_prefix(bias, q.shape[2], k.shape[2]), len(q))
+        return q, k, for_batch(behind_prefix(bias, q.shape[2], k.shape[2]), q.shape[0])
 
 
 def by_offset(table: Tensor, reach: Pair, places: Places) -> Tensor:

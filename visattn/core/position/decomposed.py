@@ -63,10 +63,10 @@ class Decomposed(nn.Module):
             offset = places.queries[..., axis, None] - line
             offset = (offset.clamp(1 - reach, reach - 1) + reach - 1)[:, None]
             words = q[:, :, q.shape[2] - offset.shape[2] :] @ _stretch(vectors, 2 * reach - 1).T.to(q.dtype)
-            offset = for_batch(offset, len(q)).expand(len(q), q.shape[1], -1, -1)
+            offset = for_batch(offset, q.shape[0]).expand(q.shape[0], q.shape[1], -1, -1)
             said.append(words.gather(-1, offset))
             pointed.append((places.keys[..., axis, None] == line)[:, None].to(k.dtype))
-        return _append(q, torch.cat(said, -1)), _append(k, for_batch(torch.cat(pointed, -1), len(k))), None
+        return _append(q, torch.cat(said, -1)), _append(k, for_batch(torch.cat(pointed, -1), k.shape[0])), None
 
 
 class _Widened(Similarity):

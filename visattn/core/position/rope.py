@@ -58,7 +58,7 @@ class Rope(nn.Module):
         exact = torch.promote_types(x.dtype, torch.float32)
         quarter = self.head_dim // 4
         theta = self.base ** (-torch.arange(quarter, device=x.device, dtype=exact) / quarter)
-        angle = for_batch((yx[..., None] * theta).flatten(2)[:, None], len(x))
+        angle = for_batch((yx[..., None] * theta).flatten(2)[:, None], x.shape[0])
         prefix = x.shape[2] - yx.shape[1]
         first, second = x[:, :, prefix:].unflatten(-1, (-1, 2)).unbind(-1)
         cos, sin = angle.cos(), angle.sin()
