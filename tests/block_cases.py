@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from torch import nn
+
 
 def one_map(batch: int, channels: int, height: int, width: int):
     """The input shapes of most blocks."""
@@ -159,6 +161,63 @@ CASES = [
         maps=("spatial", "spatial"),
     ),
     # Branches, context and tokens.
+    Case("sk", options={"groups": 4, "reduction": 2}, maps=("branch",), sums=((0, 1),), batch_one="norm='layer'"),
+    Case("sk", channels=7, options={"groups": 7, "num_branches": 3, "norm": "layer"}, maps=("branch",), sums=((0, 1),)),
+    Case("split", maps=("branch",), sums=((0, 1),), batch_one="norm='layer'"),
+    Case(
+        "split",
+        options={"radix": 3, "groups": 2, "kernel_size": 5, "norm": "layer"},
+        maps=("branch",),
+        sums=((0, 1),),
+    ),
+    Case("epsa", channels=64, maps=("branch",), sums=((0, 1),)),
+    Case(
+        "epsa",
+        options={"kernel_sizes": (1, 3, 5), "groups": (1, 2, 4), "descending": True},
+        maps=("branch",),
+        sums=((0, 1),),
+    ),
+    Case("cot", channels=16, maps=("token", "branch"), sums=((1, 1),), batch_one="norm='layer'"),
+    Case(
+        "cot",
+        options={"kernel_size": 5, "share": 3, "norm": "none"},
+        maps=("token", "branch"),
+        sums=((1, 1),),
+    ),
+    Case("involution", channels=16, maps=("token",)),
+    Case("involution", options={"kernel_size": 3, "group_channels": 4, "norm": "none"}, maps=("token",)),
+    Case("outlook", maps=("token",), sums=((0, -1),)),
+    Case("outlook", channels=7, options={"kernel_size": 5, "num_heads": 7}, maps=("token",), sums=((0, -1),)),
+    Case("gc", options={"reduction": 3}, maps=("spatial", "channel"), sums=((0, (2, 3)),), pixels=True),
+    Case(
+        "gc",
+        options={"reduction": 3, "fusion": "both"},
+        maps=("spatial", "channel", "channel"),
+        sums=((0, (2, 3)),),
+        pixels=True,
+    ),
+    Case("gc", options={"pooling": "average", "fusion": "scale"}, maps=("channel",), pixels=True),
+    Case("non_local", maps=("token",), pixels=True),
+    Case("non_local", options={"mode": "gaussian", "norm": "none"}, maps=("token",), pixels=True),
+    Case("non_local", options={"mode": "dot_product", "scale": 0.3}, maps=("token",), pixels=True),
+    Case("non_local", options={"mode": "concatenation", "reduction": 4}, maps=("token",), pixels=True),
+    Case("non_local", options={"subsample": True, "norm": "layer"}, maps=("token",)),
+    Case("a2", maps=("spatial", "spatial"), sums=((0, 1), (1, (2, 3))), pixels=True),
+    Case("a2", options={"num_descriptors": 5}, maps=("spatial", "spatial"), sums=((0, 1), (1, (2, 3))), pixels=True),
+    Case("pam", maps=("token",), pixels=True),
+    Case("cam", maps=("token",), pixels=True),
+    Case("cam", options={"inverted": True}, maps=("token",), pixels=True),
+    Case("danet", maps=("token", "token"), pixels=True),
+    Case("criss_cross", maps=("token", "token")),
+    Case("criss_cross", options={"recurrence": 1, "reduction": 3}, maps=("token",)),
+    Case("efficient", maps=("token",), pixels=True),
+    Case("efficient", options={"reduction": 1, "num_heads": 3}, maps=("token",), pixels=True),
+    Case("external", maps=("token",), pixels=True),
+    Case("external", options={"memory": 5, "norm": "layer"}, maps=("token",), pixels=True),
+    Case("bot", options={"grid": (7, 11)}, maps=("token",)),
+    Case("axial", maps=("token", "token")),
+    Case("xca", maps=("token",), pixels=True),
+    Case("xca", options={"num_heads": 3, "qkv_bias": True}, maps=("token",), pixels=True),
 ]
 
 REFUSALS = [  # block, channels, options, what the message must say
@@ -215,6 +274,33 @@ REFUSALS = [  # block, channels, options, what the message must say
     ("lsk", 1, {}, "channels must be 2 or more; got 1"),
     ("strip_pooling", 12, {"pool_sizes": (0, 3)}, r"pool_sizes\[0\] must be 1 or more; got 0"),
     # Branches, context and tokens.
+    ("sk", 12, {}, "channels must be a multiple of groups; got 12 and 32"),
+    ("sk", 12, {"groups": 4, "num_branches": 0}, "num_branches must be 1 or more; got 0"),
+    ("split", 12, {"radix": 1}, "radix must be 2 or more; got 1"),
+    ("split", 12, {"groups": 4}, r"channels must be a multiple of groups \* radix; got 12 and 8"),
+    (
+        "split",
+        15,
+        {"groups": 3, "radix": 5, "min_width": 32},
+        "hidden width must be a multiple of groups; got 32 and 3",
+    ),
+    ("split", 12, {"kernel_size": 4}, "kernel_size must be odd and positive; got 4"),
+    ("epsa", 12, {}, "channels must be a multiple of kernels times groups; got 12 and 16"),
+    ("epsa", 64, {"groups": (1, 2)}, "one number per kernel; got 2 for 4 kernels"),
+    ("cot", 12, {}, "channels must be a multiple of share; got 12 and 8"),
+    ("involution", 12, {}, "channels must be a multiple of group_channels; got 12 and 16"),
+    ("involution", 16, {"kernel_size": 2}, "kernel_size must be odd and positive; got 2"),
+    ("outlook", 16, {}, "channels must be a multiple of num_heads; got 16 and 6"),
+    ("gc", 12, {"fusion": "multiply"}, "fusion must be one of add, scale, both; got 'multiply'"),
+    ("non_local", 12, {"mode": "dot"}, "mode must be one of gaussian.*'dot'"),
+    ("a2", 12, {"num_descriptors": 0}, "num_descriptors must be 1 or more; got 0"),
+    ("cam", 0, {}, "channels must be 1 or more; got 0"),
+    ("criss_cross", 12, {"recurrence": 0}, "recurrence must be 1 or more; got 0"),
+    ("efficient", 12, {"num_heads": 5}, r"channels must be a multiple of reduction \* num_heads; got 12 and 10"),
+    ("external", 12, {"memory": 0}, "memory must be 1 or more; got 0"),
+    ("bot", 13, {}, "channels must be a multiple of num_heads; got 13 and 4"),
+    ("axial", 13, {}, "channels must be a multiple of num_heads; got 13 and 4"),
+    ("xca", 13, {}, "channels must be a multiple of num_heads; got 13 and 4"),
 ]
 
 PARITY = [
@@ -272,6 +358,28 @@ PARITY = [
     Parity("lsk", "lsk.npz"),
     Parity("msca", "mscan.npz"),
     # Branches, context and tokens.
+    Parity("sk", "sk.npz", "timm", options={"groups": 8, "reduction": 4, "min_width": 8}),
+    Parity("split", "splat.npz", options={"groups": 2}),
+    Parity("epsa", "epsa.npz", channels=64, options={"descending": True}, maps={"softmax/0": 0}),
+    Parity("cot", "cot.npz"),
+    Parity("outlook", "outlook_volo_timm.npz", "timm", options={"num_heads": 2}, layout="last"),
+    Parity("gc", "gc.npz", options={"reduction": 4}, maps={"softmax/0": 0}),
+    Parity("gc", "gc_avg.npz", options={"reduction": 4, "pooling": "average"}),
+    Parity("gc", "gc_timm.npz", "timm", options={"reduction": 8, "fusion": "both"}),
+    Parity("non_local", "nonlocal_alexhex7.npz", "alexhex7", options={"subsample": True}),
+    Parity("non_local", "nonlocal_timm.npz", "timm", options={"reduction": 4, "scale": 32**-0.5}),
+    Parity("non_local", "nonlocal_mmcv_embedded_gaussian.npz", "mmcv", options={"scale": 0.25, "norm": "none"}),
+    Parity("non_local", "nonlocal_mmcv_gaussian.npz", "mmcv", options={"mode": "gaussian", "norm": "none"}),
+    Parity("non_local", "nonlocal_mmcv_dot_product.npz", "mmcv", options={"mode": "dot_product", "norm": "none"}),
+    Parity("a2", "a2_double.npz", options={"reduction": 2, "num_descriptors": 8}),
+    Parity("pam", "danet_pam.npz"),
+    Parity("cam", "danet_cam_paper.npz"),
+    Parity("cam", "danet_cam.npz", options={"inverted": True}),
+    Parity("criss_cross", "criss_cross.npz", options={"recurrence": 1}),
+    Parity("efficient", "efficient_attention.npz", options={"num_heads": 4}),
+    Parity("external", "external.npz"),
+    Parity("bot", "bottleneck_botnet_timm.npz", "timm"),
+    Parity("xca", "xca_timm.npz", "timm", options={"qkv_bias": True}, layout="tokens"),
 ]
 
 TIMM = [
@@ -286,4 +394,18 @@ TIMM = [
     # Gates over positions and over strips.
     Timm("ela", "coord_attn.EfficientLocalAttn", {"channels": 32}, options={"groups": 1, "silu": True}),
     # Branches, context and tokens.
+    Timm(
+        "sk",
+        "SelectiveKernel",
+        {"in_channels": 32, "split_input": False, "groups": 8, "rd_ratio": 0.25},
+        options={"groups": 8, "reduction": 4, "min_width": 8},
+    ),
+    Timm("split", "SplitAttn", {"in_channels": 32, "groups": 2, "norm_layer": nn.BatchNorm2d}, options={"groups": 2}),
+    Timm(
+        "gc",
+        "GlobalContext",
+        {"channels": 32, "fuse_add": True, "fuse_scale": False},
+        options={"reduction": 8},
+    ),
+    Timm("non_local", "NonLocalAttn", {"in_channels": 32}, options={"reduction": 4, "scale": 32**-0.5}),
 ]

@@ -6,19 +6,30 @@ from typing import NamedTuple
 
 from torch import nn
 
+from visattn.blocks.a2 import DoubleAttention
 from visattn.blocks.attention_gate import AttentionGate
+from visattn.blocks.axial import AxialAttention
 from visattn.blocks.bam import BAM
+from visattn.blocks.bot import BottleneckAttention
 from visattn.blocks.cbam import CBAM
 from visattn.blocks.coordinate import CoordinateAttention
+from visattn.blocks.cot import ContextualTransformer
+from visattn.blocks.criss_cross import CrissCrossAttention
+from visattn.blocks.danet import ChannelAttentionModule, DualAttention, PositionAttention
 from visattn.blocks.eca import EfficientChannelAttention
 from visattn.blocks.effective_se import EffectiveSqueezeExcite
+from visattn.blocks.efficient import EfficientAttention
 from visattn.blocks.ela import ELA
 from visattn.blocks.ema import EMA
+from visattn.blocks.epsa import PyramidSqueezeAttention
+from visattn.blocks.external import ExternalAttention
 from visattn.blocks.fca import FrequencyChannelAttention
 from visattn.blocks.gather_excite import GatherExcite
 from visattn.blocks.gaussian_gct import GaussianContextTransformer
+from visattn.blocks.gc import GlobalContext
 from visattn.blocks.gct import GatedChannelTransform
 from visattn.blocks.gsop import SecondOrderPooling
+from visattn.blocks.involution import Involution
 from visattn.blocks.lct import LinearContextTransform
 from visattn.blocks.lka import LKA, VANAttention
 from visattn.blocks.lsk import LSK
@@ -27,16 +38,21 @@ from visattn.blocks.mca import MCA
 from visattn.blocks.ms_cam import AFF, IAFF, MSCAM
 from visattn.blocks.msca import MSCA
 from visattn.blocks.nam import NormalizationAttention
+from visattn.blocks.non_local import NonLocal
+from visattn.blocks.outlook import OutlookAttention
 from visattn.blocks.polarized import PolarizedAttention
 from visattn.blocks.scsa import SCSA
 from visattn.blocks.scse import ConcurrentSqueezeExcite
 from visattn.blocks.sge import SpatialGroupEnhance
 from visattn.blocks.shuffle_attention import ShuffleAttention
 from visattn.blocks.simam import SimAM
+from visattn.blocks.sk import SelectiveKernel
+from visattn.blocks.split import SplitAttention
 from visattn.blocks.squeeze_excite import SqueezeExcite
 from visattn.blocks.srm import StyleRecalibration
 from visattn.blocks.strip_pooling import StripPooling
 from visattn.blocks.triplet import TripletAttention
+from visattn.blocks.xca import CrossCovarianceAttention
 
 
 class Entry(NamedTuple):
@@ -86,6 +102,24 @@ BLOCKS = {
     "lsk": Entry(LSK, "spatial", "Large Selective Kernel Network for Remote Sensing Object Detection", 2023),
     "strip_pooling": Entry(StripPooling, "spatial", "Strip Pooling: Rethinking Spatial Pooling", 2020),
     # Branches, context and tokens.
+    "sk": Entry(SelectiveKernel, "branch", "Selective Kernel Networks", 2019),
+    "split": Entry(SplitAttention, "branch", "ResNeSt: Split-Attention Networks", 2020),
+    "epsa": Entry(PyramidSqueezeAttention, "branch", "EPSANet: Efficient Pyramid Squeeze Attention", 2021),
+    "cot": Entry(ContextualTransformer, "token", "Contextual Transformer Networks for Visual Recognition", 2021),
+    "involution": Entry(Involution, "token", "Involution: Inverting the Inherence of Convolution", 2021),
+    "outlook": Entry(OutlookAttention, "token", "VOLO: Vision Outlooker for Visual Recognition", 2021),
+    "gc": Entry(GlobalContext, "context", "GCNet: Non-local Networks Meet Squeeze-Excitation Networks", 2019),
+    "non_local": Entry(NonLocal, "token", "Non-local Neural Networks", 2018),
+    "a2": Entry(DoubleAttention, "context", "A^2-Nets: Double Attention Networks", 2018),
+    "pam": Entry(PositionAttention, "token", "Dual Attention Network for Scene Segmentation", 2019),
+    "cam": Entry(ChannelAttentionModule, "token", "Dual Attention Network for Scene Segmentation", 2019),
+    "danet": Entry(DualAttention, "token", "Dual Attention Network for Scene Segmentation", 2019),
+    "criss_cross": Entry(CrissCrossAttention, "token", "CCNet: Criss-Cross Attention for Semantic Segmentation", 2019),
+    "efficient": Entry(EfficientAttention, "context", "Efficient Attention: Linear Complexities", 2021),
+    "external": Entry(ExternalAttention, "context", "Beyond Self-attention: External Attention", 2021),
+    "bot": Entry(BottleneckAttention, "token", "Bottleneck Transformers for Visual Recognition", 2021),
+    "axial": Entry(AxialAttention, "token", "Axial Attention in Multidimensional Transformers", 2019),
+    "xca": Entry(CrossCovarianceAttention, "token", "XCiT: Cross-Covariance Image Transformers", 2021),
 }
 
 

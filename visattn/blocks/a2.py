@@ -1,0 +1,64 @@
+"""Double attention of A2-Nets: gather features into a few descriptors, then hand them out again."""
+
+import torch
+from torch import Tensor, nn
+
+from visattn.blocks.check import hidden_width, require_map, require_positive
+from visattn.blocks.tokens import like_format
+from visattn.core.tap import Tap
+
+
+class DoubleAttention(nn.Module):
+    r"""Gather the map into n global descriptors by second-order pooling and distribute them to the positions.
+
+    .. math::
+        y = W_o\, G\, \mathrm{softmax}_n(V), \qquad G = A\, \mathrm{softmax}_{hw}(B)^\top,
+        \qquad A = W_A x, \; B = W_B x, \; V = W_V x
+
+    Args:
+        channels: C.
+        reduction: r, so descriptors are C // r wide.
+        num_descriptors: n; None is C // r as well.
+
+    Shape:
+        - Input and output: (B, C, H, W).
+
+    Map:
+        ``tap_gather``, kind spatial: (B, n, H, W), each of the n sums to one over the positions. ``tap_distribute``,
+        kind
+        spatial: (B, n, H, W), sums to one over the n at each position.
+
+    Raises:
+        ValueError: A size is below 1.
+
+    Reference:
+        Chen et al. 2018, "A^2-Nets: Double Attention Networks", https://arxiv.org/abs/1810.11579. Differs from:
+        nothing; ports are known that normalize over the images of the batch.
+
+    Example:
+        >>> DoubleAttention(12)(torch.rand(2, 12, 7, 11)).shape
+        torch.Size([2, 12, 7, 11])
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 4, num_descriptors: int | None = None):
+        super().__init__()
+        self.channels = channels
+        width = hidden_width(channels, reduction)
+        number = width if num_descriptors is None else num_descriptors
+        require_positive(num_descriptors=number)
+        self.value = nn.Conv2d(channels, width, 1)
+        self.gather = nn.Conv2d(channels, number, 1)
+        self.distribute = nn.Conv2d(channels, number, 1)
+        self.proj = nn.Conv2d(width, channels, 1)
+        self.tap_gather = Tap("spatial")
+        self.tap_distribute = Tap("spatial")
+
+    def forward(self, x: Tensor) -> Tensor:
+        require_map(x, self.channels)
+        gather = self.gather(x).flatten(2).softmax(2).unflatten(2, x.shape[2:])
+        distribute = self.tap_distribute(self.distribute(x).softmax(1))
+        gather = self.tap_gather(gather).flatten(2)
+        # The projection goes to the few descriptors first: the same product in another order, and no map in between.
+        descriptors = self.proj.weight.flatten(1) @ (self.value(x).flatten(2) @ gather.transpose(1, 2))
+        y = torch.baddbmm(self.proj.bias[:, None].to(descriptors.dtype), descriptors, distribute.flatten(2))
+        return like_format(y.unflatten(2, x.shape[2:]).to(x.dtype), x)

@@ -1,0 +1,107 @@
+"""Criss-cross attention: a position attends its row and its column."""
+
+import torch
+from torch import Tensor, nn
+
+from visattn.blocks.check import hidden_width, require_map, require_positive
+from visattn.blocks.tokens import to_map, to_tokens
+from visattn.core.formula import Attend
+from visattn.core.layout import CrissCross
+from visattn.core.normalize.exponential import Softmax
+from visattn.core.similarity.product import Dot
+
+
+class CrissCrossAttend(Attend):
+    r"""The formula where a token meets its row and its column, itself once, at a cost of N (H + W).
+
+    .. math::
+        m_{ij} = \sum_{l} \alpha_{ij,il}\, v_{il} + \sum_{l \ne i} \alpha_{ij,lj}\, v_{lj}
+
+    Args:
+        similarity: f_sim.
+        normalize: f_norm, over row and column together; row-local.
+
+    Shape:
+        As Attend, with ``layout`` a CrissCross over the grid of the tokens; no bias and no mask.
+
+    Map:
+        (B, H, N, N); zero outside row and column.
+
+    Raises:
+        ValueError: A bias, a mask or another layout is given.
+
+    Reference:
+        Huang et al. 2019, "CCNet", eq. 1-2, https://arxiv.org/abs/1811.11721. Differs from: any f_sim and f_norm.
+
+    Example:
+        >>> x = torch.rand(2, 1, 6, 5)
+        >>> CrissCrossAttend(Dot(5), Softmax())(x, x, x, layout=CrissCross((2, 3))).shape
+        torch.Size([2, 1, 6, 5])
+    """
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, bias=None, mask=None, layout=None) -> Tensor:
+        if bias is not None or mask is not None or not isinstance(layout, CrissCross):
+            raise ValueError(f"layout must be a CrissCross, without bias and mask; got {layout}")
+        height, width = layout.grid
+        heads = q.shape[1]
+        # Lines (B heads, lines, tokens of a line, D): the rows, and the columns by a transposition.
+        q, k, v = (x.flatten(0, 1).unflatten(1, (height, width)) for x in (q, k, v))
+        across, down = self.similarity(q, k), self.similarity(q.transpose(1, 2), k.transpose(1, 2)).transpose(1, 2)
+        others = ~torch.eye(height, dtype=torch.bool, device=q.device)[:, None].expand(height, width, height)
+        meets = torch.cat([others, others.new_ones(height, width, width)], -1)
+        alpha = self.normalize(torch.cat([down, across], -1), meets).to(v.dtype)
+        down, across = alpha.split([height, width], -1)
+        m = across @ v + (down.transpose(1, 2) @ v.transpose(1, 2)).transpose(1, 2)
+        return m.flatten(1, 2).unflatten(0, (-1, heads))
+
+
+class CrissCrossAttention(nn.Module):
+    r"""Add to each position what it attends in its row and column, R times over; two times reach every position.
+
+    .. math::
+        x^{(r + 1)}_u = x^{(r)}_u + \gamma \sum_{j \in \mathrm{cross}(u)} \mathrm{softmax}_j(q_u^\top k_j)\, v_j
+
+    Args:
+        channels: C, the width of the values.
+        reduction: r, so queries and keys have ``max(1, C // r)`` channels.
+        recurrence: R, with the same weights each time.
+
+    Shape:
+        - Input and output: (B, C, H, W).
+
+    Map:
+        ``attend``, kind token, once per pass: (B, 1, N, N), zero outside row and column; rows sum to one.
+
+    Raises:
+        ValueError: A size is below 1.
+
+    Reference:
+        Huang et al. 2019, "CCNet: Criss-Cross Attention for Semantic Segmentation", eq. 1-2,
+        https://arxiv.org/abs/1811.11721. Differs from the authors' code in: nothing; their module is ``recurrence=1``,
+        and the head around it repeats it.
+
+    Example:
+        >>> x = torch.rand(2, 12, 7, 11)
+        >>> torch.equal(CrissCrossAttention(12)(x), x)
+        True
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 8, recurrence: int = 2):
+        super().__init__()
+        inner = hidden_width(channels, reduction)
+        require_positive(recurrence=recurrence)
+        self.channels, self.recurrence = channels, recurrence
+        self.query = nn.Conv2d(channels, inner, 1)
+        self.key = nn.Conv2d(channels, inner, 1)
+        self.value = nn.Conv2d(channels, channels, 1)
+        self.attend = CrissCrossAttend(Dot(inner), Softmax())
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        require_map(x, self.channels)
+        layout = CrissCross(tuple(x.shape[2:]))
+        for _ in range(self.recurrence):
+            q, k, v = (to_tokens(conv(x)) for conv in (self.query, self.key, self.value))
+            m = self.attend(q, k, v, layout=layout)
+            x = torch.addcmul(x, self.gamma.to(x.dtype), to_map(m, x).to(x.dtype))
+        return x

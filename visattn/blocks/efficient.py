@@ -1,0 +1,57 @@
+"""Efficient attention: keys gather values into a few contexts first, so that cost is linear in the positions."""
+
+from torch import Tensor, nn
+
+from visattn.blocks.check import hidden_width, require_divisible, require_map
+from visattn.blocks.tokens import to_map, to_tokens
+from visattn.core.formula import Attend
+from visattn.core.normalize.linear import L1
+from visattn.core.similarity.features import Efficient
+
+
+class EfficientAttention(nn.Module):
+    r"""Add to each position a mixture of global contexts, at a cost linear in the number of positions.
+
+    .. math::
+        y = x + W_o\, \bigl[\rho_q(Q)\,(\rho_k(K)^\top V)\bigr], \qquad
+        \rho_q = \mathrm{softmax}_d, \quad \rho_k = \mathrm{softmax}_n
+
+    Args:
+        channels: C.
+        reduction: r, so keys and values have C // r channels.
+        num_heads: H.
+
+    Shape:
+        - Input and output: (B, C, H, W).
+
+    Map:
+        ``attend``, kind token: (B, heads, N, N), the product of the two softmaxes; rows sum to one.
+
+    Raises:
+        ValueError: C is no multiple of r times ``num_heads``.
+
+    Reference:
+        Shen et al. 2021, "Efficient Attention: Attention with Linear Complexities",
+        https://arxiv.org/abs/1812.01243. Differs from: nothing.
+
+    Example:
+        >>> import torch
+        >>> EfficientAttention(16, num_heads=4)(torch.rand(2, 16, 7, 11)).shape
+        torch.Size([2, 16, 7, 11])
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 2, num_heads: int = 1):
+        super().__init__()
+        inner = hidden_width(channels, reduction)
+        require_divisible(channels, reduction * num_heads, groups_name="reduction * num_heads")
+        self.channels, self.num_heads = channels, num_heads
+        self.query = nn.Conv2d(channels, inner, 1)
+        self.key = nn.Conv2d(channels, inner, 1)
+        self.value = nn.Conv2d(channels, inner, 1)
+        self.attend = Attend(Efficient(inner // num_heads, num_heads), L1(num_heads))
+        self.proj = nn.Conv2d(inner, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        require_map(x, self.channels)
+        q, k, v = (to_tokens(conv(x), self.num_heads) for conv in (self.query, self.key, self.value))
+        return x + self.proj(to_map(self.attend(q, k, v), x)).to(x.dtype)

@@ -1,0 +1,84 @@
+"""Global context: one attended average of the map, transformed, for every position."""
+
+import torch
+from torch import Tensor, nn
+
+from visattn.blocks.check import hidden_width, require_choice, require_map
+from visattn.core.tap import Tap
+
+POOLINGS = ("attention", "average")
+FUSIONS = ("add", "scale", "both")
+
+
+class GlobalContext(nn.Module):
+    r"""Average the map with attention weights that all positions share, and add what a bottleneck makes of it.
+
+    .. math::
+        y = x + W_2\,\mathrm{ReLU}\bigl(\mathrm{LN}(W_1 c)\bigr), \qquad
+        c = \sum_j \alpha_j x_j, \quad \alpha = \mathrm{softmax}_j(w^\top x_j)
+
+    Args:
+        channels: C.
+        reduction: r, so the hidden width is ``max(1, C // r)``.
+        pooling: ``"attention"``, or ``"average"``: c is the mean and there is no alpha.
+        fusion: ``"add"``; ``"scale"``: y = x times the sigmoid of the bottleneck; ``"both"``: scaled, then added, by
+            two bottlenecks.
+
+    Shape:
+        - Input and output: (B, C, H, W).
+
+    Map:
+        ``tap_spatial``, kind spatial: alpha, (B, 1, H, W), sums to one. ``tap_scale`` and ``tap_add``, kind channel:
+        (B, C, 1, 1), the gate in (0, 1) and the term added, which may have any value.
+
+    Raises:
+        ValueError: A size is below 1, or a word is unknown.
+
+    Reference:
+        Cao et al. 2019, "GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond",
+        https://arxiv.org/abs/1904.11492. Differs from timm's in: timm scales by default, the paper adds.
+
+    Example:
+        >>> x = torch.rand(2, 12, 7, 11)
+        >>> torch.equal(GlobalContext(12)(x), x)
+        True
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 16, pooling: str = "attention", fusion: str = "add"):
+        super().__init__()
+        require_choice("pooling", pooling, POOLINGS)
+        require_choice("fusion", fusion, FUSIONS)
+        self.channels = channels
+        hidden = hidden_width(channels, reduction)
+        self.score = nn.Conv2d(channels, 1, 1) if pooling == "attention" else None
+        self.scale = _bottleneck(channels, hidden) if fusion != "add" else None
+        self.add = _bottleneck(channels, hidden) if fusion != "scale" else None
+        if self.score is not None:
+            nn.init.kaiming_normal_(self.score.weight, nonlinearity="relu")
+        self.tap_spatial = Tap("spatial") if self.score is not None else None
+        self.tap_scale = Tap("channel") if self.scale is not None else None
+        self.tap_add = Tap("channel") if self.add is not None else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        require_map(x, self.channels)
+        context, y = self._context(x), x
+        if self.scale is not None:
+            y = y * self.tap_scale(self.scale(context).sigmoid()[:, :, None, None])
+        if self.add is not None:
+            y = y + self.tap_add(self.add(context)[:, :, None, None])
+        return y.to(x.dtype)
+
+    def _context(self, x: Tensor) -> Tensor:
+        """The average of the map, (B, C)."""
+        if self.score is None:
+            return x.mean((2, 3))
+        alpha = self.tap_spatial(self.score(x).flatten(1).softmax(1).unflatten(1, (1, *x.shape[2:])))
+        return torch.matmul(x.flatten(2), alpha.flatten(1)[..., None].to(x.dtype))[..., 0]
+
+
+def _bottleneck(channels: int, hidden: int) -> nn.Sequential:
+    """W2 ReLU(LN(W1 c)), with W2 zero at first."""
+    last = nn.Linear(hidden, channels)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(channels, hidden), nn.LayerNorm(hidden), nn.ReLU(), last)

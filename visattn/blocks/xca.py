@@ -1,0 +1,62 @@
+"""Cross-covariance attention: channels attend channels, as directions over the positions."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visattn.blocks.check import require_divisible, require_map
+from visattn.blocks.tokens import like_format, to_map, to_tokens
+from visattn.core.formula import Attend
+from visattn.core.layout import Channels
+from visattn.core.normalize.exponential import Softmax
+from visattn.core.similarity.product import Dot
+
+
+class CrossCovarianceAttention(nn.Module):
+    r"""Let the channels of a head attend each other by the cosine of their maps.
+
+    .. math::
+        y^\top = W_o\, \mathrm{softmax}\bigl(\tau_h\, \hat{q}^\top \hat{k}\bigr)\, v^\top, \qquad
+        \hat{q} = q / \lVert q \rVert_2 \text{ over the positions}
+
+    Args:
+        channels: C.
+        num_heads: H, each of C / H channels.
+        qkv_bias: Add a bias to queries, keys and values.
+
+    Shape:
+        - Input and output: (B, C, H, W).
+
+    Map:
+        ``attend``, between channels: (B, heads, C / heads, C / heads); rows sum to one.
+
+    Raises:
+        ValueError: C is no multiple of ``num_heads``.
+
+    Reference:
+        El-Nouby et al. 2021, "XCiT: Cross-Covariance Image Transformers", https://arxiv.org/abs/2106.09681. The
+        paper divides by tau, the authors' code multiplies by it, and so does this. Differs from: (B, C, H, W) in and
+        out.
+
+    Example:
+        >>> CrossCovarianceAttention(12)(torch.rand(2, 12, 7, 11)).shape
+        torch.Size([2, 12, 7, 11])
+    """
+
+    def __init__(self, channels: int, *, num_heads: int = 4, qkv_bias: bool = False):
+        super().__init__()
+        require_divisible(channels, num_heads, groups_name="num_heads")
+        self.channels, self.num_heads = channels, num_heads
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=qkv_bias)
+        self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
+        # D x D is small beside the map, so the matrix is formed.
+        self.attend = Attend(Dot(1), Softmax(num_heads), impl="dense")
+        self.proj = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        require_map(x, self.channels)
+        layout = Channels()
+        q, k, v = (layout.fold(to_tokens(y, self.num_heads)) for y in self.qkv(x).chunk(3, 1))
+        q = F.normalize(q, dim=-1) * self.temperature.to(q.dtype)
+        m = self.attend(q, F.normalize(k, dim=-1), v, layout=layout)
+        return like_format(self.proj(to_map(layout.unfold(m), x).to(x.dtype)), x)
