@@ -53,30 +53,30 @@ class Space(NamedTuple):
         return group, place
 
 
-def plain_space(tokens: int, grids: list, *, prefix: int | None = None, hint: int | None = None) -> Space:
-    """Find the grid behind a number of tokens among the grids seen so far, the latest last."""
-    for wanted in (prefix, hint, 0):
-        found = [grid for grid in grids if wanted is not None and math.prod(grid) == tokens - wanted]
-        if found:
-            return Space(tokens, wanted, found[-1])
-        if prefix is not None:
-            return Space(tokens, prefix)
-    left = [(tokens - math.prod(grid), -order) for order, grid in enumerate(grids)]
-    left = [pair for pair in left if 0 < pair[0] <= MOST_PREFIX_TOKENS]
-    if not left:
-        return Space(tokens)
-    rest, order = min(left)
-    return Space(tokens, rest, grids[-order])
+def known_space(tokens: int, grids: list, prefixes: tuple) -> Space | None:
+    """Find the latest grid that leaves one of the wanted numbers of prefix tokens, the first number first."""
+    for prefix in prefixes:
+        for grid in reversed(grids):
+            if prefix is not None and math.prod(grid) == tokens - prefix:
+                return Space(tokens, prefix, grid)
+    return None
 
 
-def grid_by_aspect(tokens: int, image_size: tuple[int, int], prefix: int | None = None) -> Space:
+def nearest_space(tokens: int, grids: list) -> Space | None:
+    """Find the grid that leaves the fewest prefix tokens, if they are few."""
+    rest = [tokens - math.prod(grid) for grid in grids]
+    few = [n for n in rest if 0 < n <= MOST_PREFIX_TOKENS]
+    return known_space(tokens, grids, (min(few),)) if few else None
+
+
+def space_by_aspect(tokens: int, image_size: tuple[int, int], prefixes: tuple = (0, 1, 2, 5)) -> Space | None:
     """Factor the tokens into a grid of the image's aspect: for models that cut patches without a convolution."""
     height, width = image_size
-    for p in (0, 1, 2, 5) if prefix is None else (prefix,):
+    for p in prefixes:
         h = round(math.sqrt(max(tokens - p, 0) * height / width))
         if h and (tokens - p) % h == 0 and abs((tokens - p) // h * height - h * width) < max(height, width):
             return Space(tokens, p, (h, (tokens - p) // h))
-    return Space(tokens)
+    return None
 
 
 def window_index(grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int], pad_first: bool) -> Tensor:

@@ -1,6 +1,5 @@
 """Which module is running: names for what is seen."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +12,14 @@ class Frame:
 
     name: str
     module: nn.Module
-    inputs: tuple
+    args: tuple
+    kwargs: dict
     outermost: bool = False
+
+    @property
+    def inputs(self) -> tuple:
+        """Everything the module was called with."""
+        return (*self.args, *self.kwargs.values())
 
     def tensor(self) -> Tensor | None:
         """Return the first floating tensor the module was called with."""
@@ -61,13 +66,13 @@ class Trace:
 
     def _enter(self, name: str):
         def hook(module, args, kwargs):
-            outermost = not self.frames
-            if outermost:
+            frame = Frame(name, module, args, kwargs, outermost=not self.frames)
+            if frame.outermost:
                 if not self._entered or name in self._entered:
                     self._entered = set()
-                    self._on_start(Frame(name, module, (*args, *kwargs.values()), True))
+                    self._on_start(frame)
                 self._entered.add(name)
-            self.frames.append(Frame(name, module, (*args, *kwargs.values()), outermost))
+            self.frames.append(frame)
 
         return hook
 
@@ -78,9 +83,3 @@ class Trace:
             if frame.module is module:
                 self._on_exit(frame, output)
                 break
-
-
-def image_size(frame: Frame) -> tuple[int, int] | None:
-    """Return the height and width of the image a module was called with."""
-    x = frame.tensor()
-    return tuple(x.shape[-2:]) if x is not None and x.ndim == 4 and math.prod(x.shape[-2:]) > 1 else None

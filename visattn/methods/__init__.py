@@ -1,0 +1,1 @@
+"""Records to maps: one file per family of methods."""

@@ -1,0 +1,46 @@
+"""Integrated gradients, through captum where it is installed."""
+
+import torch
+from torch import Tensor, nn
+
+from visattn.map import Map
+from visattn.methods.chain import checked
+from visattn.methods.target import Target, check_images, evaluating, logits_of, scores_of
+
+STEPS = 32
+
+
+def integrated_gradients(model: nn.Module, images: Tensor, target: Target = None, layers=None) -> Map:
+    r"""Integrate the gradient at the pixels along the line from a zero image, summed over channels; signed.
+
+    .. math::
+        \text{map} = \sum_c x_c \odot \int_0^1 \frac{\partial y}{\partial x_c}(a x)\, da
+
+    The map has the size of the image, and sums to y(x) - y(0) but for the error of the quadrature.
+
+    Raises:
+        ImportError: captum is not installed.
+        ValueError: ``layers`` is given: the method looks at pixels.
+
+    Reference:
+        Sundararajan, Taly, Yan 2017, https://arxiv.org/abs/1703.01365. Differs from: nothing.
+    """
+    try:
+        from captum.attr import IntegratedGradients
+    except ImportError as error:
+        raise ImportError("integrated_gradients needs captum: pip install 'visattn[captum]'") from error
+    if layers is not None:
+        raise ValueError(f"integrated_gradients looks at pixels and takes no layers; got {layers!r}")
+    check_images(images)
+    with evaluating(model), torch.inference_mode(False), torch.enable_grad():
+        images = images.detach().clone()
+        with torch.no_grad():
+            _, classes = scores_of(model(images), target)
+
+        def score(x: Tensor) -> Tensor:
+            return scores_of(model(x), target)[0] if classes is None else logits_of(model(x))
+
+        values = IntegratedGradients(score).attribute(
+            images, target=classes, n_steps=STEPS, internal_batch_size=max(len(images), 8)
+        )
+    return checked(Map(values.detach().sum(1).float(), "pixels", "integrated_gradients", classes))

@@ -1,0 +1,225 @@
+"""Watch a model run and make a Record of every attention call, whoever wrote the model."""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from visattn.core.formula import Attend
+from visattn.core.tap import Tap
+from visattn.record.calls import Calls
+from visattn.record.entry import Record
+from visattn.record.space import Space, known_space, nearest_space, space_by_aspect, windowed_space
+from visattn.record.trace import Frame, Trace
+
+POOLED_BY_MEAN = ("avg", "avgmax", "max", "mean")
+
+
+class Watch:
+    """Follow one model: hand every attention call to ``on_record`` as a Record that still holds its graph.
+
+    Args:
+        model: Any module; it is not edited.
+        on_record: Called with each Record.
+        on_start: Called when a new pass through the model begins.
+        grid: (h, w) of the patches, where it cannot be found.
+        prefix: Number of prefix tokens, where it cannot be found.
+        on_exit: Called with (frame, output) when any module ends.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        on_record: Callable,
+        on_start: Callable,
+        *,
+        grid: tuple[int, int] | None = None,
+        prefix: int | None = None,
+        on_exit: Callable | None = None,
+    ):
+        self.model = getattr(model, "_orig_mod", model)
+        self.batch, self.image_size = 0, None
+        self.seen: Counter = Counter()
+        self._on_record, self._on_start, self._on_exit = on_record, on_start, on_exit
+        self._grid, self._prefix = grid, prefix
+        self.grids: list[tuple[int, int]] = []
+        self._queries = 0
+        self._items = {
+            f"{name}.{child}" if name else child
+            for name, module in self.model.named_modules()
+            if isinstance(module, (nn.ModuleList, nn.Sequential))
+            for child in module._modules
+        }
+
+    def __enter__(self):
+        self._trace = Trace(self.model, self._start, self._exit)
+        self._mode = Calls(self)
+        self._mode.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self._mode.__exit__(*error)
+        self._trace.close()
+
+    def mean_pooled(self) -> bool:
+        """Whether the model says that it averages its patches, whatever tokens stand before them."""
+        return any(getattr(self.model, name, None) in POOLED_BY_MEAN for name in ("global_pool", "pool"))
+
+    def listening(self) -> bool:
+        return bool(self._trace.frames)
+
+    def convolved(self, output: Tensor):
+        self.grids.append(tuple(output.shape[-2:]))
+
+    def fused(self, query: Tensor, key: Tensor, value: Tensor, output: Tensor, options: dict):
+        if self._own_code():
+            return
+        q, k, v = (_four_axes(x) for x in (query, key, value))
+        mask = options.get("attn_mask")
+        if mask is not None and query.ndim != 4 and mask.ndim == query.ndim:
+            mask = _four_axes(mask)
+        if options.get("is_causal"):
+            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+        is_bool = mask is not None and mask.dtype == torch.bool
+        self._token(
+            (q.shape[0], q.shape[1], q.shape[2], k.shape[2]),
+            {"q": q, "k": k, "v": v, "scale": options.get("scale"), "output": output}
+            | {"mask" if is_bool else "bias": mask},
+        )
+
+    def eager(self, alpha: Tensor, heads: int | None):
+        if self._own_code():
+            return
+        if not 3 <= alpha.ndim <= 5:
+            self.seen[f"softmax of shape {tuple(alpha.shape)}"] += 1
+            return
+        if alpha.ndim == 3 and heads is None:
+            heads = max(1, alpha.shape[0] // max(1, self.batch))
+        four = _four_axes(alpha) if alpha.ndim > 3 else alpha.unflatten(0, (-1, heads))
+        self._token(tuple(four.shape), {"alpha": four, "output": alpha}, certain=False)
+
+    def _start(self, frame: Frame):
+        image = frame.tensor()
+        if image is None:
+            raise ValueError(f"capture needs a tensor of images; {frame.name or 'the model'} was called without one")
+        self.batch = image.shape[0]
+        self.image_size = tuple(image.shape[-2:]) if image.ndim == 4 else None
+        self.grids, self._queries = [], 0
+        self.seen.clear()
+        self._on_start()
+
+    def _exit(self, frame: Frame, output):
+        if isinstance(frame.module, Tap) and output is not None:
+            self._gate(frame, output)
+        elif isinstance(frame.module, Attend) and output is not None:
+            self._attend(frame, output)
+        if self._on_exit is not None:
+            self._on_exit(frame, output)
+
+    def _owner(self) -> Frame:
+        return next(f for f in reversed(self._trace.frames) if not isinstance(f.module, nn.Softmax))
+
+    def _own_code(self) -> bool:
+        """Whether our own code calls: its attention is seen at Attend and Tap, and must not be seen twice."""
+        return type(self._owner().module).__module__.startswith("visattn.")
+
+    def _token(self, shape: tuple[int, int, int, int], found: dict, certain: bool = True):
+        owner = self._owner()
+        if _mixes_channels(owner, shape):
+            queries = keys = Space(shape[3])
+            kind, pool = "channel", False
+        else:
+            queries, keys, pool = self._spaces(shape)
+            kind = "token"
+        if not certain and kind == "token" and keys.grid is None:
+            self.seen[f"softmax of shape {shape}"] += 1
+            return
+        self._record(owner, Record(owner.name, kind, self.batch, queries, keys, pool=pool, **found))
+
+    def _attend(self, frame: Frame, output: Tensor):
+        names = ("q", "k", "v", "bias", "mask", "layout")
+        found = dict(zip(names, frame.args, strict=False)) | frame.kwargs
+        layout = found.pop("layout", None)
+        shape = (*found["q"].shape[:3], found["k"].shape[2])
+        queries, keys, pool = self._spaces(shape) if layout is None else _own_spaces(layout, shape[3])
+        pair = (frame.module.similarity, frame.module.normalize)
+        parent = self._trace.frames[-1] if self._trace.frames else frame
+        kind = getattr(layout, "kind", "token")
+        record = Record("", kind, self.batch, queries, keys, pair=pair, output=output, pool=pool, **found)
+        self._record(parent, record)
+
+    def _gate(self, frame: Frame, alpha: Tensor):
+        parent = self._trace.frames[-1] if self._trace.frames else frame
+        kind, energy = frame.module.kind, None
+        if kind == "token":
+            queries, keys, pool = self._spaces((*alpha.shape[:3], alpha.shape[3]))
+        else:
+            grid = tuple(alpha.shape[-2:])
+            queries = keys = Space(grid[0] * grid[1], 0, grid)
+            pool = False
+        x = parent.tensor()
+        if kind == "channel" and x is not None and x.ndim == 4 and x.shape[1] == alpha.shape[1]:
+            energy = (x.detach().abs() * alpha.detach()).sum(1)
+        record = Record("", kind, self.batch, queries, keys, alpha=alpha, output=alpha, energy=energy, pool=pool)
+        self._record(parent, record)
+
+    def _record(self, owner: Frame, record: Record):
+        record.name = owner.name or type(owner.module).__name__
+        above = [f.name for f in self._trace.frames if f is not owner and f.name in self._items]
+        record.block = above[-1] if above else ""
+        if record.kind == "token":
+            self._queries = record.queries.tokens
+        self._on_record(record)
+
+    def _spaces(self, shape: tuple[int, int, int, int]) -> tuple[Space, Space, bool]:
+        batch, _, nq, nk = shape
+        groups = batch // max(1, self.batch)
+        if groups > 1:
+            space = windowed_space(self._trace.frames, groups, nk) if nq == nk else None
+            if space is None:
+                space = Space(groups * nk, index=torch.arange(groups * nk).view(groups, nk))
+            return space, space, False
+        keys = self.space_of(nk)
+        if nq == nk:
+            return keys, keys, False
+        if nq == keys.prefix and self._queries != nk:
+            return Space(nq, nq), keys, False  # class tokens attend: they are tokens of the picture, and stay
+        queries = known_space(nq, self.grids, (keys.prefix,)) if nq > 1 else None
+        return (Space(nq, nq), keys, True) if queries is None else (queries, keys, False)
+
+    def space_of(self, tokens: int) -> Space:
+        """Find the prefix and the grid behind a number of tokens."""
+        prefix, image = self._prefix, self.image_size
+        if self._grid is not None:
+            return known_space(tokens, [self._grid], (tokens - math.prod(self._grid),))
+        hint = getattr(self.model, "num_prefix_tokens", None)
+        any_prefix = (0, 1, 2, 5)
+        inside = [grid for frame in self._trace.frames for grid in frame.grids() if not frame.outermost]
+        return (
+            known_space(tokens, self.grids, (hint, 0) if prefix is None else (prefix,))
+            or known_space(tokens, inside, (prefix or 0,))
+            or (known_space(tokens, [image], (prefix or 0,)) if image else None)
+            or (nearest_space(tokens, self.grids) if prefix is None else None)
+            or (space_by_aspect(tokens, image, any_prefix if prefix is None else (prefix,)) if image else None)
+            or Space(tokens, prefix or 0)
+        )
+
+
+def _own_spaces(layout, keys: int) -> tuple[Space, Space, bool]:
+    if layout.kind == "channel":
+        return Space(keys), Space(keys), False
+    tokens = math.prod(layout.grid)
+    queries, keys = (Space(tokens, 0, layout.grid, index()) for index in (layout.token_index, layout.key_index))
+    return queries, keys, False
+
+
+def _four_axes(x: Tensor) -> Tensor:
+    return x.unsqueeze(1) if x.ndim == 3 else x.flatten(0, x.ndim - 4)
+
+
+def _mixes_channels(frame: Frame, shape: tuple[int, int, int, int]) -> bool:
+    """Whether Nq x Nk is a map between the channels of a head (cross-covariance attention), not between tokens."""
+    x, (_, heads, nq, nk) = frame.tensor(), shape
+    return x is not None and x.ndim == 3 and nq == nk != x.shape[1] and nq * heads == x.shape[2]
