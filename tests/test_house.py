@@ -1,0 +1,127 @@
+"""The house: imports point one way, names are where they are promised, every class is documented, files stay small."""
+
+import ast
+import doctest
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+import visattn
+from visattn.core.formula import Attend
+from visattn.core.tap import Tap
+
+ROOT = Path(visattn.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+MODULES = sorted(
+    module.name for module in pkgutil.walk_packages([str(ROOT)], "visattn.") if not module.name.endswith("__main__")
+)
+FUNCTIONS = [
+    "attend",
+    "attention_map",
+    "capture",
+    "create_block",
+    "create_model",
+    "explain",
+    "insert",
+    "load",
+    "overlay",
+]
+FUNCTIONS += ["load_reference", "page", "plan", "remove", "replace", "rollout", "save"]
+BELOW = {
+    "core": {"core"},
+    "map": set(),
+    "blocks": {"core", "blocks"},
+    "surgery": {"core", "blocks", "surgery"},
+    "models": {"core", "blocks", "surgery", "models"},
+    "record": {"core", "map", "record"},
+    "methods": {"core", "map", "record", "methods"},
+    "metrics": {"core", "map", "record", "methods", "metrics"},
+    "draw": {"core", "map", "record", "draw"},
+    "data": {"data"},
+    "training": {"core", "blocks", "models", "surgery", "map", "record", "methods", "draw", "data", "training"},
+}
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported(tree: ast.Module) -> list[str]:
+    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    return names + [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path):
+    allowed = BELOW.get(part_of(path))
+    ours = [name.split(".") for name in imported(ast.parse(path.read_text())) if name.split(".")[0] == "visattn"]
+    assert all(len(name) > 1 for name in ours), "import leaf modules, not the package"
+    if allowed is not None:
+        assert {name[1] for name in ours} <= allowed
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_stay_small(path):
+    text = path.read_text()
+    assert text.count("\n") <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            size = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+            assert size <= 50, f"{node.name} has {size} lines"
+
+
+def test_public_names_survive_importing_everything():
+    for name in MODULES:
+        importlib.import_module(name)
+    for name in visattn.__all__:
+        getattr(visattn, name)
+    assert all(callable(getattr(visattn, name)) for name in FUNCTIONS)
+    assert not {path.name.removesuffix(".py") for path in ROOT.iterdir()} & set(FUNCTIONS)
+
+
+def test_unknown_names_are_refused():
+    assert set(visattn.__all__) <= set(dir(visattn))
+    with pytest.raises(AttributeError, match="no attribute 'atend'"):
+        visattn.atend  # noqa: B018
+
+
+def test_importing_costs_torch_at_most():
+    code = "import sys, visattn, visattn.core; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"timm", "lightning", "torchvision", "albumentations", "matplotlib", "cv2", "PIL", "torchmetrics", "rich"}
+    assert not heavy & set(loaded.stdout.split())
+    assert loaded.stderr == ""
+
+
+def documented_classes() -> list[type]:
+    tables = [visattn.SIMILARITIES, visattn.NORMALIZERS, visattn.RELATIONS]
+    blocks = [entry.cls for entry in visattn.BLOCKS.values()]
+    return [value for table in tables for value in table.values()] + blocks + [Attend, Tap]
+
+
+@pytest.mark.parametrize("cls", documented_classes(), ids=lambda cls: f"{cls.__module__}.{cls.__name__}")
+def test_classes_are_documented_once(cls):
+    text = cls.__doc__ or ""
+    missing = [part for part in ("Args:", "Shape:", "Map:", "Raises:", "Reference:") if part not in text]
+    assert not missing
+    assert ".. math::" in text
+    assert re.search(r"Differs\s+from", text)
+    assert ">>>" in text
+    assert not cls.forward.__doc__ or cls.forward is torch.nn.Module.forward
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name):
+    module = importlib.import_module(name)
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        failed, _ = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert failed == 0

@@ -1,0 +1,106 @@
+"""One checked call of the formula."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from visattn.core.normalize.definition import Normalizer
+from visattn.core.normalize.exponential import Softmax
+from visattn.core.similarity.definition import Similarity
+from visattn.core.similarity.product import ScaledDot
+
+_SCALED_DOT, _SOFTMAX = ScaledDot(1), Softmax()
+
+
+@dataclass(frozen=True)
+class Call:
+    """One checked call of the formula: heads matched, masks 4-D, defaults filled in."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor | None
+    similarity: Similarity
+    normalize: Normalizer
+    bias: Tensor | None
+    mask: Tensor | None
+    dropout: float
+
+    def has_dot_form(self) -> bool:
+        return type(self.similarity).dot_form is not Similarity.dot_form
+
+    def key_mask_only(self) -> bool:
+        return self.bias is None and (self.mask is None or self.mask.shape[2] == 1)
+
+
+def check(q, k, v, similarity, normalize, bias, mask, dropout) -> Call:
+    similarity = _SCALED_DOT if similarity is None else similarity
+    normalize = _SOFTMAX if normalize is None else normalize
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x is not None and x.ndim != 4:
+            raise ValueError(f"{name} must be (B, H, N, D); got shape {tuple(x.shape)}")
+    if q.shape[0] != k.shape[0] or (v is not None and k.shape[:3] != v.shape[:3]):
+        shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v) if x is not None)
+        raise ValueError(f"q, k and v must agree in B, and k and v in heads and tokens; got {shapes}")
+    if (similarity.key_dim or q.shape[3]) != k.shape[3]:
+        raise ValueError(
+            f"k must be {similarity.key_dim or q.shape[3]} wide for {name_of(similarity)}; got {k.shape[3]}"
+        )
+    if k.shape[2] == 0:
+        raise ValueError(f"k must have at least one token; got shape {tuple(k.shape)}")
+    if q.shape[1] % k.shape[1]:
+        raise ValueError(f"query heads must be a multiple of key heads; got {q.shape[1]} and {k.shape[1]}")
+    _check_devices(q, k=k, v=v, bias=bias, mask=mask)
+    if q.shape[1] != k.shape[1]:
+        group = q.shape[1] // k.shape[1]
+        k = k.repeat_interleave(group, 1)
+        v = v if v is None else v.repeat_interleave(group, 1)
+    shape = (*q.shape[:3], k.shape[2])
+    bias, mask = _fit("bias", bias, shape), _fit("mask", mask, shape)
+    if mask is not None and mask.dtype != torch.bool:
+        raise ValueError(f"mask must be bool, True where a key may be attended; got {mask.dtype} (scores: bias=)")
+    if not similarity.key_local:
+        k = _mask_keys(k, mask, similarity)
+    return Call(q, k, v, similarity, normalize, bias, mask, dropout)
+
+
+def _check_devices(q: Tensor, **others: Tensor | None) -> None:
+    for name, x in others.items():
+        if x is not None and x.device != q.device:
+            raise ValueError(f"{name} must be on the device of q, {q.device}; got {x.device}")
+
+
+def _fit(name: str, x: Tensor | None, shape: tuple[int, int, int, int]) -> Tensor | None:
+    """Make a bias or mask 4-D, as the fused kernel needs it."""
+    if x is None:
+        return None
+    full = (1,) * (4 - x.ndim) + tuple(x.shape)
+    if len(full) != 4 or any(have not in (1, want) for have, want in zip(full, shape, strict=True)):
+        raise ValueError(f"{name} must broadcast to (B, H, Nq, Nk) = {shape}; got shape {tuple(x.shape)}")
+    return x.view(full) if x.ndim < 4 else x
+
+
+def _mask_keys(k: Tensor, mask: Tensor | None, similarity: Similarity) -> Tensor:
+    """Hide masked keys from a similarity that looks at all of them."""
+    if mask is None:
+        return k
+    if mask.shape[2] != 1:
+        name = type(similarity).__name__
+        raise ValueError(f"{name} looks at all keys at once: mask must be the same for every query, (B, H, 1, Nk)")
+    mask = mask.transpose(2, 3)
+    return k.masked_fill(~mask, -torch.inf).masked_fill(~mask.any(2, keepdim=True), 0.0)
+
+
+def alpha_of(call: Call, q: Tensor, bias: Tensor | None, mask: Tensor | None) -> Tensor:
+    e = call.similarity(q, call.k)
+    if bias is not None:
+        e, mask = e + bias, both(mask, bias > -torch.inf)
+    return call.normalize(e, mask)
+
+
+def both(mask: Tensor | None, other: Tensor) -> Tensor:
+    return other if mask is None else mask & other
+
+
+def name_of(part: nn.Module) -> str:
+    return type(part).__name__
