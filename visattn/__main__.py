@@ -3,6 +3,7 @@
 import sys
 from difflib import get_close_matches
 from importlib import import_module
+from types import ModuleType
 
 COMMANDS = {
     "map": "draw what a model looks at over your photographs",
@@ -19,36 +20,41 @@ _USER_ERRORS = (ValueError, OSError, ImportError)
 def main(arguments: list[str] | None = None) -> int:
     """Run ``visattn NAME ...`` and return the exit code: 0, or 2 for what the caller can set right."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("-h", "--help"):
-        width = max(map(len, COMMANDS))
-        rows = "\n".join(f"  {name:{width}}  {about}" for name, about in COMMANDS.items())
-        print(f"visattn COMMAND ...\n\n{rows}\n\nvisattn COMMAND --help tells more; train.py trains.")
-        return 0
-    name, *rest = arguments
-    if name not in COMMANDS:
-        near = get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the commands are {', '.join(COMMANDS)}"
-        return _complain("visattn", f"there is no command {name!r}; {hint}")
-    return _run(name, rest)
-
-
-def _run(name: str, arguments: list[str]) -> int:
-    prog = f"visattn {name}"
+    prog = "visattn"
     try:
+        module, rest = _chosen(prog, COMMANDS, "visattn.commands", arguments)
+        prog = f"visattn {arguments[0]}" if arguments else prog
+        if module is not None and hasattr(module, "PARTS"):
+            module, rest = _chosen(prog, module.PARTS, f"visattn.{arguments[0]}", rest)
+            prog = " ".join(["visattn", *arguments[:2]])
+        if module is None:
+            return 0
         from visattn.arguments import parse
 
-        run = import_module(f"visattn.commands.{name}").run
-        return run(**parse(run, prog, arguments)) or 0
+        return module.run(**parse(module.run, prog, rest)) or 0
     except _USER_ERRORS as error:
-        return _complain(prog, str(error) or type(error).__name__)
+        print(f"{prog}: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"{prog}: stopped", file=sys.stderr)
         return 130
 
 
-def _complain(prog: str, message: str) -> int:
-    print(f"{prog}: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+def _chosen(
+    prog: str, table: dict[str, str], package: str, arguments: list[str]
+) -> tuple[ModuleType | None, list[str]]:
+    """Import the module that the first argument names; without one, or for help, print the table."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        width = max(map(len, table))
+        print(f"{prog} COMMAND ...\n", *(f"  {name:{width}}  {about}" for name, about in table.items()), sep="\n")
+        print(f"\n{prog} COMMAND --help tells more.")
+        return None, []
+    name, *rest = arguments
+    if name not in table:
+        near = get_close_matches(name, table, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(table)}"
+        raise ValueError(f"there is no command {name!r}; {hint}")
+    return import_module(f"{package}.{name}"), rest
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ class _Answer(NamedTuple):
 
     @property
     def label(self) -> str:
-        return "" if self.winner is None else f"{self.winner} {self.probability:.0%}"
+        return "" if self.winner is None else f"{self.winner} {self.probability:.1%}"
 
     def facts(self) -> dict:
         return {"file": self.name, "class": self.winner, "probability": self.probability}
@@ -190,12 +190,13 @@ def _write_page(classifier: Classifier, answers: list, method: str, heat: Map, p
     few = replace(heat, values=heat.values[: len(answers)])
     few = few if heat.prefix_mass is None else replace(few, prefix_mass=heat.prefix_mass[: len(answers)])
     pictures = [picture(photo, classifier.transform) for photo in photos]
-    names, labels = [answer.name for answer in answers], [answer.label for answer in answers]
+    names, labels = [Path(answer.name).name for answer in answers], [answer.label for answer in answers]
     write_page(maps, pictures, path, heats={method: few}, names=names, labels=labels, colormap=colormap)
 
 
 def _tracked(steps: Iterable, what: str, total: int) -> Iterator:
-    yield from track(steps, what, total, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    yield from track(steps, what, total, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _report(answers: list, items: list[dict], failed: list[str], folder: Path, page: bool) -> int:

@@ -31,12 +31,9 @@ def open_classifier(
     if len(asked) != 1:
         got = " and ".join(asked) or "none of them"
         raise ValueError(f"{model} needs one of {', '.join(ways)}; got {got}")
-    options = {"pretrained": bool(pretrained or weights)}
-    if weights:
-        if not Path(weights).is_file():
-            raise FileNotFoundError(f"--weights: there is no file {weights!r}")
-        options["pretrained_cfg_overlay"] = {"file": weights}
-    return _of_timm(model, image_size, named=not random, **options)
+    if weights and not Path(weights).is_file():
+        raise FileNotFoundError(f"--weights: there is no file {weights!r}")
+    return _of_timm(model, image_size, pretrained, weights)
 
 
 def photographs(paths: Sequence[str]) -> list[tuple[str, object, int]]:
@@ -44,7 +41,8 @@ def photographs(paths: Sequence[str]) -> list[tuple[str, object, int]]:
     found = []
     for path in paths:
         images = list_images(path, "photos")
-        found += [(images.name(i), images, i) for i in range(len(images))]
+        root = Path(path).parent if images.names[0] == Path(path).name else Path(path)
+        found += [(str(root / images.name(i)), images, i) for i in range(len(images))]
     return found
 
 
@@ -92,16 +90,24 @@ def _resized(classifier: Classifier, image_size: int | None) -> Classifier:
     return classifier
 
 
-def _of_timm(model: str, image_size: int | None, *, named: bool, **options) -> Classifier:
+def _of_timm(model: str, image_size: int | None, pretrained: bool, weights: str | None) -> Classifier:
     from timm.data import ImageNetInfo, resolve_model_data_config
 
     torch.manual_seed(0)
+    # timm converts and resizes what its own loader reads, so a file takes the place of its download
+    options = {"pretrained_cfg_overlay": {"file": weights}} if weights else {}
     try:
-        network = create_model(model, image_size=image_size, **options)
-    except RuntimeError as error:
-        raise ValueError(f"the weights do not fit {model}: {error}") from error
+        network = create_model(model, image_size=image_size, pretrained=bool(pretrained or weights), **options)
+    except Exception as error:  # torch raises a dozen types for files that are damaged or made for another model
+        if weights is None:
+            raise
+        raise ValueError(f"--weights: {weights} does not fit {model} ({str(error).splitlines()[0]})") from error
     facts = resolve_model_data_config(network)
     size = (image_size, image_size) if image_size else tuple(facts["input_size"][1:])
     count = getattr(network, "num_classes", 0) or 0
-    names = ImageNetInfo().label_descriptions() if named and count == 1000 else [f"class {i}" for i in range(count)]
+    names = (
+        ImageNetInfo().label_descriptions()
+        if (pretrained or weights) and count == 1000
+        else [f"class {i}" for i in range(count)]
+    )
     return Classifier(network, EvalTransform(size, mean=facts["mean"], std=facts["std"]), names)

@@ -8,6 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from visattn.draw.overlay import overlay
@@ -133,16 +134,19 @@ def _item(name: str, label: str, heat: Map) -> dict:
     plain = {key: _plain(getattr(heat, key)) for key in ("target", "prefix_mass")}
     low, high = float(heat.values.min()), float(heat.values.max())
     files = {"name": name, "picture": f"{name}.png", "map": f"{name}.npz"}
-    return {**files, "label": label, "shape": list(heat.values.shape), "min": low, "max": high, **plain}
+    notes = {f"notes: {key}": _plain(value) for key, value in heat.notes.items()}
+    return {**files, "label": label, "shape": list(heat.values.shape), "min": low, "max": high, **plain, **notes}
 
 
 def _plain(value):
+    """Return what JSON can hold; of flags, such as those of outlier patches, the places where they are set."""
+    if isinstance(value, Tensor) and value.dtype == torch.bool and value.ndim:
+        return value.nonzero().tolist()
     return value.tolist() if isinstance(value, Tensor) else value
 
 
 def _write_index(folder: Path, heat: Map, scale: Scale, blend: str, items: list[dict]) -> None:
     drawn = {"colormap": scale.colormap, "vmin": scale.low, "vmax": scale.high, "blend": blend}
-    notes = {name: _plain(value) for name, value in heat.notes.items()}
-    index = {"method": heat.method, "layer": heat.layer, **drawn, "notes": notes, "images": items}
+    index = {"method": heat.method, "layer": heat.layer, **drawn, "images": items}
     text = json.dumps(index, indent=1, ensure_ascii=False, default=str)
     (folder / "index.json").write_text(text + "\n", encoding="utf-8")
