@@ -17,7 +17,7 @@ from visattn.draw.overlay import overlay
 from visattn.map import Map
 from visattn.methods.rollout import rollout
 from visattn.methods.table import explain
-from visattn.record import capture
+from visattn.record.session import Maps, capture
 
 
 def look(model: nn.Module, images: Tensor) -> tuple[Tensor, Map]:
@@ -26,13 +26,20 @@ def look(model: nn.Module, images: Tensor) -> tuple[Tensor, Map]:
         images = images.clone()
         with torch.no_grad(), capture(model) as maps:
             scores = model(images)
-        kinds = [layer.kind for layer in maps.layers]
+        kinds = _kinds(maps)
         if "token" in kinds:
             return scores, rollout(maps)
         if "spatial" in kinds:
             return scores, maps.map(layer=len(kinds) - 1 - kinds[::-1].index("spatial"))
         with torch.enable_grad():
             return scores, explain(model, images, method="gradcam")
+
+
+def _kinds(maps: Maps) -> list[str]:
+    try:
+        return [layer.kind for layer in maps.layers]
+    except ValueError:  # a network without attention
+        return []
 
 
 class AttentionOverlays(Callback):

@@ -45,7 +45,7 @@ def read_checkpoint(path: str | Path) -> dict:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen types for damaged and foreign files
-        raise ValueError(f"{path} is damaged or no checkpoint of visattn ({_first_line(error)})") from error
+        raise ValueError(f"{path} is damaged or no checkpoint of visattn ({type(error).__name__})") from error
     note = content.get(KEY) if isinstance(content, dict) else None
     if not isinstance(note, dict) or "state_dict" not in content:
         raise ValueError(f"{path} is a checkpoint of another project: it does not say how visattn rebuilds its model")
@@ -65,7 +65,3 @@ def readable_checkpoint(run: str | Path, which: str) -> tuple[Path, str]:
         except ValueError as error:
             problems.append(str(error))
     raise ValueError("; ".join(problems))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

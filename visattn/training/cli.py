@@ -5,6 +5,7 @@ import logging
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -27,6 +28,12 @@ QUIET = (
     "exists and is not empty",
     "is smaller than the logging",
     "isinstance.treespec, LeafSpec.. is deprecated",
+    "Be aware that when using `ckpt_path`, callbacks",
+    "The dirpath has changed from",
+    "args parameter is intended to run from within Python",
+    "instantiate_classes",  # Lightning's own use of older names of jsonargparse, three lines
+    "skip_none parameter",
+    "JsonargparseDeprecationWarning",
 )
 
 
@@ -72,6 +79,9 @@ class TrainingCLI(LightningCLI):
         data.setup()
         return len(self.checkpoint_classes) if self.subcommand == "predict" else data.num_classes
 
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: keys come from config and command line, never from a checkpoint behind the user's back."""
+
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         self.folder = Path(config.out or Path("runs", config.name))
@@ -79,6 +89,8 @@ class TrainingCLI(LightningCLI):
         self.resumed_step, self.checkpoint_classes = None, []
         if self.subcommand != "fit":
             config.ckpt_path = config.ckpt_path or "best"
+        if "verbose" in config:
+            config.verbose = False  # one line of our own says it
         if config.ckpt_path:
             self._choose_checkpoint(config)
         if self.subcommand == "fit" and rank_zero_only.rank == 0:
@@ -103,7 +115,7 @@ class TrainingCLI(LightningCLI):
         fit = self.subcommand == "fit"
         if config.trainer.logger in (None, True):
             kwargs["logger"] = self._loggers() if fit else False
-        kwargs["default_root_dir"] = str(self.folder)
+        kwargs |= {"default_root_dir": str(self.folder), "enable_checkpointing": fit}
         self.trainer_defaults["callbacks"] = self._callbacks(config) if fit else [PredictionWriter(self.folder)]
         return super().instantiate_trainer(**kwargs)
 
@@ -111,8 +123,9 @@ class TrainingCLI(LightningCLI):
         return [RunLogger(self.folder, self.resumed_step), TensorBoardLogger(self.folder, "tensorboard", version="")]
 
     def _callbacks(self, config) -> list[Callback]:
-        checkpoints = self.folder / "checkpoints"
-        self.report = Report(self.folder)
+        checkpoints = (self.folder / "checkpoints").absolute()
+        resumed = bool(config.ckpt_path) and Path(config.ckpt_path).absolute().parent == checkpoints
+        self.report = Report(self.folder, resumed)
         chosen = [
             self.report,
             Speed(),
@@ -178,7 +191,7 @@ def main(args: list[str] | None = None) -> None:
     try:
         with warnings.catch_warnings():
             for message in QUIET:
-                warnings.filterwarnings("ignore", f".*{message}.*")
+                warnings.filterwarnings("ignore", f"(?s).*{message}")
             TrainingCLI(
                 image_classifier,
                 ImageData,
@@ -199,9 +212,10 @@ def main(args: list[str] | None = None) -> None:
             1,
         )
     except (ValueError, OSError) as error:
-        if not _deliberate(error):
+        told = next((link for link in _chain(error) if _deliberate(link)), None)
+        if told is None:
             raise
-        _leave(f"error: {' '.join(str(error).split())}", 2)
+        _leave(f"error: {' '.join(str(told).split())}", 2)
 
 
 def _resume(checkpoint: Path) -> str:
@@ -213,7 +227,13 @@ def _leave(message: str, code: int) -> None:
     raise SystemExit(code) from None
 
 
-def _deliberate(error: Exception) -> bool:
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _deliberate(error: BaseException) -> bool:
     """Say whether the error is one that this package raised on purpose, or a full disk: no traceback helps there."""
     frame = list(traceback.walk_tb(error.__traceback__))[-1][0]
     return frame.f_globals.get("__name__", "").startswith("visattn.") or getattr(error, "errno", 0) == errno.ENOSPC

@@ -3,6 +3,7 @@
 import re
 import sys
 from difflib import get_close_matches
+from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -20,7 +21,7 @@ def image_classifier(
     similarity: str | None = None,
     normalize: str | None = None,
     block: str | None = None,
-    options: dict | None = None,
+    options: dict[str, Any] | None = None,
     optimizer: str = "adamw",
     lr: float = 1e-3,
     weight_decay: float = 0.05,

@@ -156,8 +156,8 @@ class ImageClassifier(pl.LightningModule):
         optimizer = create_optimizer_v2(
             self.model, recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, filter_bias_and_bn=True
         )
-        steps = self.trainer.estimated_stepping_batches
-        warmup = round(recipe.warmup_epochs * steps / max(1, self.trainer.max_epochs or 1))
+        per_epoch, steps = planned_steps(self.trainer)
+        warmup = round(recipe.warmup_epochs * per_epoch)
         schedule = LambdaLR(optimizer, lambda step: recipe.rate(step, steps, warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -179,6 +179,22 @@ class ImageClassifier(pl.LightningModule):
                 group["weight_decay"] = self.recipe.weight_decay if group["weight_decay"] else 0.0
         for state in checkpoint.get("lr_schedulers", ()):
             state["base_lrs"] = [self.recipe.lr] * len(state["base_lrs"])
+
+
+def planned_steps(trainer: pl.Trainer) -> tuple[int, int]:
+    """Return the optimizer's steps in an epoch and in the whole training.
+
+    ``trainer.estimated_stepping_batches`` starts the training loader, too early: a checkpoint that is loaded after it
+    cannot move the loader to the place in the epoch where training stopped.
+    """
+    batches, limit = len(trainer.datamodule.train_dataloader()), trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    per_epoch = max(1, -(-batches // trainer.accumulate_grad_batches))
+    epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
+    steps = min(per_epoch * epochs, math.inf if trainer.max_steps == -1 else trainer.max_steps)
+    if steps == math.inf:
+        raise ValueError("the schedule needs an end: give trainer.max_epochs or trainer.max_steps")
+    return per_epoch, int(steps)
 
 
 def refuse_other(found: dict, wanted: dict) -> None:

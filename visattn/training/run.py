@@ -11,6 +11,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import ProcessingSpeedColumn
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -65,18 +66,30 @@ def _rows(path: Path, last_step: int) -> list[dict]:
 class Bar(RichProgressBar):
     """Show epoch, loss, accuracy and images per second of training in one line that fits a narrow terminal."""
 
-    NAMES = {"train_loss": "loss", "train_accuracy": "accuracy", "images/s": "images/s", "val_accuracy": "validation"}
+    SHOWN = (
+        ("train_loss", "loss", ".3f"),
+        ("train_accuracy", "accuracy", ".3f"),
+        ("val_accuracy", "validation", ".4f"),
+        ("images/s", "images/s", ".0f"),
+    )
 
     def get_metrics(self, trainer, pl_module) -> dict:
         metrics = super().get_metrics(trainer, pl_module)
-        return {name: metrics[key] for key, name in self.NAMES.items() if key in metrics}
+        return {name: format(float(metrics[key]), form) for key, name, form in self.SHOWN if key in metrics}
+
+    def configure_columns(self, trainer) -> list:
+        return [
+            column for column in super().configure_columns(trainer) if not isinstance(column, ProcessingSpeedColumn)
+        ]
 
 
 class Speed(Callback):
     """Measure images per second of training, loading included, validation not."""
 
-    def on_train_epoch_start(self, trainer, pl_module) -> None:
+    def on_train_start(self, trainer, pl_module) -> None:
         self.start, self.images = time.perf_counter(), 0
+
+    on_train_epoch_start = on_train_start  # which a run that goes on in the middle of an epoch leaves out
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
         self.images += len(batch[0]) * trainer.world_size
@@ -89,10 +102,12 @@ class Report(Callback):
 
     Args:
         folder: The run's folder.
+        resumed: Training goes on from a checkpoint of this very folder, so the best epoch so far is there too.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, resumed: bool = False):
         self.folder = folder
+        self.resumed = resumed
         self.best = {"val_accuracy": -1.0}
         self.seconds = 0.0
 
@@ -100,7 +115,17 @@ class Report(Callback):
         return {"best": self.best, "seconds": self._elapsed()}
 
     def load_state_dict(self, state: dict) -> None:
-        self.best, self.seconds = state["best"], state["seconds"]
+        if self.resumed:
+            self.best, self.seconds = state["best"], state["seconds"]
+
+    def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
+        # Lightning forgets the best score when a run's folder was moved, and would write over the best checkpoint.
+        here = str((self.folder / "checkpoints").absolute())
+        for state in checkpoint["callbacks"].values():
+            if self.resumed and "dirpath" in state:
+                path = os.path.join(here, os.path.basename(state["best_model_path"]))
+                state |= {"dirpath": here, "best_model_path": path, "kth_best_model_path": path}
+                state["best_k_models"] = {path: score} if (score := state["best_model_score"]) is not None else {}
 
     def on_train_start(self, trainer, pl_module) -> None:
         self.start = time.perf_counter()
