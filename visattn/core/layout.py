@@ -2,7 +2,7 @@
 
 ``fold`` takes (B, N, C) to (B * G, T, C), groups varying fastest, ``unfold`` brings the outputs of queries back;
 ``fold_keys`` differs from ``fold`` only where keys overlap between groups. ``token_index()`` and ``key_index()`` say
-which token lies where, (G, T), -1 for padding. ``meets()`` is a mask (G, 1, T or 1, Tk), None where all of a group meet.
+which token lies where, (G, T), -1 for padding. ``meets()`` is a mask (G, 1, T or 1, Tk), None where all of them meet.
 ``places()`` gives rows and columns for positions.
 """
 

@@ -1,0 +1,34 @@
+"""The cases of the vision transformers: small ones that between them use every option."""
+
+import torch
+
+from visattn.models.build import build_vit
+
+SIZE = (20, 28)
+
+MODEL_CASES = {
+    "plain": {},
+    "deit3": {"class_position": False, "layer_scale": 1e-2},
+    "dinov2": {"class_position": False, "layer_scale": 1e-2, "num_registers": 2},
+    "mean": {"pool": "mean", "class_token": False, "qk_norm": True},
+    "attention_pool": {"pool": "attention", "class_token": False},
+    "conv_stem": {"stem": "conv"},
+    "rope": {"position": "rope"},
+    "alibi": {"position": "alibi", "pool": "mean"},
+    # The class token has no place, so that a bias in the last block shows in the patches alone.
+    "relative": {"position": "relative", "pool": "mean"},
+    "log_cpb": {"position": "log_cpb", "similarity": "cosine", "pool": "mean"},
+    "decomposed": {"position": "decomposed", "similarity": "additive", "normalize": "sigmoid", "pool": "mean"},
+    "no_position": {"position": "none"},
+}
+
+
+def build(name: str, **more) -> torch.nn.Module:
+    """Return a case's ViT in evaluation mode, with seeded weights large enough to matter."""
+    torch.manual_seed(0)
+    options = {"dim": 12, "depth": 2, "num_heads": 3, "patch_size": 4, "image_size": SIZE, "num_classes": 5}
+    model = build_vit(**{**options, **MODEL_CASES[name], **more}).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.reset_parameters()
+    return model
