@@ -12,7 +12,16 @@ from visattn.models.cnn import CNNS, CONVOLUTIONS, ResNet, ResNetConfig, build_r
 TINY = ResNetConfig("cifar", "basic", (1, 1), (8, 16))
 NECK = ResNetConfig("cifar", "bottleneck", (1, 2), (8, 16))
 # Smaller than the papers' where those do not divide 8 channels.
-OPTIONS = {"shuffle": {"groups": 2}, "sge": {"groups": 2}, "ema": {"groups": 2}, "lct": {"groups": 2}}
+OPTIONS = {
+    "shuffle": {"groups": 2},
+    "sge": {"groups": 2},
+    "ema": {"groups": 2},
+    "lct": {"groups": 2},
+    "sk": {"groups": 4},
+    "epsa": {"groups": (1, 2, 2, 2)},
+    "involution": {"group_channels": 4},
+    "outlook": {"num_heads": 4},
+}
 
 
 @pytest.mark.parametrize("name", CNNS)

@@ -59,5 +59,5 @@ class ExternalAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
         q = to_tokens(self.query(x))
-        k, v = (memory.to(q.dtype).expand(len(x), 1, -1, -1) for memory in (self.memory_key, self.memory_value))
+        k, v = (memory.to(q.dtype).expand(x.shape[0], 1, -1, -1) for memory in (self.memory_key, self.memory_value))
         return self.act(x + self.norm(self.proj(to_map(self.attend(q, k, v), x))).to(x.dtype))

@@ -19,7 +19,7 @@ class GlobalContext(nn.Module):
 
     Args:
         channels: C.
-        reduction: r, so the hidden width is ``max(1, C // r)``.
+        reduction: r, so the hidden width is ``max(2, C // r)``.
         pooling: ``"attention"``, or ``"average"``: c is the mean and there is no alpha.
         fusion: ``"add"``; ``"scale"``: y = x times the sigmoid of the bottleneck; ``"both"``: scaled, then added, by
             two bottlenecks.
@@ -49,7 +49,8 @@ class GlobalContext(nn.Module):
         require_choice("pooling", pooling, POOLINGS)
         require_choice("fusion", fusion, FUSIONS)
         self.channels = channels
-        hidden = hidden_width(channels, reduction)
+        # The layer norm of a single value is zero.
+        hidden = hidden_width(channels, reduction, at_least=2)
         self.score = nn.Conv2d(channels, 1, 1) if pooling == "attention" else None
         self.scale = _bottleneck(channels, hidden) if fusion != "add" else None
         self.add = _bottleneck(channels, hidden) if fusion != "scale" else None

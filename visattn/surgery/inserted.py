@@ -121,7 +121,10 @@ def _build(block_name: str, channels: int, identity: bool, options: dict, *, lik
     needed = [p for p in inspect.signature(block.forward).parameters.values() if p.default is p.empty]
     if len(needed) != 1:
         raise ValueError(f"block {block_name!r} takes {len(needed)} maps, so it cannot be inserted behind one module")
-    inserted = Inserted(block, fade=identity and not _is_identity(block, channels)).train(like.training)
+    fade = identity and not _is_identity(block, channels)
+    if fade:
+        _open(block)
+    inserted = Inserted(block, fade=fade).train(like.training)
     weight = next((p for p in like.parameters() if p.is_floating_point()), None)
     return inserted if weight is None else inserted.to(device=weight.device, dtype=weight.dtype)
 
@@ -133,6 +136,13 @@ def _is_identity(block: nn.Module, channels: int) -> bool:
         same = torch.equal(block.eval()(x), x)
     block.train()
     return same
+
+
+def _open(block: nn.Module) -> None:
+    """Move weights that start at zero a little: behind gamma they would be a second zero, and hide what is behind."""
+    for name, parameter in block.named_parameters():
+        if "bias" not in name and not parameter.detach().any():
+            nn.init.normal_(parameter, std=0.02)
 
 
 def _refuse_taken(name: str, host: nn.Module) -> None:

@@ -103,7 +103,8 @@ def widen(similarity: Similarity | None, head_dim: int) -> Similarity:
 
 def _stretch(vectors: Tensor, length: int) -> Tensor:
     """Interpolate vectors (offsets, D) to another number of offsets."""
-    if len(vectors) == length:
+    # An exported graph serves every length; at its own length interpolation changes nothing.
+    if not torch.compiler.is_exporting() and len(vectors) == length:
         return vectors
     return F.interpolate(vectors.T[None], size=length, mode="linear", align_corners=False)[0].T
 
