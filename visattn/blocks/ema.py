@@ -57,14 +57,16 @@ class EMA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
         grouped = x.unflatten(1, (self.groups, -1))
-        maps = grouped.flatten(0, 1)
-        strips = self.conv_strip(torch.cat((maps.mean(3), maps.mean(2)), 2)).sigmoid()
+        gate = self._score(grouped.flatten(0, 1)).sigmoid().view(x.size(0), -1, x.size(2), x.size(3))
+        return (grouped * self.tap(gate.to(x.dtype)).unsqueeze(2)).flatten(1, 2)
+
+    def _score(self, x: Tensor) -> Tensor:
+        """What the two scales make of each group, taken as an image: (B * G, C / G, H, W) -> (B * G, 1, H * W)."""
+        strips = self.conv_strip(torch.cat((x.mean(3), x.mean(2)), 2)).sigmoid()
         gate_h, gate_w = strips.split((x.size(2), x.size(3)), 2)
-        near = self.norm(maps * gate_h.unsqueeze(3) * gate_w.unsqueeze(2))
-        local = self.conv_local(maps)
-        score = _weighed(local, near) + _weighed(near, local)
-        gate = self.tap(score.sigmoid().view(x.size(0), -1, x.size(2), x.size(3)).to(x.dtype))
-        return (grouped * gate.unsqueeze(2)).flatten(1, 2)
+        near = self.norm(x * gate_h.unsqueeze(3) * gate_w.unsqueeze(2))
+        local = self.conv_local(x)
+        return _weighed(local, near) + _weighed(near, local)
 
 
 def _weighed(x: Tensor, by: Tensor) -> Tensor:

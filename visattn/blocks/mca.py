@@ -87,8 +87,8 @@ class MCA(nn.Module):
         require_map(x, self.channels)
         # Two centered passes give all three deviations: squares around a coarser mean are the squares around each finer
         # mean plus the squares of the finer means around the coarser one.
-        _, row_mean, row_norm = centered(x, 3)
-        _, column_mean, column_norm = centered(x, 2)
+        row_mean, row_norm = centered(x, 3)[1:]
+        column_mean, column_norm = centered(x, 2)[1:]
         height, width = x.size(2), x.size(3)
         gate_h = self.gate_h(*_pooled(row_mean[..., 0], row_norm[..., 0], 1, width))
         gate_w = self.gate_w(*_pooled(column_mean[:, :, 0], column_norm[:, :, 0], 1, height))

@@ -111,7 +111,8 @@ class AFF(nn.Module):
         require_map(y, self.channels, name="y")
         both = x + y
         gate = (self.local_gate(both) + self.global_gate(both.mean((2, 3), keepdim=True))).sigmoid()
-        return _mixed(x, y, self.tap(gate)) * self.factor
+        fused = _mixed(x, y, self.tap(gate))
+        return fused if self.factor == 1 else fused * self.factor
 
 
 class IAFF(nn.Module):

@@ -57,7 +57,7 @@ class SpatialGroupEnhance(nn.Module):
         require_map(x, self.channels)
         grouped = x.unflatten(1, (self.groups, -1))
         similarity = (grouped.mean((3, 4)).unsqueeze(2) @ grouped.flatten(3)).view(x.size(0), -1, x.size(2), x.size(3))
-        rest, _, norm = centered(similarity, (2, 3))
-        deviation = norm / torch.sym_max(x.size(2) * x.size(3) - 1, 1) ** 0.5 + self.eps
-        gate = torch.addcmul(self.bias, self.weight / deviation, rest).sigmoid()
+        similarity, _, norm = centered(similarity, (2, 3))
+        deviation = norm / torch.sym_sqrt(torch.sym_max(x.size(2) * x.size(3) - 1, 1)) + self.eps
+        gate = (similarity * (self.weight / deviation)).add_(self.bias).sigmoid_()
         return (grouped * self.tap(gate.to(x.dtype)).unsqueeze(2)).flatten(1, 2)

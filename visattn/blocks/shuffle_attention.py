@@ -4,9 +4,30 @@ import torch
 from torch import Tensor, nn
 
 from visattn.blocks.check import require_divisible, require_map, require_positive
-from visattn.blocks.moments import centered
-from visattn.blocks.pool import wide
 from visattn.core.tap import Tap
+
+
+class _ShuffledProduct(torch.autograd.Function):
+    """The product of two maps with its channels shuffled in two groups, without a pass over memory for the shuffle."""
+
+    @staticmethod
+    def forward(x: Tensor, gate: Tensor) -> Tensor:
+        # Elementwise results take the memory order of their first operand: zeros that lie in the shuffled order.
+        order = x.new_zeros(1, x.size(1) // 2, 2, 1, 1)
+        pairs = (1, (2, x.size(1) // 2))
+        return torch.addcmul(
+            order, x.unflatten(*pairs).transpose(1, 2), gate.unflatten(*pairs).transpose(1, 2)
+        ).flatten(1, 2)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        x, gate = (map_.unflatten(1, (2, -1)) for map_ in ctx.saved_tensors)
+        gradient = gradient.unflatten(1, (-1, 2)).transpose(1, 2)
+        return (gate * gradient).flatten(1, 2), (x * gradient).flatten(1, 2)
 
 
 class ShuffleAttention(nn.Module):
@@ -29,7 +50,7 @@ class ShuffleAttention(nn.Module):
         - Output: as the input; channel 2 i + s of the output comes from channel s C / 2 + i of the input.
 
     Map:
-        ``tap``, kind spatial: (B, C, H, W), in the order of the output's channels, values in (0, 1), no sum; constant
+        ``tap``, kind spatial: (B, C, H, W), in the order of the input's channels, values in (0, 1), no sum; constant
         over the positions where the channel gate acts.
 
     Raises:
@@ -63,27 +84,15 @@ class ShuffleAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
-        halves = x.unflatten(1, (self.groups, 2, -1))
-        mean = halves[:, :, 0].mean((3, 4), dtype=wide(x))
-        channel = self.channel_weight * mean + self.channel_bias
-        slope, offset = self.normalizing(halves[:, :, 1])
-        slope = torch.stack((torch.zeros_like(slope), slope), 2)[..., None, None].to(x.dtype)
-        offset = torch.stack((channel, offset), 2)[..., None, None].to(x.dtype)
-        x = self.shuffled(x)
-        # Elementwise results take the memory order of their first operand: with the small ones laid out in the shuffled
-        # order, the gated map is born shuffled, and no pass over memory is spent on the shuffle.
-        slope, offset = (self.shuffled(small.flatten(1, 3)).contiguous() for small in (slope, offset))
-        gate = torch.addcmul(offset, slope, x).sigmoid_()
-        gate = self.tap(gate.flatten(1, 2)).unflatten(1, (-1, 2))
-        return (gate * x).flatten(1, 2)
+        first, second = x.unflatten(1, (self.groups, 2, -1)).unbind(2)
+        mean = first.mean((3, 4), keepdim=True)
+        channel = (self.channel_weight[:, None, None] * mean + self.channel_bias[:, None, None]).sigmoid()
+        spatial = self._normalized(second.flatten(1, 2)).sigmoid_().unflatten(1, (self.groups, -1))
+        gate = self.tap(torch.stack((channel.expand_as(second), spatial), 2).flatten(1, 3))
+        return _ShuffledProduct.apply(x, gate)
 
-    def normalizing(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Slope and offset (B, G, C / 2G) of the line that normalizes and scales each channel of a map."""
-        _, mean, norm = centered(x, (3, 4))
-        deviation = (norm.square() / (x.size(3) * x.size(4)) + self.eps).sqrt()[..., 0, 0]
-        slope = self.spatial_weight * self.norm_weight / deviation
-        return slope, self.spatial_weight * self.norm_bias + self.spatial_bias - slope * mean[..., 0, 0]
-
-    def shuffled(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) as a view (B, C / 2, 2, H, W) whose flattened channels are the shuffled ones."""
-        return x.unflatten(1, (2, self.channels // 2)).transpose(1, 2)
+    def _normalized(self, x: Tensor) -> Tensor:
+        """Each channel of (B, C / 2, H, W) normalized by itself, then scaled: two affine maps in one."""
+        weight = (self.spatial_weight * self.norm_weight).repeat(self.groups)
+        bias = (self.spatial_weight * self.norm_bias + self.spatial_bias).repeat(self.groups)
+        return torch.group_norm(x, x.size(1), weight, bias, self.eps)

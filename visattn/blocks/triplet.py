@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from visattn.blocks.check import require_map, require_odd, require_positive
 from visattn.blocks.norm import make_norm
+from visattn.blocks.plane_conv import PlaneConv
 from visattn.blocks.pool import axis_max
 from visattn.core.tap import Tap
 
@@ -37,7 +38,7 @@ class PlaneGate(nn.Module):
 
     def __init__(self, kernel_size: int, norm: str):
         super().__init__()
-        self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
+        self.conv = PlaneConv(2, kernel_size)
         self.norm = make_norm(norm, 1, momentum=0.01)
         self.tap = Tap("spatial")
 
