@@ -151,9 +151,17 @@ def test_rollout_in_the_page_is_our_rollout(show, monkeypatch, most_as_maps):
     tab = show(records)
     assert tab.evaluate("data.layers[0].form") == ("maps" if most_as_maps else "qk")
     tab.get_by_role("button", name="Rollout").click()
-    values, _ = shown(tab)
     expected = rollout(recorded(records)).values[0].numpy()
-    assert np.allclose(values, expected, atol=0.01 * expected.max())
+    assert np.allclose(shown(tab)[0], expected, atol=0.01 * expected.max())
+    tab.locator("#layer").fill("1")
+    expected = rollout(recorded(records[:2])).values[0].numpy()
+    assert np.allclose(shown(tab)[0], expected, atol=0.01 * expected.max())
+    products = [record.weights()[0].mean(0).numpy() / 2 + np.eye(17) / 2 for record in records[:2]]
+    product = (products[1] @ products[0])[:, 2:]
+    tab.locator("#stage").focus()
+    for key, row in (("m", product[2:].mean(0)), ("ArrowUp", product[2 + 1 * 5 + 2])):
+        tab.keyboard.press(key)
+        assert np.allclose(shown(tab)[0].ravel(), row, atol=0.01 * row.max())
 
 
 PAIRS = {

@@ -30,7 +30,7 @@ function blob(index) {
   if (!loaded.has(key)) {
     const read = (part) => bytes(`b-${index}-${part}-${state.image}`);
     if (layer.form === "maps") loaded.set(key, { parts: new Uint8Array(read("a")), ranges: new Float32Array(read("r")) });
-    else if (layer.form === "qk") loaded.set(key, { q: floats(read("q")), k: floats(read("k")) });
+    else if (layer.form === "qk") loaded.set(key, { q: floats(read("q")), k: floats(read("k")), mean: new Float32Array(read("m")) });
     else loaded.set(key, { gate: new Float32Array(read("g")) });
   }
   return loaded.get(key);
@@ -88,33 +88,59 @@ function starts(layer, query) {
 
 const cell = (part, count) => Math.min(count - 1, Math.max(0, Math.floor(part * count)));
 
-function attention(index, head, query) {
-  const layer = data.layers[index], out = new Float64Array(layer.keys), heads = headsOf(layer, head);
-  for (const [token, weight] of starts(layer, query))
+// Long sums let the browser breathe; a newer question ends them.
+function pacer(job) {
+  let last = performance.now();
+  return async (status) => {
+    if (performance.now() - last > 40) {
+      element("readout").textContent = status;
+      await new Promise((resume) => setTimeout(resume));
+      last = performance.now();
+    }
+    return job === state.job;
+  };
+}
+
+async function attention(index, head, query, job) {
+  const layer = data.layers[index], out = new Float64Array(layer.keys), heads = headsOf(layer, head), goOn = pacer(job);
+  const { mean } = blob(index);
+  if (query.kind === "mean" && mean) {
+    for (const one of heads) out.forEach((value, j) => (out[j] += mean[one * layer.keys + j] / heads.length));
+    return onGrid(layer, out);
+  }
+  for (const [token, weight] of starts(layer, query)) {
     for (const one of heads) addRow(index, one, token, weight / heads.length, out);
+    if (!(await goOn("attention of all patches ..."))) return null;
+  }
   return onGrid(layer, out);
 }
 
 // Rollout of one row: from the chosen layer down, half of every row stays (the residual), half follows the mean head.
 async function rollout(index, query, job) {
   const chain = data.layers.map((layer, at) => at).filter((at) => at <= index && data.layers[at].form !== "gate");
-  let row = new Float64Array(data.layers[index].tokens), pause = performance.now();
+  const ready = storedRollout(data.layers[index], chain.length - 1, query);
+  if (ready) return onGrid(data.layers[index], ready);
+  let row = new Float64Array(data.layers[index].tokens);
+  const goOn = pacer(job);
   for (const [token, weight] of starts(data.layers[index], query)) row[token] += weight;
   for (const [done, at] of chain.reverse().entries()) {
     const layer = data.layers[at], next = row.map((value) => value / 2);
     for (let token = 0; token < layer.tokens; token++) {
       if (row[token] === 0) continue;
       for (let head = 0; head < layer.heads; head++) addRow(at, head, token, row[token] / 2 / layer.heads, next);
-      if (performance.now() - pause > 40) {
-        element("readout").textContent = `rollout, layer ${done + 1} of ${chain.length} ...`;
-        await new Promise((resume) => setTimeout(resume));
-        if (job !== state.job) return null;
-        pause = performance.now();
-      }
+      if (!(await goOn(`rollout, layer ${done + 1} of ${chain.length} ...`))) return null;
     }
     row = next;
   }
   return onGrid(data.layers[index], row);
+}
+
+// Where the page would have to take every softmax of the model, the rows of class token and mean are stored.
+function storedRollout(layer, at, query) {
+  const store = element(`s-${state.image}`), first = query.kind === "token" && query.index === 0;
+  if (!store || (!first && query.kind !== "mean")) return null;
+  const kinds = layer.prefix ? 2 : 1, from = (at * kinds + (first ? 0 : kinds - 1)) * layer.tokens;
+  return new Float32Array(bytes(`s-${state.image}`), 4 * from, layer.tokens);
 }
 
 function onGrid(layer, row) {
@@ -148,7 +174,7 @@ async function viewOf(method, index, head, query, job) {
     let view;
     if (!["attention", "rollout"].includes(method)) view = heatView(method);
     else if (data.layers[index].form === "gate") view = gateView(index, head);
-    else view = method === "rollout" ? await rollout(index, query, job) : attention(index, head, query);
+    else view = await (method === "rollout" ? rollout(index, query, job) : attention(index, head, query, job));
     if (!view) return null;
     if (cache.size > 300) cache.delete(cache.keys().next().value);
     cache.set(key, view);
@@ -190,7 +216,7 @@ async function draw() {
   element("high").textContent = number(high);
   mark(layer, query);
   describe(view, layer, query);
-  headStrip(layer, query, job);
+  headStrip(view, layer, query, job);
 }
 
 const usesQuery = () => ["attention", "rollout"].includes(state.method) && data.layers[state.layer].form !== "gate";
@@ -215,7 +241,7 @@ function describe(view, layer, query) {
   element("readout").textContent = `${from} row ${row}, column ${column}: ${number(view.values[top])}${prefix}.`;
 }
 
-async function headStrip(layer, query, job) {
+async function headStrip(view, layer, query, job) {
   const strip = element("heads"), shown = state.method === "attention" && layer.heads > 1;
   strip.hidden = !shown;
   if (!shown) return;
@@ -229,11 +255,14 @@ async function headStrip(layer, query, job) {
     strip.append(button);
   }
   const views = [];
-  for (let head = 0; head < layer.heads; head++) views.push(await viewOf("attention", state.layer, head, query, job));
-  if (job !== state.job) return;
-  const low = Math.min(...views.map((view) => span(view)[0])), high = Math.max(...views.map((view) => span(view)[1]));
-  views.forEach((view, head) => {
-    paint(strip.children[head].firstChild, view, low, high);
+  for (let head = 0; head < layer.heads; head++) {
+    views.push(await viewOf("attention", state.layer, head, query, job));
+    if (job !== state.job) return;
+  }
+  describe(view, layer, query);
+  const low = Math.min(...views.map((one) => span(one)[0])), high = Math.max(...views.map((one) => span(one)[1]));
+  views.forEach((one, head) => {
+    paint(strip.children[head].firstChild, one, low, high);
     strip.children[head].setAttribute("aria-pressed", state.head === head);
   });
   strip.title = `one scale for all heads: ${number(low)} to ${number(high)}`;

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from visattn.draw.payload import layer_of
+from visattn.draw.payload import layer_of, rollouts
 from visattn.draw.picture import to_pil
 from visattn.draw.scale import Scale, scale_of, to_bytes, values_of
 from visattn.map import Map
@@ -56,7 +56,8 @@ def page(
         ValueError: counts of images, maps, names or labels that differ; no layer that lies on a grid; NaN.
     """
     records = list(maps.layers) if layers is None else [_picked(maps.layers, index) for index in layers]
-    shown = [layer for record in records if (layer := layer_of(record)) is not None]
+    pairs = [(record, layer) for record in records if (layer := layer_of(record)) is not None]
+    kept, shown = [record for record, _ in pairs], [layer for _, layer in pairs]
     if not shown:
         seen = ", ".join(f"{record.name} ({record.kind})" for record in records) or "nothing"
         raise ValueError(f"maps must hold a layer whose keys lie on a grid, got {seen}")
@@ -71,6 +72,8 @@ def page(
         **_abilities(facts),
     }
     parts = {f"b-{i}-{name}": part for i, layer in enumerate(shown) for name, part in layer[1].items()}
+    if data["rollout"] and any(layer["form"] == "qk" for layer in facts):
+        parts["s"] = rollouts([record for record, layer in zip(kept, facts, strict=True) if layer["form"] != "gate"])
     parts |= {f"h-{i}": values_of(heat) for i, heat in enumerate(heats.values())}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ def layer_of(record: Record) -> tuple[dict, dict[str, Tensor]] | None:
     elif (form := _inner_product(record)) is not None:
         q, k = form
         facts = {**_sides(record), "form": "qk", "heads": q.shape[1], "key_heads": k.shape[1], "dim": q.shape[-1]}
-        parts = {"q": q.half(), "k": k.half()}
+        parts = {"q": q.half(), "k": k.half(), "m": record.apply_heads(_starts(record)[:, -1]).float()}
     else:
         tables = {"groups": record.queries.index, "key_groups": record.keys.index}
         tables = {name: None if index is None else index.tolist() for name, index in tables.items()}
@@ -76,3 +76,28 @@ def _eight_bits(record: Record) -> dict[str, Tensor]:
         parts.append(((tile - low) / reach.clamp_min(1e-30) * 255).round().to(torch.uint8))
         ranges.append(torch.cat([low, reach], -1))
     return {"a": torch.cat(parts, 3), "r": torch.cat(ranges, 3)}
+
+
+def rollouts(records: list[Record]) -> Tensor:
+    """Return (B, layers, starts, tokens): rollout from each layer down, from the class token (if any) and the mean row.
+
+    All rows go through a layer's map together, so that it is formed once; the page does the same row by row.
+    """
+    rows = None
+    for record in reversed(records):
+        rows = _starts(record) if rows is None else torch.cat([_starts(record), rows], 1)
+        through = 0
+        for start in range(0, rows.shape[2], _TILE):
+            part = slice(start, start + _TILE)
+            through = through + rows[..., part] @ record.rows(part).float().mean(1)
+        rows = (rows + through) / 2
+    return rows.detach().unflatten(1, (len(records), -1)).cpu()
+
+
+def _starts(record: Record) -> Tensor:
+    """Return (B, starts, tokens): the class token where there is one, and the mean over patches."""
+    queries, like = record.queries, record.q if record.alpha is None else record.alpha
+    rows = torch.zeros(2, queries.tokens, device=like.device)
+    rows[0, 0] = 1
+    rows[1, queries.prefix :] = 1 / (queries.tokens - queries.prefix)
+    return rows[0 if queries.prefix else 1 :].expand(record.batch, -1, -1)
