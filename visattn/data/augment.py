@@ -92,7 +92,7 @@ def _none(a, height: int, width: int) -> list:
 def _light(a, height: int, width: int) -> list:
     shift = (-0.08, 0.08)
     affine = a.Affine(
-        scale=(0.9, 1.1), translate_percent=shift, rotate=(-10, 10), shear=(-5, 5), border_mode=_REFLECT_101, p=1
+        scale=(0.9, 1.1), translate_percent=shift, rotate=(-10, 10), shear=(-5, 5), border_mode=_REPLICATE, p=1
     )
     return [a.RandomCrop(height, width), affine]
 
@@ -108,7 +108,7 @@ def _trivial(a, height: int, width: int) -> list:
     return [a.RandomCrop(height, width), a.OneOf(_operations(a, 1.0), p=1)]
 
 
-_REFLECT_101 = 4  # cv2.BORDER_REFLECT_101, without importing cv2
+_REPLICATE = 1  # cv2.BORDER_REPLICATE, without importing cv2
 
 
 def _operations(a, strength: float) -> list:
@@ -124,7 +124,7 @@ def _operations(a, strength: float) -> list:
     still = {"brightness": (1, 1), "contrast": (1, 1), "saturation": (1, 1), "hue": (0, 0)}
     tones = [still | {which: (1 - tone, 1 + tone)} for which in ("brightness", "contrast", "saturation")]
     return [
-        *[a.Affine(**move, border_mode=_REFLECT_101, p=1) for move in moves],
+        *[a.Affine(**move, border_mode=_REPLICATE, p=1) for move in moves],
         *[a.ColorJitter(**change, p=1) for change in tones],
         a.Posterize(num_bits=(round(8 - 4 * strength), 8), p=1),
         a.Solarize(threshold_range=(1 - 0.75 * strength, 1.0), p=1),

@@ -15,10 +15,11 @@ from visattn.data.augment import TrainTransform
 from visattn.data.images import TORCHVISION, list_classes, list_images, split_stratified, torchvision_images
 from visattn.data.loader import EpochSampler, EvalLoader, ImageSet, TrainLoader, collate, start_worker
 from visattn.data.synthetic import PlacedCharacters
-from visattn.data.transform import EvalTransform, build_transform
+from visattn.data.transform import EvalTransform, build_transform, measure
 
 DATASETS = (*TORCHVISION, "synthetic")
-_STATISTICS = 1024  # images that mean and std are computed from: the mean of each is known to about 1 % of the range
+_STATISTICS = 512  # images that mean and std are computed from; photographs' means then err by about 0.01
+_HALF = (0.5, 0.5, 0.5)
 _log = logging.getLogger(__name__)
 
 
@@ -35,7 +36,7 @@ class ImageData(LightningDataModule):
         augment: ``none``, ``light``, ``strong`` or ``trivial``, see TrainTransform.
         flip: mirror half of the training images; leave it off for characters, digits, and anything with left and right.
         resize: ``cover`` keeps proportions and cuts off what overhangs, ``stretch`` keeps everything and distorts.
-        mean: per channel in [0, 1]; None computes it, as ``std``, from up to 1024 training images.
+        mean: per channel in [0, 1]; None computes it, as ``std``, from up to 512 training images.
         std: per channel in [0, 1].
         val_fraction: share of each class held out for validation where there is no ``val/``.
         seed: of the split, the order and the augmentations.
@@ -49,7 +50,7 @@ class ImageData(LightningDataModule):
 
     Shape:
         - Training, validation and test batches: (images (B, 3, h, w) float32, normalized; labels (B,) int64).
-        - Prediction batches: (images (B, 3, h, w) float32, list of B file names).
+        - Prediction batches: (images (B, 3, h, w) float32, B file names).
 
     Raises:
         ValueError: an argument is out of range, the root holds fewer than two classes, or its splits differ in classes.
@@ -86,9 +87,9 @@ class ImageData(LightningDataModule):
         self.persistent_workers = persistent_workers and num_workers > 0
         self.augment, self.flip, self.resize, self.balanced, self.repeats = augment, flip, resize, balanced, repeats
         self.mean, self.std, self.val_fraction, self.seed, self.on_error = mean, std, val_fraction, seed, on_error
-        self._statistics = None if mean is None else (list(mean), list(std or ()))
         self._parts, self._sets, self._classes = {}, {}, None
         self._check()
+        self._statistics = None if mean is None else (list(mean), list(std))
 
     def _check(self) -> None:
         if self.root is None and self.dataset is None and self.predict_root is None:
@@ -106,8 +107,9 @@ class ImageData(LightningDataModule):
             )
         if (self.mean is None) != (self.std is None):
             raise ValueError(f"give both mean and std or neither, got mean={self.mean}, std={self.std}")
-        # what can be wrong with the rest is found by those who use it, but before the first file is read
-        TrainTransform(EvalTransform(self.image_size, resize=self.resize), self.augment)
+        # these check the rest themselves: built here, so that a wrong word is found before the first file is read
+        evaluation = EvalTransform(self.image_size, resize=self.resize, mean=self.mean or _HALF, std=self.std or _HALF)
+        TrainTransform(evaluation, self.augment)
 
     def prepare_data(self) -> None:
         """Fetch a torchvision data set once per machine, if allowed."""
@@ -115,17 +117,22 @@ class ImageData(LightningDataModule):
             torchvision_images(self.dataset, self._home(), download=True)
 
     def setup(self, stage: str | None = None) -> None:
-        """List the files of every split; reads no image."""
-        if not self._parts and (self.root is not None or self.dataset is not None):
-            found = self._find()
-            if "val" not in found:
-                rest, held = split_stratified(found["train"].labels, self.val_fraction, self.seed)
-                self._parts = {"train": (found["train"], rest), "val": (found.pop("train"), held)}
-            self._parts |= {split: (source, np.arange(len(source))) for split, source in found.items()}
-            self._classes = self._parts["train"][0].classes
+        """List the files that the stage needs; reads no image."""
+        if stage != "predict":
+            self._list_labeled()
         if self.predict_root is not None and "predict" not in self._parts:
             source = list_images(self.predict_root)
             self._parts["predict"] = (source, np.arange(len(source)))
+
+    def _list_labeled(self) -> None:
+        if "train" in self._parts or (self.root is None and self.dataset is None):
+            return
+        found = self._find()
+        if "val" not in found:
+            rest, held = split_stratified(found["train"].labels, self.val_fraction, self.seed)
+            self._parts |= {"train": (found["train"], rest), "val": (found.pop("train"), held)}
+        self._parts |= {split: (source, np.arange(len(source))) for split, source in found.items()}
+        self._classes = self._parts["train"][0].classes
 
     def _find(self) -> dict:
         if self.dataset == "synthetic":
@@ -171,27 +178,13 @@ class ImageData(LightningDataModule):
     def transform_config(self) -> dict:
         """What build_transform needs to repeat the transform of validation: plain lists, numbers and strings."""
         if self._statistics is None:
-            self._statistics = self._measure()
+            self._list_labeled()
+            source, indices = self._part("train")
+            chosen = np.random.default_rng(self.seed).permutation(indices)[:_STATISTICS]
+            transform = EvalTransform(self.image_size, resize=self.resize)
+            self._statistics = measure(source, chosen.tolist(), transform, skip=self.on_error == "skip")
         mean, std = self._statistics
         return {"image_size": list(self.image_size), "resize": self.resize, "mean": mean, "std": std}
-
-    def _measure(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation over the pixels of some training images, always the same ones."""
-        source, indices = self._part("train")
-        transform, values = EvalTransform(self.image_size, resize=self.resize), []
-        for index in np.random.default_rng(self.seed).permutation(indices)[:_STATISTICS]:
-            try:
-                pixels = transform.pixels(source.image(int(index), transform.long_side)) / 255
-            except ValueError:
-                if self.on_error == "raise":
-                    raise
-                continue
-            values.append((pixels.mean((0, 1)), (pixels**2).mean((0, 1))))
-        if not values:
-            raise ValueError(f"none of the training images can be read, such as {source.name(int(indices[0]))!r}")
-        mean, square = np.mean(values, axis=0)
-        std = np.sqrt(np.maximum(square - mean**2, 0)).clip(1 / 255)  # one color everywhere must not divide by zero
-        return [round(value, 5) for value in mean.tolist()], [round(value, 5) for value in std.tolist()]
 
     def state_dict(self) -> dict:
         """What a checkpoint must keep, so that a photograph is seen later as the training images were."""
@@ -263,9 +256,10 @@ class ImageData(LightningDataModule):
 
     def _part(self, split: str):
         if split not in self._parts:
-            have = ", ".join(self._parts) or "nothing; call setup() first"
-            asked = "predict_root is not set" if split == "predict" else f"root has no {split}/ folder"
-            raise ValueError(f"there are no images for {split}: {asked} (there is {have})")
+            wanted = "predict_root" if split == "predict" else f"a root or dataset with a {split} part"
+            raise ValueError(
+                f"no images for {split}: give {wanted}, then setup() (there is {', '.join(self._parts) or 'nothing'})"
+            )
         return self._parts[split]
 
     def teardown(self, stage: str | None = None) -> None:

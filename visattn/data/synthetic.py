@@ -1,6 +1,7 @@
 """A task whose true explanation is known: which Greek letter stands among the Korean characters, and where?"""
 
 import os
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,8 @@ class PlacedCharacters(Dataset):
         self.split, self.image_size, self.seed, self.with_truth = split, tuple(image_size), seed, with_truth
         self.labels = np.arange(LENGTHS[split] if length is None else length) % len(TARGETS)
         self._cell = min(image_size) // 3
-        self._letters, self._others = self._glyphs(archive or ARCHIVE)
+        drawers = "train" if split == "train" else "val"
+        self._letters, self._others = _glyphs(str(archive or ARCHIVE), drawers, round(self._cell * 0.85))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -96,10 +98,10 @@ class PlacedCharacters(Dataset):
         pixels = np.full(self.image_size, 255, dtype=np.uint8)
         columns = self.image_size[1] // self._cell
         cells = generator.permutation(columns * (self.image_size[0] // self._cell))
-        box = self._place(pixels, self._letters[self.labels[index]], divmod(int(cells[0]), columns), generator)
         for cell in cells[1 : 1 + (len(cells) - 1) // 2]:
             self._place(pixels, self._others, divmod(int(cell), columns), generator)
-        return pixels, box
+        # last, so that the others cannot depend on the label
+        return pixels, self._place(pixels, self._letters[self.labels[index]], divmod(int(cells[0]), columns), generator)
 
     def _place(self, pixels: np.ndarray, glyphs: list[np.ndarray], cell: tuple[int, int], generator) -> tuple:
         """Draw one of the glyphs somewhere in a cell and return its box."""
@@ -110,17 +112,21 @@ class PlacedCharacters(Dataset):
         pixels[top : top + height, left : left + width] = glyph
         return top, left, top + height, left + width
 
-    def _glyphs(self, archive: str | os.PathLike) -> tuple[list[list[np.ndarray]], list[np.ndarray]]:
-        """Cut-out characters of this split's drawers: the letters by label, and all Korean ones."""
-        store = open_store(archive, "archive")
-        drawers, side = "train" if self.split == "train" else "val", round(self._cell * 0.85)
-        names = [name for name in store.entries()[0] if name.startswith((f"{drawers}/Greek/", f"{drawers}/Korean/"))]
-        cut = {name: _cut_out(read_rgb(store.read(name), name), side) for name in names}
-        letters = [
-            [glyph for name, glyph in cut.items() if name.startswith(f"{drawers}/Greek/character{number}_")]
-            for number in TARGETS.values()
-        ]
-        return letters, [glyph for name, glyph in cut.items() if "/Korean/" in name]
+
+@cache
+def _glyphs(archive: str, drawers: str, side: int) -> tuple[list[list[np.ndarray]], list[np.ndarray]]:
+    """Cut-out characters of some drawers: the letters by label, and all Korean ones."""
+    store = open_store(archive, "archive")
+    names = [name for name in store.entries()[0] if name.startswith((f"{drawers}/Greek/", f"{drawers}/Korean/"))]
+    cut = {name: _cut_out(read_rgb(store.read(name), name), side) for name in names}
+    letters = [
+        [glyph for name, glyph in cut.items() if name.startswith(f"{drawers}/Greek/character{number}_")]
+        for number in TARGETS.values()
+    ]
+    others = [glyph for name, glyph in cut.items() if "/Korean/" in name]
+    if not others or not all(letters):
+        raise ValueError(f"archive: {archive!r} lacks the Greek and Korean characters of writing_systems.zip")
+    return letters, others
 
 
 def _cut_out(image: Image.Image, side: int) -> np.ndarray:

@@ -67,8 +67,28 @@ class EvalTransform:
 
     def normalize(self, pixels: np.ndarray) -> Tensor:
         """(h, w, 3) uint8 to (3, h, w) float32."""
-        values = (pixels.astype(np.float32) - self.mean) / self.std
+        values = np.subtract(pixels, self.mean, dtype=np.float32)
+        values /= self.std
         return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
+
+
+def measure(source, indices: list[int], transform: EvalTransform, *, skip: bool) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel over the pixels of some images, which count equally."""
+    means, squares = [], []
+    for index in indices:
+        try:
+            pixels = transform.pixels(source.image(index, transform.long_side)) / 255
+        except ValueError:
+            if not skip:
+                raise
+            continue
+        means.append(pixels.mean((0, 1)))
+        squares.append((pixels**2).mean((0, 1)))
+    if not means:
+        raise ValueError(f"none of {len(indices)} training images can be read, such as {source.name(indices[0])!r}")
+    mean = np.mean(means, axis=0)
+    std = np.sqrt(np.maximum(np.mean(squares, axis=0) - mean**2, 0))
+    return mean.round(5).tolist(), std.clip(1 / 255).round(5).tolist()  # all of one color must not divide by zero
 
 
 def center_box(size: tuple[int, int], aspect: float) -> tuple[float, float, float, float]:
