@@ -181,7 +181,7 @@ class Watch:
             if space is None:
                 space = Space(groups * nk, index=torch.arange(groups * nk).view(groups, nk))
             return space, space, False
-        keys = self.space_of(nk)
+        keys = self.space_of(nk, guess=nq in (1, nk))
         if nq == nk:
             return keys, keys, False
         if nq == keys.prefix and self._queries != nk:
@@ -189,22 +189,25 @@ class Watch:
         queries = known_space(nq, self.grids, (keys.prefix,)) if nq > 1 else None
         return (Space(nq, nq), keys, True) if queries is None else (queries, keys, False)
 
-    def space_of(self, tokens: int) -> Space:
-        """Find the prefix and the grid behind a number of tokens."""
+    def space_of(self, tokens: int, guess: bool = True) -> Space:
+        """Find the prefix and the grid behind a number of tokens; guessing goes by what is merely likely."""
         prefix, image = self._prefix, self.image_size
         if self._grid is not None:
+            if math.prod(self._grid) > tokens:
+                raise ValueError(f"grid={self._grid} has more patches than the {tokens} tokens that attend")
             return known_space(tokens, [self._grid], (tokens - math.prod(self._grid),))
         hint = getattr(self.model, "num_prefix_tokens", None)
-        any_prefix = (0, 1, 2, 5)
         inside = [grid for frame in self._trace.frames for grid in frame.grids() if not frame.outermost]
-        return (
+        space = (
             known_space(tokens, self.grids, (hint, 0) if prefix is None else (prefix,))
             or known_space(tokens, inside, (prefix or 0,))
             or (known_space(tokens, [image], (prefix or 0,)) if image else None)
-            or (nearest_space(tokens, self.grids) if prefix is None else None)
-            or (space_by_aspect(tokens, image, any_prefix if prefix is None else (prefix,)) if image else None)
-            or Space(tokens, prefix or 0)
         )
+        if space is None and guess:
+            space = nearest_space(tokens, self.grids) if prefix is None else None
+            guesses = (0, 1, 2, 5) if prefix is None else (prefix,)
+            space = space or (space_by_aspect(tokens, image, guesses) if image else None)
+        return space or Space(tokens, prefix or 0)
 
 
 def _own_spaces(layout, keys: int) -> tuple[Space, Space, bool]:

@@ -1,0 +1,334 @@
+"""The networks other people wrote that capture must read, small and random, and what it must find in them."""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from unittest.mock import patch
+
+import pytest
+import timm
+import torch
+import torchvision.models as tv
+from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
+from torch import Tensor, nn
+from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
+
+CLASSES = 7
+
+
+@dataclass(frozen=True)
+class Family:
+    """One network: how to build it, the image it takes, and the layers to be found: (name, heads, grid, prefix)."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    size: tuple[int, int]
+    first: tuple
+    last: tuple
+    count: int
+    kinds: tuple[str, ...] = ("token",)
+    windows: bool = False
+
+
+def _timm(name: str, **options) -> Callable:
+    return lambda: timm.create_model(name, num_classes=CLASSES, **options)
+
+
+def _hf(name: str, config: str, **options) -> Callable:
+    def build():
+        transformers = pytest.importorskip("transformers")
+        sizes = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=48)
+        sizes = {} if "Swin" in name else sizes
+        return getattr(transformers, name)(getattr(transformers, config)(num_labels=CLASSES, **sizes, **options))
+
+    return build
+
+
+def _tv_swin(**options):
+    return tv.SwinTransformer([4, 4], 24, [2, 2], [2, 3], [3, 3], num_classes=CLASSES, **options)
+
+
+def _tv_vit():
+    model = tv.VisionTransformer(48, 16, 2, 3, 24, 48, num_classes=CLASSES)
+    nn.init.normal_(model.heads.head.weight)  # starts at zero, which would leave nothing to explain
+    return model
+
+
+def _tv_maxvit():
+    return tv.MaxVit((64, 64), 8, 4, [8, 16], [1, 1], 4, 0.0, num_classes=CLASSES)
+
+
+def _mvit():
+    return MultiScaleVit(MultiScaleVitCfg(depths=(1, 1, 1), embed_dim=24, num_heads=1), 64, num_classes=CLASSES)
+
+
+_SWIN = dict(window_size=4, embed_dim=24, depths=(2, 2), num_heads=(2, 3))
+
+FAMILIES = [
+    Family(
+        "timm_vit",
+        _timm("vit_tiny_patch16_224", img_size=(48, 80), depth=2),
+        (48, 80),
+        ("blocks.0.attn", 3, (3, 5), 1),
+        ("blocks.1.attn", 3, (3, 5), 1),
+        2,
+    ),
+    Family(
+        "timm_vit_other_size",
+        _timm("vit_tiny_patch16_224", depth=2, dynamic_img_size=True),
+        (80, 112),
+        ("blocks.0.attn", 3, (5, 7), 1),
+        ("blocks.1.attn", 3, (5, 7), 1),
+        2,
+    ),
+    Family(
+        "timm_deit3",
+        _timm("deit3_small_patch16_224", img_size=(48, 80), depth=2, embed_dim=48, num_heads=3),
+        (48, 80),
+        ("blocks.0.attn", 3, (3, 5), 1),
+        ("blocks.1.attn", 3, (3, 5), 1),
+        2,
+    ),
+    Family(
+        "timm_beit",
+        _timm("beit_base_patch16_224", img_size=(48, 80), depth=2, embed_dim=48, num_heads=3),
+        (48, 80),
+        ("blocks.0.attn", 3, (3, 5), 1),
+        ("blocks.1.attn", 3, (3, 5), 1),
+        2,
+    ),
+    Family(
+        "timm_eva02",
+        _timm("eva02_tiny_patch14_224", img_size=(42, 70), depth=2),
+        (42, 70),
+        ("blocks.0.attn", 3, (3, 5), 1),
+        ("blocks.1.attn", 3, (3, 5), 1),
+        2,
+    ),
+    Family(
+        "timm_dinov2_registers",
+        _timm("vit_small_patch14_reg4_dinov2", depth=2, embed_dim=48, num_heads=3, dynamic_img_size=True),
+        (42, 98),
+        ("blocks.0.attn", 3, (3, 7), 5),
+        ("blocks.1.attn", 3, (3, 7), 5),
+        2,
+    ),
+    Family(
+        "timm_dinov3",
+        _timm("vit_small_patch16_dinov3", depth=2, embed_dim=48, num_heads=3),
+        (48, 80),
+        ("blocks.0.attn", 3, (3, 5), 5),
+        ("blocks.1.attn", 3, (3, 5), 5),
+        2,
+    ),
+    Family(
+        "timm_siglip",
+        _timm("vit_base_patch16_siglip_224", img_size=(48, 80), depth=2, embed_dim=48, num_heads=3),
+        (48, 80),
+        ("blocks.0.attn", 3, (3, 5), 0),
+        ("attn_pool", 3, (3, 5), 0),
+        3,
+    ),
+    Family(
+        "timm_cait",
+        _timm("cait_xxs24_224", img_size=(48, 80), depth=2, embed_dim=48, num_heads=3),
+        (48, 80),
+        ("blocks.0.attn", 3, (3, 5), 0),
+        ("blocks_token_only.1.attn", 3, (3, 5), 1),
+        4,
+    ),
+    Family(
+        "timm_xcit",
+        _timm("xcit_nano_12_p16_224", depth=2, embed_dim=66, num_heads=3),
+        (48, 80),
+        ("blocks.0.attn", 3, None, 0),
+        ("cls_attn_blocks.1.attn", 3, (3, 5), 1),
+        4,
+        ("channel", "token"),
+    ),
+    Family(
+        "timm_swin",
+        _timm("swin_tiny_patch4_window7_224", img_size=(64, 96), **_SWIN),
+        (64, 96),
+        ("layers.0.blocks.0.attn", 2, (16, 24), 0),
+        ("layers.1.blocks.1.attn", 3, (8, 12), 0),
+        4,
+        windows=True,
+    ),
+    Family(
+        "timm_swin_padded",
+        _timm("swin_tiny_patch4_window7_224", img_size=(56, 88), **_SWIN),
+        (56, 88),
+        ("layers.0.blocks.0.attn", 2, (14, 22), 0),
+        ("layers.1.blocks.1.attn", 3, (7, 11), 0),
+        4,
+        windows=True,
+    ),
+    Family(
+        "timm_swinv2",
+        _timm("swinv2_tiny_window8_256", img_size=(64, 96), **_SWIN),
+        (64, 96),
+        ("layers.0.blocks.0.attn", 2, (16, 24), 0),
+        ("layers.1.blocks.1.attn", 3, (8, 12), 0),
+        4,
+        windows=True,
+    ),
+    Family(
+        "timm_maxvit",
+        _timm("maxvit_rmlp_pico_rw_256", img_size=64, depths=(1, 1), embed_dim=(32, 64)),
+        (64, 64),
+        ("stages.0.blocks.0.attn_block.attn", 1, (16, 16), 0),
+        ("stages.1.blocks.0.attn_grid.attn", 2, (8, 8), 0),
+        4,
+        windows=True,
+    ),
+    Family(
+        "timm_pvtv2",
+        _timm("pvt_v2_b0", depths=(1, 1, 1, 1)),
+        (64, 96),
+        ("stages.0.blocks.0.attn", 1, (2, 3), 0),
+        ("stages.3.blocks.0.attn", 8, (2, 3), 0),
+        4,
+    ),
+    Family(
+        "timm_mvitv2",
+        _mvit,
+        (64, 64),
+        ("stages.0.blocks.0.attn", 1, (4, 4), 0),
+        ("stages.2.blocks.0.attn", 4, (8, 8), 0),
+        3,
+    ),
+    Family(
+        "torchvision_vit",
+        _tv_vit,
+        (48, 48),
+        ("encoder.layers.encoder_layer_0.self_attention", 3, (3, 3), 1),
+        ("encoder.layers.encoder_layer_1.self_attention", 3, (3, 3), 1),
+        2,
+    ),
+    Family(
+        "torchvision_swin",
+        _tv_swin,
+        (44, 56),
+        ("features.1.0.attn", 2, (11, 14), 0),
+        ("features.3.1.attn", 3, (6, 7), 0),
+        4,
+        windows=True,
+    ),
+    Family(
+        "torchvision_swinv2",
+        lambda: _tv_swin(block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2),
+        (48, 72),
+        ("features.1.0.attn", 2, (12, 18), 0),
+        ("features.3.1.attn", 3, (6, 9), 0),
+        4,
+        windows=True,
+    ),
+    Family(
+        "torchvision_maxvit",
+        _tv_maxvit,
+        (64, 64),
+        ("blocks.0.layers.0.layers.window_attention.attn_layer.1", 2, (16, 16), 0),
+        ("blocks.1.layers.0.layers.grid_attention.attn_layer.1", 4, (8, 8), 0),
+        4,
+        windows=True,
+    ),
+    Family(
+        "hf_vit",
+        _hf("ViTForImageClassification", "ViTConfig", image_size=(48, 80), patch_size=16),
+        (48, 80),
+        ("vit.layers.0.attention", 3, (3, 5), 1),
+        ("vit.layers.1.attention", 3, (3, 5), 1),
+        2,
+    ),
+    Family(
+        "hf_dinov2",
+        _hf("Dinov2ForImageClassification", "Dinov2Config", image_size=42, patch_size=14),
+        (42, 70),
+        ("dinov2.encoder.layer.0.attention", 3, (3, 5), 1),
+        ("dinov2.encoder.layer.1.attention", 3, (3, 5), 1),
+        2,
+    ),
+    Family(
+        "hf_dinov2_registers",
+        _hf("Dinov2WithRegistersForImageClassification", "Dinov2WithRegistersConfig", image_size=42, patch_size=14),
+        (42, 70),
+        ("dinov2_with_registers.encoder.layer.0.attention", 3, (3, 5), 5),
+        ("dinov2_with_registers.encoder.layer.1.attention", 3, (3, 5), 5),
+        2,
+    ),
+    Family(
+        "hf_clip_vision",
+        _hf("CLIPVisionModel", "CLIPVisionConfig", image_size=48, patch_size=16),
+        (48, 48),
+        ("encoder.layers.0.self_attn", 3, (3, 3), 1),
+        ("encoder.layers.1.self_attn", 3, (3, 3), 1),
+        2,
+    ),
+    Family(
+        "hf_swin",
+        _hf(
+            "SwinForImageClassification",
+            "SwinConfig",
+            image_size=64,
+            embed_dim=24,
+            depths=[2, 2],
+            num_heads=[2, 3],
+            window_size=4,
+        ),
+        (64, 80),
+        ("swin.encoder.layers.0.blocks.0.attention", 2, (16, 20), 0),
+        ("swin.encoder.layers.1.blocks.1.attention", 3, (8, 10), 0),
+        4,
+        windows=True,
+    ),
+]
+NAMED = {family.name: family for family in FAMILIES}
+
+
+def built(family: Family) -> tuple[nn.Module, Tensor]:
+    """Return the network in evaluation mode, its weights large enough that maps are not flat, and two images."""
+    torch.manual_seed(0)
+    model = family.build().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2 and any(part in name for part in ("qkv", "q_proj", "k_proj", "query", "key", ".q.")):
+                parameter.mul_(4)
+    return model, torch.randn(2, 3, *family.size)
+
+
+def output_of(output) -> Tensor:
+    """Return the tensor in what a network returned."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def set_fused(model: nn.Module, fused: bool):
+    """Choose fused or eager attention in the ways the three libraries offer."""
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = fused
+    if hasattr(model, "set_attn_implementation"):
+        model.set_attn_implementation("sdpa" if fused else "eager")
+
+
+@contextmanager
+def eager_weights(model: nn.Module):
+    """Collect the model's own softmax weights in the plainest way: by replacing Tensor.softmax, where all meet."""
+    found, handles, original = [], [], Tensor.softmax
+
+    def softmax(x, dim=None, *args, **kwargs):
+        output = original(x, dim, *args, **kwargs)
+        if dim in (-1, x.ndim - 1) and x.ndim > 2:
+            found.append(output.detach())
+        return output
+
+    def ask(module, args, kwargs):
+        return args, kwargs | {"need_weights": True, "average_attn_weights": False}
+
+    for module in model.modules():
+        if isinstance(module, nn.MultiheadAttention):
+            handles.append(module.register_forward_pre_hook(ask, with_kwargs=True))
+    with patch.object(Tensor, "softmax", softmax):
+        yield found
+    for handle in handles:
+        handle.remove()
