@@ -1,0 +1,127 @@
+"""Journeys through the real commands: train, checkpoint, map; a killed run goes on; two processes count as one."""
+
+import csv
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from visattn.training import cli
+from visattn.training.checkpoint import read_checkpoint
+
+HOUSE = Path(__file__).parent.parent
+SMALL = '{"dim": 16, "depth": 2, "num_heads": 2}'
+
+
+def command(*parts: object) -> list[str]:
+    return [sys.executable, str(HOUSE / "train.py"), *map(str, parts)]
+
+
+def keys(out: Path, **changed) -> list[str]:
+    """The quickstart's config, cut down to seconds."""
+    chosen = {
+        "config": HOUSE / "configs" / "quickstart.yaml",
+        "out": out,
+        "model.image_size": 24,
+        "model.options": SMALL,
+        "data.root": HOUSE / "assets" / "writing_systems.zip",
+        "data.batch_size": 16,
+        "data.num_workers": 0,
+        "data.mean": "[0.9, 0.9, 0.9]",
+        "data.std": "[0.2, 0.2, 0.2]",
+        "trainer.accelerator": "cpu",
+        "trainer.devices": 1,
+        "trainer.limit_train_batches": 9,
+        "trainer.max_epochs": 2,
+        "overlays": 0,
+    }
+    chosen |= {key.replace("__", "."): value for key, value in changed.items()}
+    return [part for key, value in chosen.items() for part in (f"--{key}", str(value))]
+
+
+def weights(path: Path) -> dict:
+    return read_checkpoint(path)["state_dict"]
+
+
+def same(first: dict, second: dict) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def finished(arguments: list[str]) -> str:
+    """Run a command in the repository's root; return what it printed."""
+    done = subprocess.run(arguments, cwd=HOUSE, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_from_training_to_a_map(tmp_path):
+    said = finished(command("fit", *keys(tmp_path / "run", overlays=3)))
+    assert "validation accuracy" in said
+    assert "images/s" in said
+    following = re.search(r"uv run visattn (map \S+ --model \S+) --out out/", said)
+    maps = [sys.executable, "-m", "visattn", *following[1].split(), "--out", str(tmp_path / "maps")]
+    finished(maps)
+    entries = json.loads((tmp_path / "maps" / "index.json").read_text())
+    assert entries
+    pictures = sorted((tmp_path / "maps").glob("*.png"))
+    assert pictures
+    with Image.open(pictures[0]) as picture, Image.open(tmp_path / "run/attention/sample.png") as sample:
+        assert picture.size[0] > sample.size[0]
+        assert picture.convert("RGB").getcolors(2**24) != sample.convert("RGB").getcolors(2**24)
+    assert list((tmp_path / "maps").glob("*.npz"))
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
+    cli.main(["fit", *keys(tmp_path / "whole", trainer__enable_progress_bar="false")])
+    cut = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    arguments = keys(tmp_path / "cut", checkpoint_steps=2)
+    process = subprocess.Popen(
+        command("fit", *arguments), cwd=HOUSE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not cut.is_file() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
+    assert read_checkpoint(cut)["global_step"] < 18
+    cli.main(["fit", *arguments, "--ckpt_path", "last", "--trainer.enable_progress_bar", "false"])
+    assert same(weights(cut), weights(tmp_path / "whole" / "checkpoints" / "last.ckpt"))
+    with (tmp_path / "cut" / "metrics.csv").open(newline="") as file:
+        assert {17} == {
+            int(row["step"]) for row in csv.DictReader(file) if row["val_accuracy"] and int(row["step"]) > 8
+        }
+
+
+def some_images(root: Path, train: int = 8, val: int = 7) -> Path:
+    """A folder with a few of the embedded images of three classes: 24 to train, and 21, an odd number, to validate."""
+    with zipfile.ZipFile(HOUSE / "assets" / "writing_systems.zip") as archive:
+        for split, count in (("train", train), ("val", val)):
+            for name in ("Greek", "Korean", "Latin"):
+                files = [file for file in archive.namelist() if f"{split}/{name}/" in file and file.endswith(".png")]
+                for number, file in enumerate(files[:count]):
+                    path = root / split / name / f"{number}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(archive.read(file))
+    return root
+
+
+def test_two_processes_train_and_count_every_image_once(tmp_path, capsys):
+    small = {"model__name": "resnet8", "model__options": "{}", "data__root": some_images(tmp_path / "few")}
+    small |= {"data__batch_size": 5, "trainer__max_epochs": 1}
+    both = {**small, "trainer__devices": 2, "trainer__strategy": "ddp"}
+    # one process gets 11 images in 3 batches, the other 10 in 2: waiting for each other in every batch would hang
+    finished(command("fit", *keys(tmp_path / "run", **both)))
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 2
+    by_two = finished(command("validate", *keys(tmp_path / "run", **both)))
+    capsys.readouterr()
+    cli.main(["validate", *keys(tmp_path / "run", **small)])
+    counts = [re.search(r"\((\d+) of (\d+) images\)", said).groups() for said in (by_two, capsys.readouterr().out)]
+    assert counts[0] == counts[1]
+    assert counts[0][1] == "21"
