@@ -186,7 +186,7 @@ CASES = [
     ),
     Case("involution", channels=16, maps=("token",)),
     Case("involution", options={"kernel_size": 3, "group_channels": 4, "norm": "none"}, maps=("token",)),
-    Case("outlook", maps=("token",), sums=((0, -1),)),
+    Case("outlook", options={"num_heads": 6}, maps=("token",), sums=((0, -1),)),
     Case("outlook", channels=7, options={"kernel_size": 5, "num_heads": 7}, maps=("token",), sums=((0, -1),)),
     Case("gc", options={"reduction": 3}, maps=("spatial", "channel"), sums=((0, (2, 3)),), pixels=True),
     Case(
@@ -290,7 +290,7 @@ REFUSALS = [  # block, channels, options, what the message must say
     ("cot", 12, {}, "channels must be a multiple of share; got 12 and 8"),
     ("involution", 12, {}, "channels must be a multiple of group_channels; got 12 and 16"),
     ("involution", 16, {"kernel_size": 2}, "kernel_size must be odd and positive; got 2"),
-    ("outlook", 16, {}, "channels must be a multiple of num_heads; got 16 and 6"),
+    ("outlook", 16, {"num_heads": 6}, "channels must be a multiple of num_heads; got 16 and 6"),
     ("gc", 12, {"fusion": "multiply"}, "fusion must be one of add, scale, both; got 'multiply'"),
     ("non_local", 12, {"mode": "dot"}, "mode must be one of gaussian.*'dot'"),
     ("a2", 12, {"num_descriptors": 0}, "num_descriptors must be 1 or more; got 0"),

@@ -21,7 +21,7 @@ class OutlookAttention(nn.Module):
     Args:
         channels: C.
         kernel_size: k, odd.
-        num_heads: H, each of width D = C / H with weights of its own.
+        num_heads: H, each of width D = C / H with weights of its own; None is one per 32 channels, as in the paper.
 
     Shape:
         - Input and output: (B, C, H, W).
@@ -43,9 +43,10 @@ class OutlookAttention(nn.Module):
         torch.Size([2, 12, 7, 11])
     """
 
-    def __init__(self, channels: int, *, kernel_size: int = 3, num_heads: int = 6):
+    def __init__(self, channels: int, *, kernel_size: int = 3, num_heads: int | None = None):
         super().__init__()
         require_odd(kernel_size=kernel_size)
+        num_heads = max(1, channels // 32) if num_heads is None else num_heads
         require_divisible(channels, num_heads, groups_name="num_heads")
         self.channels, self.kernel_size, self.num_heads = channels, kernel_size, num_heads
         self.value = nn.Conv2d(channels, channels, 1, bias=False)

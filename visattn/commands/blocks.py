@@ -45,16 +45,20 @@ def run(
     names = _chosen(kind, block)
     shape = (batch, channels, height, width)
     if min(shape) < 1 or batch < 2 or repeats < 0:
-        raise ValueError(f"batch must be 2 or more to train, sizes 1 or more, repeats 0 or more; got {shape}, {repeats}")
+        raise ValueError(
+            f"batch must be 2 or more to train, sizes 1 or more, repeats 0 or more; got {shape}, {repeats}"
+        )
+    notes: list[str] = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         shown = track(names, "measuring", console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
-        rows = [_row(name, shape, repeats) for name in shown]
+        rows = [_row(name, shape, repeats, notes) for name in shown]
     finally:
         torch.set_num_threads(threads)
     print(f"{len(rows)} blocks at (B, C, H, W) = {shape}, {torch.get_default_dtype()}, one CPU thread\n")
     print(table(HEADER, rows))
+    print("".join(f"\n{note}" for note in notes))
 
 
 def _chosen(kind: str | None, block: str | None) -> list[str]:
@@ -68,15 +72,16 @@ def _chosen(kind: str | None, block: str | None) -> list[str]:
     return names
 
 
-def _row(name: str, shape: tuple[int, int, int, int], repeats: int) -> tuple:
-    """One row of the table; a block that does not fit the channels says why."""
+def _row(name: str, shape: tuple[int, int, int, int], repeats: int, notes: list[str]) -> tuple:
+    """One row of the table; why a block does not fit the channels goes to the notes."""
     entry = BLOCKS[name]
     start = (name, entry.kind, entry.year)
     sources = ", ".join(KEY_MAPS.get(entry.block.__name__, {})) or "-"
     try:
         model = create_block(name, shape[1])
     except ValueError as error:
-        return (*start, str(error), "-", "-", "-", "-", sources)
+        notes.append(f"{name}: {error}")
+        return (*start, "-", "-", "-", "-", "-", sources)
     maps = inputs(model, shape)
     parameters = f"{sum(p.numel() for p in model.parameters()):,}"
     forward, both = _times(model, maps, repeats) if repeats else ("-", "-")
