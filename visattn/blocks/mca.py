@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from visattn.blocks.check import require_map, require_odd, require_positive
-from visattn.blocks.moments import centered
+from visattn.blocks.moments import centered, root
 from visattn.core.tap import Tap
 
 
@@ -106,8 +106,8 @@ def _pooled(mean: Tensor, norm: Tensor, axis: int, count: int) -> tuple[Tensor, 
     rest, total, _ = centered(mean, axis)
     n = torch.sym_max(mean.size(axis) * count - 1, 1)
     # A norm of both parts keeps the gradient finite where nothing varies; the root of their squares would give NaN.
-    parts = torch.cat((norm, rest * torch.sym_sqrt(count)), axis)
-    return total.squeeze(axis), torch.linalg.vector_norm(parts, dim=axis) / torch.sym_sqrt(n)
+    parts = torch.cat((norm, rest * root(count, rest)), axis)
+    return total.squeeze(axis), torch.linalg.vector_norm(parts, dim=axis) / root(n, norm)
 
 
 def _adaptive_kernel(channels: int) -> int:

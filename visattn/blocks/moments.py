@@ -14,3 +14,8 @@ def centered(x: Tensor, axis: int | tuple[int, ...]) -> tuple[Tensor, Tensor, Te
     mean = x.mean(axis, keepdim=True, dtype=wide(x))
     rest = x - mean
     return rest, mean, torch.linalg.vector_norm(rest, dim=axis, keepdim=True)
+
+
+def root(number: int, like: Tensor) -> Tensor:
+    """The square root of a size, as a scalar tensor: the root of a symbolic number has no counterpart in ONNX."""
+    return (like.new_ones(()) * number).sqrt()

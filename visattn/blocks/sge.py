@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from visattn.blocks.check import require_divisible, require_map, require_positive
-from visattn.blocks.moments import centered
+from visattn.blocks.moments import centered, root
 from visattn.core.tap import Tap
 
 
@@ -58,6 +58,6 @@ class SpatialGroupEnhance(nn.Module):
         grouped = x.unflatten(1, (self.groups, -1))
         similarity = (grouped.mean((3, 4)).unsqueeze(2) @ grouped.flatten(3)).view(x.size(0), -1, x.size(2), x.size(3))
         similarity, _, norm = centered(similarity, (2, 3))
-        deviation = norm / torch.sym_sqrt(torch.sym_max(x.size(2) * x.size(3) - 1, 1)) + self.eps
+        deviation = norm / root(torch.sym_max(x.size(2) * x.size(3) - 1, 1), norm) + self.eps
         gate = (similarity * (self.weight / deviation)).add_(self.bias).sigmoid_()
         return (grouped * self.tap(gate.to(x.dtype)).unsqueeze(2)).flatten(1, 2)
