@@ -45,8 +45,8 @@ def build_vit(
         return SelfAttention(
             dim,
             num_heads,
-            similarity=_make(SIMILARITIES, similarity, "similarity", head_dim, num_heads),
-            normalize=_make(NORMALIZERS, normalize, "normalize", num_heads),
+            similarity=make(SIMILARITIES, similarity, "similarity", head_dim, num_heads),
+            normalize=make(NORMALIZERS, normalize, "normalize", num_heads),
             position=_make_position(position, head_dim, num_heads, patches.grid(*size)),
             qk_norm=qk_norm,
         )
@@ -79,7 +79,7 @@ def find(table: Mapping, name: str, argument: str):
     raise ValueError(f"unknown {argument} {name!r}; {hint}{known}")
 
 
-def _make(table: Mapping, choice: str | Callable | None, argument: str, *sizes: int) -> nn.Module | None:
+def make(table: Mapping, choice: str | Callable | None, argument: str, *sizes: int) -> nn.Module | None:
     """Make the object that a name of the table, or a callable of the sizes, stands for."""
     if choice is None:
         return None

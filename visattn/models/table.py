@@ -10,6 +10,7 @@ from torch import nn
 
 from visattn.models.build import build_vit, find
 from visattn.models.cnn import CNNS, build_resnet
+from visattn.models.glimpse import build_glimpse
 
 
 class Entry(NamedTuple):
@@ -51,6 +52,8 @@ MODELS = {
     "vit_large_patch14_reg4_dinov2": Entry(build_vit, {**_LARGE, **_REG4}),
     # Hosts for blocks: `block="cbam"`.
     **{name: Entry(build_resnet, {"config": config}) for name, config in CNNS.items()},
+    # Recurrent, one map per glimpse.
+    "glimpse": Entry(build_glimpse, {}),
 }
 
 
