@@ -6,21 +6,18 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 
-from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from visattn.data.module import ImageData
-from visattn.training.attention import AttentionOverlays
 from visattn.training.checkpoint import KEY, find_checkpoint, read_checkpoint, readable_checkpoint
 from visattn.training.keys import Parser, image_classifier
 from visattn.training.predictions import PredictionWriter
-from visattn.training.run import Bar, Report, RunLogger, Speed, claim
-from visattn.training.stopping import Interrupted, NotFinite, StopOnNotFinite, StopOnSignal
+from visattn.training.run import Report, claim
+from visattn.training.stopping import Interrupted, NotFinite
+from visattn.training.wiring import callbacks, loggers
 
 QUIET = (
     "does not have many workers",
@@ -114,44 +111,14 @@ class TrainingCLI(LightningCLI):
         config = self.config_init[self.subcommand]
         fit = self.subcommand == "fit"
         if config.trainer.logger in (None, True):
-            kwargs["logger"] = self._loggers() if fit else False
+            kwargs["logger"] = loggers(self.folder, self.resumed_step) if fit else False
         kwargs |= {"default_root_dir": str(self.folder), "enable_checkpointing": fit}
-        self.trainer_defaults["callbacks"] = self._callbacks(config) if fit else [PredictionWriter(self.folder)]
+        self.trainer_defaults["callbacks"] = callbacks(config, self.folder) if fit else [PredictionWriter(self.folder)]
         return super().instantiate_trainer(**kwargs)
-
-    def _loggers(self) -> list:
-        return [RunLogger(self.folder, self.resumed_step), TensorBoardLogger(self.folder, "tensorboard", version="")]
-
-    def _callbacks(self, config) -> list[Callback]:
-        checkpoints = (self.folder / "checkpoints").absolute()
-        resumed = bool(config.ckpt_path) and Path(config.ckpt_path).absolute().parent == checkpoints
-        self.report = Report(self.folder, resumed)
-        chosen = [
-            self.report,
-            Speed(),
-            StopOnNotFinite(),
-            StopOnSignal(checkpoints / "last.ckpt"),
-            LearningRateMonitor(),
-        ]
-        if config.trainer.enable_progress_bar is not False:
-            chosen.append(Bar())
-        if config.overlays:
-            chosen.append(AttentionOverlays(self.folder / "attention", config.overlays))
-        if config.patience:
-            chosen.append(EarlyStopping("val_accuracy", mode="max", patience=config.patience))
-        saver = {"dirpath": checkpoints, "enable_version_counter": False}
-        chosen.append(ModelCheckpoint(filename="best", monitor="val_accuracy", mode="max", **saver))
-        chosen.append(ModelCheckpoint(filename="last", every_n_epochs=1, **saver))
-        if config.checkpoint_steps:
-            chosen.append(ModelCheckpoint(filename="last", every_n_train_steps=config.checkpoint_steps, **saver))
-        if config.checkpoint_minutes:
-            interval = timedelta(minutes=config.checkpoint_minutes)
-            chosen.append(ModelCheckpoint(filename="last", train_time_interval=interval, **saver))
-        return chosen
 
     @rank_zero_only
     def after_fit(self) -> None:
-        best = self.report.best
+        best = next(part.best for part in self.trainer.callbacks if isinstance(part, Report))
         print(f"\nvalidation accuracy  {100 * best['val_accuracy']:.2f} % (best, epoch {best.get('epoch', 0) + 1})")
         print(f"the run lies in      {self.folder}")
         sample = self.folder / "attention" / "sample.png"
