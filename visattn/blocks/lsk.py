@@ -33,7 +33,7 @@ class LSK(nn.Module):
         ValueError: ``channels`` is below 2 or ``kernel_size`` even.
 
     Reference:
-        Li et al. 2023, "Large Selective Kernel Network for Remote Sensing Object Detection", eq. 2-8,
+        Li et al. 2023, "Large Selective Kernel Network for Remote Sensing Object Detection",
         https://arxiv.org/abs/2303.09030. Differs from: nothing.
 
     Example:

@@ -32,7 +32,7 @@ class PolarizedAttention(nn.Module):
         ValueError: ``channels`` is below 2, or ``mode`` or ``form`` is unknown.
 
     Reference:
-        Liu, Liu, Fan, Huang 2021, "Polarized Self-Attention: Towards High-quality Pixel-wise Regression", eq. 4-8,
+        Liu, Liu, Fan, Huang 2021, "Polarized Self-Attention: Towards High-quality Pixel-wise Regression",
         https://arxiv.org/abs/2107.00782. Differs from the authors' code in: ``form="code"`` leaves the biases of
         queries and values out and, in parallel mode, drops LN and takes the spatial softmax over the positions of the
         result; in sequential mode, W_z is two layers of hidden width C / 8 with LN and ReLU between, and the spatial

@@ -42,7 +42,7 @@ class SCSA(nn.Module):
     Reference:
         Si et al. 2024, "SCSA: Exploring the Synergistic Effects Between Spatial and Channel Attention",
         https://arxiv.org/abs/2407.05128. Differs from the authors' code in: maps smaller than a window are one window
-        (there an error); its other poolings and gates, which the paper does not use, are left out.
+        (there an error), and its other ways to pool and to gate are left out.
 
     Example:
         >>> import torch

@@ -57,7 +57,7 @@ class ShuffleAttention(nn.Module):
         ValueError: ``channels`` is no multiple of ``2 * groups``.
 
     Reference:
-        Zhang, Yang 2021, "SA-Net: Shuffle Attention for Deep Convolutional Neural Networks", eq. 1-5,
+        Zhang, Yang 2021, "SA-Net: Shuffle Attention for Deep Convolutional Neural Networks",
         https://arxiv.org/abs/2102.00240. Differs from: nothing.
 
     Example:
@@ -88,7 +88,7 @@ class ShuffleAttention(nn.Module):
         mean = first.mean((3, 4), keepdim=True)
         channel = (self.channel_weight[:, None, None] * mean + self.channel_bias[:, None, None]).sigmoid()
         spatial = self._normalized(second.flatten(1, 2)).sigmoid_().unflatten(1, (self.groups, -1))
-        gate = self.tap(torch.stack((channel.expand_as(second), spatial), 2).flatten(1, 3))
+        gate = self.tap(torch.stack((channel.expand_as(second), spatial), 2).flatten(1, 3).to(x.dtype))
         return _ShuffledProduct.apply(x, gate)
 
     def _normalized(self, x: Tensor) -> Tensor:

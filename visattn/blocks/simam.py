@@ -76,7 +76,7 @@ class SimAM(nn.Module):
     Reference:
         Yang, Zhang, Li, Xie 2021, "SimAM: A Simple, Parameter-Free Attention Module for Convolutional Neural
         Networks", https://proceedings.mlr.press/v139/yang21o.html. Differs from the authors' code in: 1 x 1 maps are
-        defined (there 0 / 0). The closed form of the paper divides by HW, its listing and the code by HW - 1: so here.
+        defined (there 0 / 0). The closed form of the paper divides by HW, the authors' code by HW - 1: so here.
 
     Example:
         >>> import torch

@@ -28,7 +28,7 @@ class PlaneGate(nn.Module):
         ``tap``, kind spatial: the output, values in (0, 1), no sum.
 
     Reference:
-        Misra et al. 2021, eq. 1-2, https://arxiv.org/abs/2010.03045. Differs from: nothing.
+        Misra et al. 2021, https://arxiv.org/abs/2010.03045. Differs from: nothing.
 
     Example:
         >>> import torch
@@ -75,7 +75,7 @@ class TripletAttention(nn.Module):
         ValueError: ``kernel_size`` is even; or, with batch norm, one image of 1 x 1 in training.
 
     Reference:
-        Misra, Nalamada, Arasanipalai, Hou 2021, "Rotate to Attend: Convolutional Triplet Attention Module", eq. 1-6,
+        Misra, Nalamada, Arasanipalai, Hou 2021, "Rotate to Attend: Convolutional Triplet Attention Module",
         https://arxiv.org/abs/2010.03045. Differs from the authors' code in: its unused arguments are gone, and
         ``no_spatial`` is ``spatial``.
 
