@@ -1,18 +1,14 @@
 """`visattn map`: draw what a model looks at over photographs."""
 
-import sys
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
-from visattn.commands.opened import batches, class_number, open_classifier, photographs, picture
+from visattn.commands.opened import batches, class_number, complained, open_classifier, photographs, picture, tracked
 from visattn.data.images import FileImages
 from visattn.draw.files import save, writable
 from visattn.draw.grids import heads_by_layers
@@ -80,9 +76,7 @@ def run(
     drawn = (answer.picture(classifier) for answer in answers)
     look = {"colormap": colormap, "blend": blend, "alpha": alpha, "vmin": vmin, "vmax": vmax}
     names, facts = [Path(answer.name).stem for answer in answers], [answer.facts() for answer in answers]
-    items = save(
-        heat, _tracked(drawn, "drawing", len(answers)), folder, names=names, labels=labels, facts=facts, **look
-    )
+    items = save(heat, tracked(drawn, "drawing", len(answers)), folder, names=names, labels=labels, facts=facts, **look)
     if grid:
         _draw_heads(classifier, answers, items, folder, colormap)
     if page:
@@ -131,7 +125,7 @@ class _Answer(NamedTuple):
 def _ask(classifier: Classifier, photos: list, question: _Question, batch_size: int) -> tuple[list, Map, list[str]]:
     """Run all photographs through the model, the unreadable ones named and left out."""
     answers, heats, failed = [], [], []
-    for group in _tracked(list(batches(photos, batch_size)), "looking", -(-len(photos) // batch_size)):
+    for group in tracked(list(batches(photos, batch_size)), "looking", -(-len(photos) // batch_size)):
         read = [(photo, tensor) for photo in group if (tensor := _tensor(photo, classifier, failed)) is not None]
         if not read:
             continue
@@ -175,7 +169,7 @@ def _together(parts: list):
 
 
 def _draw_heads(classifier: Classifier, answers: list, items: list[dict], folder: Path, colormap: str) -> None:
-    for answer, item in _tracked(zip(answers, items, strict=True), "heads", len(answers)):
+    for answer, item in tracked(zip(answers, items, strict=True), "heads", len(answers)):
         photo = answer.photo()
         with torch.no_grad(), capture(classifier.model) as maps:
             classifier.model(classifier.transform(photo)[None])
@@ -194,19 +188,12 @@ def _write_page(classifier: Classifier, answers: list, method: str, heat: Map, p
     write_page(maps, pictures, path, heats={method: few}, names=names, labels=labels, colormap=colormap)
 
 
-def _tracked(steps: Iterable, what: str, total: int) -> Iterator:
-    console = Console(stderr=True)
-    yield from track(steps, what, total, console=console, transient=True, disable=not console.is_terminal)
-
-
 def _report(answers: list, items: list[dict], failed: list[str], folder: Path, page: bool) -> int:
     for answer, item in zip(answers[:_MOST_LINES], items, strict=False):
-        print(f"{answer.name}: {answer.label} -> {folder / item['picture']}")
+        print(f"{answer.name}: {answer.label or 'no classes'} -> {folder / item['picture']}")
     if len(answers) > _MOST_LINES:
         print(f"... and {len(answers) - _MOST_LINES} more, listed in {folder / 'index.json'}")
     if page:
         some = f", the first {_MOST_ON_A_PAGE} photographs" if len(answers) > _MOST_ON_A_PAGE else ""
         print(f"interactive page{some}: {folder / 'page.html'}")
-    for message in failed:
-        print(f"visattn map: left out: {message}", file=sys.stderr)
-    return 1 if failed else 0
+    return complained("visattn map", failed)

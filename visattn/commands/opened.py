@@ -1,11 +1,14 @@
 """What commands are given: a model by path or name, photographs by file or folder."""
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
 import torch
 from PIL import Image
+from rich.console import Console
+from rich.progress import track
 
 from visattn.data.images import list_images
 from visattn.data.transform import EvalTransform
@@ -71,6 +74,19 @@ def batches(entries: Sequence, size: int) -> Iterator[Sequence]:
     """Yield the entries in groups of at most ``size``."""
     for start in range(0, len(entries), size):
         yield entries[start : start + size]
+
+
+def tracked(steps: Iterable, what: str, total: int) -> Iterator:
+    """Yield the steps under a progress bar, where someone is watching."""
+    console = Console(stderr=True)
+    yield from track(steps, what, total, console=console, transient=True, disable=not console.is_terminal)
+
+
+def complained(prog: str, failed: Sequence[str]) -> int:
+    """Name what was left out and return the exit code: 1 if that is anything."""
+    for message in failed:
+        print(f"{prog}: left out: {message}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _loaded(model: str) -> Classifier:

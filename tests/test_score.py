@@ -1,0 +1,122 @@
+"""`visattn score`: intervals, baselines, and a model whose explanation is known."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from visattn.__main__ import main
+from visattn.commands.score import BASELINES, Interval, _center, _evenly, _interval, _samples, _text
+from visattn.data.synthetic import TARGETS
+from visattn.models.table import create_model
+from visattn.training.classifier import load
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """An untrained model of the synthetic set's classes."""
+    torch.manual_seed(0)
+    network = {"name": "vit_nano", "num_classes": 5, "image_size": 24}
+    weights = {f"model.{key}": value for key, value in create_model(**network).state_dict().items()}
+    transform = {"image_size": [24, 24], "resize": "cover", "mean": [0.5] * 3, "std": [0.25] * 3}
+    note = {"format": 1, "network": network, "classes": list(TARGETS), "transform": transform}
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    torch.save({"visattn": note, "state_dict": weights}, tmp_path / "run" / "checkpoints" / "best.ckpt")
+    return tmp_path / "run"
+
+
+def score(*arguments):
+    return main(["score", *map(str, arguments)])
+
+
+def test_known_truth_adds_measures_of_place(tmp_path, run_folder, capsys):
+    options = ["--methods", "rollout,gae", "--limit", 6, "--steps", 3, "--batch-size", 4, "--out", tmp_path / "out"]
+    assert score("--model", run_folder, "--data", "synthetic", *options) == 0
+    result = json.loads((tmp_path / "out" / "scores.json").read_text("utf-8"))
+    assert list(result["scores"]) == ["rollout", "gae", *BASELINES]
+    for name, row in result["scores"].items():
+        assert set(row) == set(result["better"]) == {"insertion", "deletion", "pointing", "energy", "overlap"}
+        for key, entry in row.items():
+            values = result["values"][name][key]
+            assert len(values) == 6 and np.mean(values) == pytest.approx(entry["mean"], abs=1e-6)
+            assert entry["low"] <= entry["mean"] <= entry["high"]
+    assert all(name in capsys.readouterr().out for name in ("scores.png",))
+    with Image.open(tmp_path / "out" / "scores.png") as plot:
+        assert plot.width > plot.height
+
+
+def test_photographs_are_scored_without_truth(tmp_path, run_folder, capsys):
+    (tmp_path / "photos").mkdir()
+    Image.effect_noise((40, 30), 60).save(tmp_path / "photos" / "a.png")
+    (tmp_path / "photos" / "broken.png").write_bytes(b"")
+    options = ["--methods", "raw", "--steps", 2, "--out", tmp_path / "out"]
+    assert score("--model", run_folder, "--data", tmp_path / "photos", *options) == 1
+    said = capsys.readouterr()
+    assert "broken.png" in said.err and "1 images" in said.out
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text("utf-8"))["scores"]
+    assert set(scores["raw"]) == {"insertion", "deletion"}
+
+
+def test_scores_are_the_same_twice(tmp_path, run_folder):
+    found = []
+    for folder, size in (("a", 2), ("b", 2)):
+        options = ["--methods", "rollout", "--limit", 4, "--steps", 2, "--batch-size", size, "--out", tmp_path / folder]
+        score("--model", run_folder, "--data", "synthetic", *options)
+        found.append(json.loads((tmp_path / folder / "scores.json").read_text("utf-8"))["values"])
+    assert found[0] == found[1]
+
+
+def test_intervals_shrink_with_the_root_of_the_images_and_hold_the_mean():
+    values = torch.randn(4000, generator=torch.Generator().manual_seed(1))
+    many, few = _interval(values, 0), _interval(values[:40], 0)
+    # the 95 % interval of a normal mean is 2 * 1.96 / sqrt(n) wide
+    assert many.high - many.low == pytest.approx(3.92 / 4000**0.5, rel=0.15)
+    assert few.high - few.low == pytest.approx(3.92 / 40**0.5, rel=0.3)
+    assert many.low < values.mean() < many.high
+    assert _interval(torch.full((5,), 0.25), 0) == (0.25, 0.25, 0.25)
+
+
+def test_the_best_of_a_column_depends_on_what_is_good():
+    rows = {
+        name: {"insertion": Interval(x, x, x), "deletion": Interval(x, x, x)} for name, x in (("a", 0.1), ("b", 0.9))
+    }
+    lines = _text(rows, 3).splitlines()
+    assert lines[1].count("*") == lines[2].count("*") == 1
+    assert lines[1].rstrip().endswith("*") and not lines[2].rstrip().endswith("*")
+
+
+def test_every_class_of_the_synthetic_set_is_scored(run_folder):
+    samples, failed = _samples("synthetic", load(run_folder), 10)
+    assert [sample.label for sample in samples] == [0, 1, 2, 3, 4] * 2 and not failed
+    assert all(sample.truth.any() and sample.truth.shape == (24, 24) for sample in samples)
+
+
+def test_center_and_even_choice():
+    spot = _center((2, 5, 7))
+    assert spot.shape == (2, 5, 7) and spot[1].argmax() == 2 * 7 + 3
+    assert torch.equal(spot, spot.flip(1, 2)) and _center((1, 1, 1)).item() == 1
+    assert _evenly(10, 3) == [0, 3, 6] and _evenly(2, 5) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "rollout,gea"], "did you mean gae?"),
+        (["--methods", ","], "at least one method"),
+        (["--limit", "0"], "--limit must be 1 or more"),
+        (["--data", "nowhere"], "nowhere"),
+        ([], "required: data"),
+    ],
+)
+def test_refusals(tmp_path, run_folder, capsys, arguments, message):
+    data = [] if "--data" in arguments or not arguments else ["--data", "synthetic"]
+    assert score("--model", run_folder, "--out", tmp_path / "out", *data, *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_synthetic_data_need_a_model_of_their_classes(tmp_path, capsys):
+    options = ["--random", "--data", "synthetic", "--out", tmp_path / "out"]
+    assert score("--model", "timm:test_vit", *options) == 2
+    assert "alpha, theta, xi, phi, omega" in capsys.readouterr().err
