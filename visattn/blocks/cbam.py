@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from visattn.blocks.check import hidden_width, require_choice, require_map, require_odd
 from visattn.blocks.norm import make_norm
+from visattn.blocks.plane_conv import PlaneConv
 from visattn.blocks.pool import channel_max, global_max, wide
 from visattn.core.tap import Tap
 
@@ -76,7 +77,7 @@ class CBAM(nn.Module):
         self.gate = nn.Sigmoid()
         self.tap_channel = Tap("channel")
         if spatial:
-            self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
+            self.conv = PlaneConv(2, kernel_size)
             self.norm = make_norm(norm, 1, momentum=0.01)
             self.tap_spatial = Tap("spatial")
 
