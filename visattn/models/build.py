@@ -58,7 +58,7 @@ def build_vit(
     return ViT(
         patches,
         blocks,
-        dim,
+        dim=dim,
         num_classes=num_classes,
         image_size=size,
         positions=("all" if class_position else "patches") if position == "learned" else "none",

@@ -1,11 +1,10 @@
 """The relations: which tokens play query, key and value, and which may meet."""
 
+from visattn.core.attention.axial import AxialAttention, CrissCrossAttention
 from visattn.core.attention.channel import ChannelAttention
 from visattn.core.attention.full import CrossAttention, SelfAttention
 from visattn.core.attention.learned import ClassAttention, MemoryAttention, PoolAttention
 from visattn.core.attention.local import (
-    AxialAttention,
-    CrissCrossAttention,
     GridAttention,
     NeighborhoodAttention,
     ShiftedWindowAttention,

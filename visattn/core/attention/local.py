@@ -1,11 +1,9 @@
-"""Self-attention where only tokens of one group meet: windows, dilated grids, strips, crosses, neighborhoods."""
-
-from copy import deepcopy
+"""Self-attention where only tokens of one group meet: windows, dilated grids, neighborhoods."""
 
 from torch import Tensor, nn
 
 from visattn.core.attention.full import SelfAttention, is_row_local
-from visattn.core.layout import CrissCross, Grid, Neighborhood, Windows, strips
+from visattn.core.layout import Grid, Neighborhood, Windows
 from visattn.core.normalize.definition import Normalizer
 from visattn.core.position import grid_places
 from visattn.core.position.places import for_batch
@@ -109,7 +107,7 @@ class WindowAttention(SelfAttention):
         self.window_size = _pair("window_size", window_size)
 
     def forward(self, x: Tensor, *, grid: Pair | None = None, mask: Tensor | None = None) -> Tensor:
-        return folded(self, x, Windows(_known(grid), self.window_size), mask)
+        return folded(self, x, Windows(known(grid), self.window_size), mask)
 
 
 class ShiftedWindowAttention(WindowAttention):
@@ -145,7 +143,7 @@ class ShiftedWindowAttention(WindowAttention):
 
     def forward(self, x: Tensor, *, grid: Pair | None = None, mask: Tensor | None = None) -> Tensor:
         shift = (self.window_size[0] // 2, self.window_size[1] // 2)
-        return folded(self, x, Windows(_known(grid), self.window_size, shift), mask)
+        return folded(self, x, Windows(known(grid), self.window_size, shift), mask)
 
 
 class GridAttention(WindowAttention):
@@ -177,149 +175,7 @@ class GridAttention(WindowAttention):
     """
 
     def forward(self, x: Tensor, *, grid: Pair | None = None, mask: Tensor | None = None) -> Tensor:
-        return folded(self, x, Grid(_known(grid), self.window_size), mask)
-
-
-class StripAttention(SelfAttention):
-    r"""Every token attends the tokens of its row, or of its column.
-
-    .. math::
-        y_{ij} = \sum_{t} \alpha_{ij,it} v_{it}\, W_o \quad \text{(width)}, \qquad
-        y_{ij} = \sum_{t} \alpha_{ij,tj} v_{tj}\, W_o \quad \text{(height)}
-
-    Args:
-        dim: Width of a token.
-        num_heads: H; must divide ``dim``.
-        axis: ``"width"`` for rows, ``"height"`` for columns.
-        similarity: f_sim; None is ScaledDot.
-        normalize: f_norm; None is Softmax.
-        position: A rotation or bias of ``visattn.core.position``; None for none.
-        qkv_bias: Add a bias to queries, keys and values.
-
-    Shape:
-        As WindowAttention.
-
-    Map:
-        (B * rows, H, columns, columns), or the other way round; rows sum to one where the normalizer says so.
-
-    Raises:
-        ValueError: ``axis`` is neither; as WindowAttention.
-
-    Reference:
-        Ho et al. 2019, "Axial Attention in Multidimensional Transformers", https://arxiv.org/abs/1912.12180. Differs
-        from: nothing.
-
-    Example:
-        >>> import torch
-        >>> StripAttention(12, 3, axis="width")(torch.rand(2, 35, 12), grid=(5, 7)).shape
-        torch.Size([2, 35, 12])
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int = 8,
-        *,
-        axis: str,
-        similarity: Similarity | None = None,
-        normalize: Normalizer | None = None,
-        position: nn.Module | None = None,
-        qkv_bias: bool = True,
-    ):
-        super().__init__(
-            dim, num_heads, similarity=similarity, normalize=normalize, position=position, qkv_bias=qkv_bias
-        )
-        if axis not in ("height", "width"):
-            raise ValueError(f"axis must be 'height' or 'width'; got {axis!r}")
-        self.axis = axis
-
-    def forward(self, x: Tensor, *, grid: Pair | None = None, mask: Tensor | None = None) -> Tensor:
-        return folded(self, x, strips(_known(grid), self.axis), mask)
-
-
-class AxialAttention(nn.Module):
-    r"""Every token attends its column, then its row: after both it has heard from every token.
-
-    .. math::
-        y = \mathrm{strip}_{width}(\mathrm{strip}_{height}(x))
-
-    Args:
-        dim: Width of a token.
-        num_heads: H; must divide ``dim``.
-        similarity: f_sim; None is ScaledDot. Each axis has a copy, as of what follows.
-        normalize: f_norm; None is Softmax.
-        position: A rotation or bias of ``visattn.core.position``; None for none.
-        qkv_bias: Add a bias to queries, keys and values.
-
-    Shape:
-        As WindowAttention.
-
-    Map:
-        Two, one of the columns and one of the rows; see StripAttention.
-
-    Raises:
-        ValueError: As WindowAttention.
-
-    Reference:
-        Wang et al. 2020, "Axial-DeepLab", section 3.2, https://arxiv.org/abs/2003.07853 (height, then width). Differs
-        from: positions act on scores as chosen, the paper's also act on values; no batch norm on the scores.
-
-    Example:
-        >>> import torch
-        >>> AxialAttention(12, 3)(torch.rand(2, 35, 12), grid=(5, 7)).shape
-        torch.Size([2, 35, 12])
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int = 8,
-        *,
-        similarity: Similarity | None = None,
-        normalize: Normalizer | None = None,
-        position: nn.Module | None = None,
-        qkv_bias: bool = True,
-    ):
-        super().__init__()
-        shared = {"similarity": similarity, "normalize": normalize, "position": position, "qkv_bias": qkv_bias}
-        self.height = StripAttention(dim, num_heads, axis="height", **shared)
-        self.width = StripAttention(dim, num_heads, axis="width", **deepcopy(shared))
-
-    def forward(self, x: Tensor, *, grid: Pair | None = None, mask: Tensor | None = None) -> Tensor:
-        return self.width(self.height(x, grid=grid, mask=mask), grid=grid, mask=mask)
-
-
-class CrissCrossAttention(SelfAttention):
-    r"""Every token attends its row and its column in one sum, itself once.
-
-    .. math::
-        y_u = \sum_{j \in \mathrm{row}(u) \cup \mathrm{column}(u)} \alpha_{uj} v_j\, W_o
-
-    Args:
-        dim: Width of a token; this and the rest as SelfAttention.
-
-    Shape:
-        As WindowAttention.
-
-    Map:
-        (B, H, N, N), zero off the cross; rows sum to one where the normalizer says so.
-
-    Raises:
-        ValueError: As WindowAttention.
-
-    Reference:
-        Huang et al. 2019, "CCNet: Criss-Cross Attention for Semantic Segmentation", eq. 1-2,
-        https://arxiv.org/abs/1811.11721. Differs from: one pass (the paper repeats it, with shared weights); all scores
-        are formed under a mask that is shared by images and heads, so time grows with the square of N.
-
-    Example:
-        >>> import torch
-        >>> CrissCrossAttention(12, 3)(torch.rand(2, 35, 12), grid=(5, 7)).shape
-        torch.Size([2, 35, 12])
-    """
-
-    def forward(self, x: Tensor, *, grid: Pair | None = None, mask: Tensor | None = None) -> Tensor:
-        return folded(self, x, CrissCross(_known(grid)), mask)
+        return folded(self, x, Grid(known(grid), self.window_size), mask)
 
 
 class NeighborhoodAttention(SelfAttention):
@@ -383,7 +239,7 @@ class NeighborhoodAttention(SelfAttention):
             raise ValueError(f"kernel_size must be odd, so that it has a middle; got {kernel_size}")
 
     def forward(self, x: Tensor, *, grid: Pair | None = None, mask: Tensor | None = None) -> Tensor:
-        return folded(self, x, Neighborhood(_known(grid), self.kernel_size), mask)
+        return folded(self, x, Neighborhood(known(grid), self.kernel_size), mask)
 
 
 def _pair(name: str, size: int | Pair) -> Pair:
@@ -394,5 +250,6 @@ def _pair(name: str, size: int | Pair) -> Pair:
     return pair
 
 
-def _known(grid: Pair | None) -> Pair:
+def known(grid: Pair | None) -> Pair:
+    """Refuse to fold without a grid."""
     return grid_places(grid).extent
