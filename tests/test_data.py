@@ -1,6 +1,7 @@
 """Data: what is listed, how odd files are read; order and augmentation depend on seed, epoch and index alone."""
 
 import logging
+import os
 import pickle
 import subprocess
 import sys
@@ -119,6 +120,16 @@ def test_class_named_train_is_a_class(tmp_path):
         for number in range(3):
             picture(number).save(tmp_path / name / f"{number}.png")
     assert image_data(tmp_path).classes == ["car", "train"]
+
+
+def test_every_process_opens_the_zip_for_itself(archive, monkeypatch):
+    store = list_classes(archive)["train"].store
+    data = store.read("train/ant/00.png")
+    first = store._handle
+    assert pickle.loads(pickle.dumps(store))._handle is None
+    monkeypatch.setattr(os, "getpid", lambda: -1)  # as after a fork
+    assert store.read("train/ant/00.png") == data
+    assert store._handle is not first
 
 
 def test_splits_that_do_not_exist(tree):

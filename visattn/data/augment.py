@@ -12,19 +12,15 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from visattn.data.transform import EvalTransform, cover
+from visattn.data.transform import EvalTransform, cover, rgb
 
 AUGMENTS = ("none", "light", "strong", "trivial")
-_MARGIN = {
-    "none": 1.0,
-    "light": 1.0,
-    "strong": 1.5,
-    "trivial": 1.0,
-}  # how much larger than the result the crop is taken from
+_MARGIN = {"none": 1.0, "light": 1.0, "strong": 1.25, "trivial": 1.0}  # of the picture a crop is taken from
+_REPLICATE = 1  # cv2.BORDER_REPLICATE, without importing cv2
 
 
 class TrainTransform:
-    """Augment an RGB image and normalize it as the evaluation transform does.
+    """Augment an 8-bit image and normalize it as the evaluation transform does.
 
     Args:
         evaluation: the deterministic transform that ``none`` equals and whose size and normalization all share.
@@ -36,7 +32,7 @@ class TrainTransform:
         seed: of the run.
 
     Shape:
-        - Input: an RGB image and its draw (epoch, index, copy).
+        - Input: an RGB or L image and its draw (epoch, index, copy).
         - Output: (3, h, w) float32, a pure function of image, seed and draw.
 
     Raises:
@@ -51,11 +47,11 @@ class TrainTransform:
         self._pipeline = None
 
     def apply(self, image: Image.Image, draw: tuple[int, int, int]) -> Tensor:
-        """RGB image to (3, h, w) float32."""
+        """8-bit image to (3, h, w) float32."""
         return self.evaluation.normalize(self.pixels(image, draw))
 
     def pixels(self, image: Image.Image, draw: tuple[int, int, int]) -> np.ndarray:
-        """RGB image to (h, w, 3) uint8."""
+        """8-bit image to (h, w, 3) uint8."""
         pixels = self._prepare(image)
         if self.name == "none" and not self.flip:
             return pixels
@@ -69,7 +65,7 @@ class TrainTransform:
         if self.name == "none" or self.evaluation.resize == "stretch":
             return self.evaluation.pixels(image)
         height, width = (round(side * _MARGIN[self.name]) for side in self.evaluation.image_size)
-        return np.asarray(cover(image, height, width))
+        return rgb(cover(image, height, width))
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_pipeline": None}  # each process builds its own
@@ -79,9 +75,8 @@ def _compose(name: str, height: int, width: int, flip: bool):
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network for a newer version
     import albumentations
 
-    steps = {"none": _none, "light": _light, "strong": _strong, "trivial": _trivial}[name](
-        albumentations, height, width
-    )
+    pipeline = {"none": _none, "light": _light, "strong": _strong, "trivial": _trivial}[name]
+    steps = pipeline(albumentations, height, width)
     return albumentations.Compose(steps + [albumentations.HorizontalFlip(p=0.5)] * flip)
 
 
@@ -106,9 +101,6 @@ def _strong(a, height: int, width: int) -> list:
 
 def _trivial(a, height: int, width: int) -> list:
     return [a.RandomCrop(height, width), a.OneOf(_operations(a, 1.0), p=1)]
-
-
-_REPLICATE = 1  # cv2.BORDER_REPLICATE, without importing cv2
 
 
 def _operations(a, strength: float) -> list:

@@ -1,4 +1,4 @@
-"""Any image file to 8-bit RGB: grey, palette, transparent, CMYK, 16-bit, rotated by its EXIF tag."""
+"""Any image file to 8 bits: grey, palette, transparent, CMYK, 16-bit, rotated by its EXIF tag."""
 
 import io
 import warnings
@@ -10,18 +10,18 @@ MAX_PIXELS = 178_956_970  # where Pillow itself raises DecompressionBombError
 _ORIENTATION = 0x0112  # the EXIF tag
 
 
-def read_rgb(data: bytes, name: str, long_side: int | None = None) -> Image.Image:
+def read_image(data: bytes, name: str, long_side: int | None = None) -> Image.Image:
     """Decode one file's bytes; whatever is wrong with it, the error names the file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd tags and big sizes; what it can read is read
-            return to_rgb(Image.open(io.BytesIO(data)), long_side)
+            return to_eight_bit(Image.open(io.BytesIO(data)), long_side)
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, IndexError ...
         raise ValueError(f"cannot read image {name!r}: {_reason(error)}") from error
 
 
-def to_rgb(image: Image.Image, long_side: int | None = None) -> Image.Image:
-    """8-bit RGB, upright, transparent pixels on white; a JPEG is decoded no finer than ``long_side`` needs."""
+def to_eight_bit(image: Image.Image, long_side: int | None = None) -> Image.Image:
+    """RGB, or L if grey; upright, transparent pixels on white; a JPEG is decoded no finer than ``long_side`` needs."""
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}: save it smaller first")
     if long_side is not None:
@@ -30,15 +30,17 @@ def to_rgb(image: Image.Image, long_side: int | None = None) -> Image.Image:
     if image.getexif().get(_ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
-        image = _eight_bit(image)
+        image = _scaled(image)
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image.convert("RGBA"))
         image = white
-    return image if image.mode == "RGB" else image.convert("RGB")
+    if image.mode in ("RGB", "L"):
+        return image
+    return image.convert("L" if image.mode == "1" else "RGB")
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
+def _scaled(image: Image.Image) -> Image.Image:
     """Scale 16-bit integers by 1/257, and floats by 255 if none exceeds 1; Pillow's own convert clips them."""
     values = np.nan_to_num(np.asarray(image, dtype=np.float64))
     top = values.max(initial=0)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from visattn.data.decode import read_rgb, to_rgb
+from visattn.data.decode import read_image, to_eight_bit
 
 EXTENSIONS = frozenset(".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split())
 _JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
@@ -105,7 +105,7 @@ class FileImages:
         return self.names[index]
 
     def image(self, index: int, long_side: int | None = None) -> Image.Image:
-        """The decoded file."""
+        """The decoded file, RGB or L."""
         name = self.names[index]
         try:
             data = self.store.read(name)
@@ -116,7 +116,7 @@ class FileImages:
             NotImplementedError,
         ) as error:  # encrypted zips too
             raise ValueError(f"cannot read image {name!r}: {error}") from error
-        return read_rgb(data, name, long_side)
+        return read_image(data, name, long_side)
 
 
 class TorchvisionImages:
@@ -134,9 +134,9 @@ class TorchvisionImages:
         return f"{self.classes[self.labels[index]]}/{index}"
 
     def image(self, index: int, long_side: int | None = None) -> Image.Image:
-        """The decoded image."""
+        """The decoded image, RGB or L."""
         try:
-            return to_rgb(self.dataset[index][0], long_side)
+            return to_eight_bit(self.dataset[index][0], long_side)
         except (OSError, ValueError, SyntaxError) as error:
             raise ValueError(f"cannot read image {self.name(index)!r}: {error}") from error
 

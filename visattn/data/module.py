@@ -55,6 +55,13 @@ class ImageData(LightningDataModule):
     Raises:
         ValueError: an argument is out of range, the root holds fewer than two classes, or its splits differ in classes.
         FileNotFoundError: the root or the data set is not there.
+
+    Example:
+        >>> data = ImageData(dataset="synthetic", image_size=(24, 32), batch_size=5, num_workers=0)
+        >>> data.setup("fit")
+        >>> images, labels = next(iter(data.val_dataloader()))
+        >>> images.shape, labels
+        (torch.Size([5, 3, 24, 32]), tensor([0, 1, 2, 3, 4]))
     """
 
     def __init__(

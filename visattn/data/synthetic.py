@@ -10,7 +10,7 @@ from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from visattn.data.decode import read_rgb
+from visattn.data.decode import read_image
 from visattn.data.images import open_store
 
 ARCHIVE = Path(__file__).resolve().parents[2] / "assets" / "writing_systems.zip"
@@ -39,6 +39,11 @@ class PlacedCharacters(Dataset):
     Raises:
         ValueError: ``split`` is unknown or ``image_size`` too small.
         FileNotFoundError: the archive is not there.
+
+    Example:
+        >>> image, label, mask = PlacedCharacters("val", image_size=(48, 64), with_truth=True)[7]
+        >>> image.size, label, mask.shape
+        ((64, 48), 2, torch.Size([48, 64]))
     """
 
     def __init__(
@@ -118,7 +123,7 @@ def _glyphs(archive: str, drawers: str, side: int) -> tuple[list[list[np.ndarray
     """Cut-out characters of some drawers: the letters by label, and all Korean ones."""
     store = open_store(archive, "archive")
     names = [name for name in store.entries()[0] if name.startswith((f"{drawers}/Greek/", f"{drawers}/Korean/"))]
-    cut = {name: _cut_out(read_rgb(store.read(name), name), side) for name in names}
+    cut = {name: _cut_out(read_image(store.read(name), name), side) for name in names}
     letters = [
         [glyph for name, glyph in cut.items() if name.startswith(f"{drawers}/Greek/character{number}_")]
         for number in TARGETS.values()
