@@ -103,7 +103,7 @@ def test_importing_costs_torch_at_most():
 
 def documented_classes() -> list[type]:
     tables = [visattn.SIMILARITIES, visattn.NORMALIZERS, visattn.RELATIONS]
-    blocks = [entry.cls for entry in visattn.BLOCKS.values()]
+    blocks = [entry.block for entry in visattn.BLOCKS.values()]
     return [value for table in tables for value in table.values()] + blocks + [Attend, Tap]
 
 
