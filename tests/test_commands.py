@@ -1,6 +1,7 @@
 """The `visattn` command: what it writes, and one line with exit code 2 for whatever the caller can set right."""
 
 import json
+import re
 from importlib import import_module
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from visattn.__main__ import COMMANDS, main
+from visattn.commands.bench import PARTS
 from visattn.commands.opened import open_classifier
 from visattn.methods.table import explain
 from visattn.models.table import create_model
@@ -48,6 +50,29 @@ def test_help_names_every_command(capsys):
     assert call() == call("--help") == 0
     text = capsys.readouterr().out
     assert all(name in text and about in text for name, about in COMMANDS.items())
+
+
+WORDS = [[name] for name in COMMANDS if name != "bench"] + [["bench", name] for name in PARTS]
+
+
+@pytest.mark.parametrize("words", WORDS, ids=" ".join)
+def test_every_command_of_the_table_exists_and_explains_its_options(words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        call(*words, "--help")
+    text = capsys.readouterr().out
+    assert stopped.value.code == 0 and f"usage: visattn {' '.join(words)}" in text
+    options = re.findall(r"^  (--[\w-]+)(.*?)(?=^  --|\Z)", text, re.MULTILINE | re.DOTALL)
+    assert options, "no option"
+    for name, about in options:
+        assert len(re.sub(r"\(.*\)|[A-Z_]{2,}|\{.*\}", "", about, flags=re.DOTALL).split()) >= 2, f"{name} has no help"
+
+
+def test_bench_lists_its_parts(capsys):
+    assert call("bench") == 0
+    text = capsys.readouterr().out
+    assert all(name in text and about in text for name, about in PARTS.items())
+    assert call("bench", "atention") == 2
+    assert "did you mean 'attention'?" in capsys.readouterr().err
 
 
 def test_map_writes_pictures_numbers_index_page_and_heads(tmp_path, photos, capsys):

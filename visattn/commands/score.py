@@ -180,13 +180,13 @@ def _text(table: dict[str, dict[str, Interval]], count: int) -> str:
     """Return the table as aligned text; a star marks the best of a column."""
     keys = list(next(iter(table.values())))
     best = {key: (min if BETTER[key] == "low" else max)(row[key].mean for row in table.values()) for key in keys}
-    lines = [f"{'method':22}" + "".join(f"{f'{key} ({BETTER[key]} is good)':>27}" for key in keys)]
+    lines = [f"{'method':22}" + "".join(f"{f'{key} ({BETTER[key]} is good)':>26} " for key in keys)]
     for name, row in table.items():
         cells = (
             f"{e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]{'*' if e.mean == best[key] else ' '}" for key, e in row.items()
         )
         lines.append(f"{name:22}" + "".join(f"{cell:>27}" for cell in cells))
-    return "\n".join([*lines, f"{count} images; means with 95 % bootstrap intervals; * best"])
+    return "\n".join([*lines, f"{count} images; means with 95 % bootstrap intervals; * best mean"])
 
 
 def _plot(table: dict[str, dict[str, Interval]], count: int) -> Figure:
