@@ -10,74 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from block_cases import CASES, PARITY, REFUSALS, TIMM
+from block_builds import FIRST, build, call_with, close, inputs, recorded, seams, seeded
+from block_cases import CASES, REFUSALS
+from block_parity import PARITY, TIMM
 from block_twins import TWINS
 from torch.func import functional_call
 
 from visattn.blocks.reference import load_reference
 from visattn.blocks.table import BLOCKS, create_block
-from visattn.core.formula import Attend
-from visattn.core.tap import Tap
 
 KINDS = {"channel", "spatial", "both", "branch", "token", "context"}
-FIRST = list({case.name: case for case in reversed(CASES)}.values())[::-1]
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_block = pytest.mark.parametrize("case", FIRST, ids=str)
-
-
-def seeded(block, seed=0):
-    """Random values everywhere, so that a zero of the paper's initialization hides nothing."""
-    generator, buffers = torch.Generator().manual_seed(seed), dict(block.named_buffers())
-    for key, value in block.state_dict().items():
-        if not value.is_floating_point() or (key in buffers and "running" not in key):
-            continue
-        noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
-        noise = noise / value[0].numel() ** 0.5 if value.dim() > 1 else noise
-        value.copy_(0.5 + noise.abs() if "running_var" in key else noise)
-    return block
-
-
-def build(case, dtype=torch.float32):
-    return seeded(create_block(case.name, case.channels, **case.options).to(dtype))
-
-
-def inputs(case, batch=2, height=7, width=11, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(1)
-    height, width = case.only_size or (height, width)
-    return [torch.randn(s, generator=generator).to(dtype) for s in case.shapes(batch, case.channels, height, width)]
-
-
-def seams(block):
-    """The places where maps leave a block, by name."""
-    return {name: module for name, module in block.named_modules() if isinstance(module, Tap | Attend)}
-
-
-def call_with(seam, change, block, tensors):
-    """Run `block` while `change` replaces what leaves `seam`."""
-    handle = seam.register_forward_hook(lambda module, args, output: change(output))
-    try:
-        return block(*tensors)
-    finally:
-        handle.remove()
-
-
-def recorded(block, tensors):
-    """The output, and (kind, map) of every tap in the order in which they fire; ("token", None) for Attend."""
-    maps = []
-
-    def record(module, args, output):
-        maps.append((module.kind, output) if isinstance(module, Tap) else ("token", None))
-
-    handles = [seam.register_forward_hook(record) for seam in seams(block).values()]
-    output = block(*tensors)
-    for handle in handles:
-        handle.remove()
-    return output, maps
-
-
-def close(got, want, tolerance=1e-5):
-    """Equal up to `tolerance` of the largest value."""
-    torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance * max(1.0, want.abs().max().item()))
 
 
 # Everything is listed
@@ -357,76 +301,3 @@ def test_load_reference_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match=r"fc1.weight: expected shape \(4, 32\), got \(8, 32\)"):
         weights = {"fc1.weight": torch.zeros(8, 32), "fc1.bias": torch.zeros(4)}
         load_reference(block, {**weights, "fc2.weight": torch.zeros(32, 4), "fc2.bias": torch.zeros(32)}, "timm")
-
-
-# Compilers
-
-
-@every_block
-def test_compiles_to_one_graph(case):
-    torch._dynamo.reset()
-    block, tensors = build(case).train(), [t.requires_grad_() for t in inputs(case)]
-    state = copy.deepcopy(block.state_dict())
-    expected = block(*tensors)
-    block.load_state_dict(state)
-    output = torch.compile(block, fullgraph=True, backend="aot_eager")(*tensors)
-    close(output, expected)
-    output.sum().backward()
-    assert all(value.grad is not None for value in [*tensors, *block.parameters()])
-
-
-def dynamic_shapes(tensors):
-    dynamic = torch.export.Dim.DYNAMIC
-    return tuple({0: dynamic, 2: dynamic, 3: dynamic} for _ in tensors)
-
-
-@every_block
-def test_exports_with_dynamic_sizes(case):
-    block, tensors = build(case).eval(), inputs(case)
-    with torch.no_grad():
-        program = torch.export.export(block, tuple(tensors), dynamic_shapes=dynamic_shapes(tensors)).module()
-        for batch, height, width in [(1, 9, 6), (3, 20, 13)]:
-            tensors = inputs(case, batch, height, width)
-            close(program(*tensors), block(*tensors))
-
-
-@pytest.mark.slow
-@every_block
-def test_exports_to_onnx(case, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    block, tensors = build(case).eval(), inputs(case)
-    path = tmp_path / "block.onnx"
-    with torch.no_grad():
-        torch.onnx.export(
-            block, tuple(tensors), path, dynamo=True, dynamic_shapes=dynamic_shapes(tensors), verbose=False
-        )
-        session = onnxruntime.InferenceSession(str(path))
-        for batch, height, width in [(2, 7, 11), (3, 9, 6)]:
-            tensors = inputs(case, batch, height, width)
-            feed = {node.name: t.numpy() for node, t in zip(session.get_inputs(), tensors, strict=True)}
-            close(torch.from_numpy(session.run(None, feed)[0]), block(*tensors), 1e-4)
-
-
-@pytest.mark.gpu
-@every_case
-def test_deterministic_on_cuda(case, monkeypatch):
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    block, tensors = build(case).cuda().train(), [t.cuda().requires_grad_() for t in inputs(case, 2, 14, 14)]
-    torch.use_deterministic_algorithms(True)
-    try:
-        gradients = []
-        for _ in range(2):
-            block.zero_grad()
-            gradients.append(torch.autograd.grad(block(*tensors).square().sum(), tensors))
-    finally:
-        torch.use_deterministic_algorithms(False)
-    for first, second in zip(*gradients, strict=True):
-        torch.testing.assert_close(first, second, rtol=0, atol=0)
-
-
-@pytest.mark.gpu
-@every_case
-def test_equal_on_cuda(case):
-    block, tensors = build(case).eval(), inputs(case)
-    expected = block(*tensors)
-    close(block.cuda()(*(t.cuda() for t in tensors)).cpu(), expected, 1e-3)
