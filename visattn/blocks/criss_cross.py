@@ -43,16 +43,21 @@ class CrissCrossAttend(Attend):
         if bias is not None or mask is not None or not isinstance(layout, CrissCross):
             raise ValueError(f"layout must be a CrissCross, without bias and mask; got {layout}")
         height, width = layout.grid
-        heads = q.shape[1]
-        # Lines (B heads, lines, tokens of a line, D): the rows, and the columns by a transposition.
-        q, k, v = (x.flatten(0, 1).unflatten(1, (height, width)) for x in (q, k, v))
-        across, down = self.similarity(q, k), self.similarity(q.transpose(1, 2), k.transpose(1, 2)).transpose(1, 2)
+        q, k, v = (x.unflatten(2, (height, width)) for x in (q, k, v))
+        across = self._lines(q, k)
+        down = self._lines(q.transpose(2, 3), k.transpose(2, 3)).transpose(2, 3)
         others = ~torch.eye(height, dtype=torch.bool, device=q.device)[:, None].expand(height, width, height)
-        meets = torch.cat([others, others.new_ones(height, width, width)], -1)
-        alpha = self.normalize(torch.cat([down, across], -1), meets).to(v.dtype)
-        down, across = alpha.split([height, width], -1)
-        m = across @ v + (down.transpose(1, 2) @ v.transpose(1, 2)).transpose(1, 2)
-        return m.flatten(1, 2).unflatten(0, (-1, heads))
+        meets = torch.cat([others, others.new_ones(height, width, width)], -1).flatten(0, 1)
+        alpha = self.normalize(torch.cat([down, across], -1).flatten(2, 3), meets[None, None]).to(v.dtype)
+        down, across = alpha.unflatten(2, (height, width)).split([height, width], -1)
+        m = across @ v + (down.transpose(2, 3) @ v.transpose(2, 3)).transpose(2, 3)
+        return m.flatten(2, 3)
+
+    def _lines(self, q: Tensor, k: Tensor) -> Tensor:
+        """Scores within lines: (B, heads, lines, T, D) -> (B, heads, lines, T, T)."""
+        lines = q.shape[2]
+        q, k = (x.transpose(1, 2).flatten(0, 1) for x in (q, k))
+        return self.similarity(q, k).unflatten(0, (-1, lines)).transpose(1, 2)
 
 
 class CrissCrossAttention(nn.Module):

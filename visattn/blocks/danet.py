@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from visattn.blocks.check import hidden_width, require_map, require_positive
-from visattn.blocks.tokens import like_format, to_map, to_tokens
+from visattn.blocks.tokens import like_format, to_channels, to_map, to_tokens
 from visattn.core.formula import Attend
 from visattn.core.layout import Channels
 from visattn.core.normalize.exponential import Softmax
@@ -128,8 +128,7 @@ class ChannelAttentionModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
-        layout = Channels()
-        v = layout.fold(to_tokens(x))
+        layout, v = Channels(), to_channels(x)
         # A softmax does not see the row maximum that the authors subtract from.
         m = self.attend(-v if self.inverted else v, v, v, layout=layout)
         return torch.addcmul(x, self.gamma.to(x.dtype), to_map(layout.unfold(m), x).to(x.dtype))

@@ -15,8 +15,13 @@ def like_format(y: Tensor, x: Tensor) -> Tensor:
 
 
 def to_tokens(x: Tensor, num_heads: int = 1) -> Tensor:
-    """(B, C, H, W) -> (B, num_heads, H W, C / num_heads)."""
-    return x.flatten(2).unflatten(1, (num_heads, -1)).transpose(2, 3)
+    """(B, C, H, W) -> (B, num_heads, H W, C / num_heads), contiguous: the fused kernel wants channels side by side."""
+    return to_channels(x, num_heads).transpose(2, 3).contiguous()
+
+
+def to_channels(x: Tensor, num_heads: int = 1) -> Tensor:
+    """(B, C, H, W) -> (B, num_heads, C / num_heads, H W): the channels as tokens."""
+    return x.flatten(2).unflatten(1, (num_heads, -1))
 
 
 def to_map(m: Tensor, x: Tensor) -> Tensor:

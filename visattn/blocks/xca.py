@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visattn.blocks.check import require_divisible, require_map
-from visattn.blocks.tokens import like_format, to_map, to_tokens
+from visattn.blocks.tokens import like_format, to_channels, to_map
 from visattn.core.formula import Attend
 from visattn.core.layout import Channels
 from visattn.core.normalize.exponential import Softmax
@@ -56,7 +56,7 @@ class CrossCovarianceAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
         layout = Channels()
-        q, k, v = (layout.fold(to_tokens(y, self.num_heads)) for y in self.qkv(x).chunk(3, 1))
+        q, k, v = (to_channels(y, self.num_heads) for y in self.qkv(x).chunk(3, 1))
         q = F.normalize(q, dim=-1) * self.temperature.to(q.dtype)
         m = self.attend(q, F.normalize(k, dim=-1), v, layout=layout)
         return like_format(self.proj(to_map(layout.unfold(m), x).to(x.dtype)), x)

@@ -53,6 +53,24 @@ class Space(NamedTuple):
         return group, place
 
 
+def kernel_spaces(alpha: Tensor, grid: tuple[int, int], size: int) -> tuple[Tensor, Space, Space]:
+    """Make every position a group of its own, whose keys are the size x size neighbors around it.
+
+    alpha is (B, H, N, size^2), one query per position, or (B, H, N size^2, size^2), all neighbors as queries.
+
+    >>> alpha, queries, keys = kernel_spaces(torch.rand(1, 2, 6, 9), (2, 3), 3)
+    >>> alpha.shape, keys.index[0].tolist()
+    (torch.Size([6, 2, 1, 9]), [-1, -1, -1, -1, 0, 1, -1, 3, 4])
+    """
+    tokens, half = math.prod(grid), size // 2
+    numbers = F.pad(torch.arange(1, 1 + tokens, dtype=torch.float32).view(1, 1, *grid), (half,) * 4)
+    around = F.unfold(numbers, size)[0].T.long() - 1
+    alone = alpha.shape[2] == tokens
+    alpha = alpha.unflatten(2, (tokens, -1)).transpose(1, 2).flatten(0, 1)
+    queries = torch.arange(tokens)[:, None] if alone else around
+    return alpha, Space(tokens, 0, grid, queries), Space(tokens, 0, grid, around)
+
+
 def known_space(tokens: int, grids: list, prefixes: tuple) -> Space | None:
     """Find the latest grid that leaves one of the wanted numbers of prefix tokens, the first number first."""
     for prefix in prefixes:

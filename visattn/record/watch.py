@@ -11,7 +11,7 @@ from visattn.core.formula import Attend
 from visattn.core.tap import Tap
 from visattn.record.calls import Calls
 from visattn.record.entry import Record
-from visattn.record.space import Space, known_space, nearest_space, space_by_aspect, windowed_space
+from visattn.record.space import Space, kernel_spaces, known_space, nearest_space, space_by_aspect, windowed_space
 from visattn.record.trace import Frame, Trace
 
 POOLED_BY_MEAN = ("avg", "avgmax", "max", "mean")
@@ -144,6 +144,10 @@ class Watch:
         layout = found.pop("layout", None)
         shape = (*found["q"].shape[:3], found["k"].shape[2])
         queries, keys, pool = self._spaces(shape) if layout is None else _own_spaces(layout, shape[3])
+        if layout is not None and found.get("mask") is None and hasattr(layout, "meets"):
+            found["mask"] = layout.meets(
+                found["q"].device
+            )  # an evaluation of its own needs no mask, the definition does
         pair = (frame.module.similarity, frame.module.normalize)
         parent = self._trace.frames[-1] if self._trace.frames else frame
         kind = getattr(layout, "kind", "token")
@@ -153,13 +157,17 @@ class Watch:
     def _gate(self, frame: Frame, alpha: Tensor):
         parent = self._trace.frames[-1] if self._trace.frames else frame
         kind, energy = frame.module.kind, None
-        if kind == "token":
+        x = parent.tensor()
+        size = getattr(parent.module, "kernel_size", None)
+        if kind == "token" and x is not None and x.ndim == 4 and isinstance(size, int) and alpha.shape[3] == size**2:
+            alpha, queries, keys = kernel_spaces(alpha, tuple(x.shape[2:]), size)
+            pool = False
+        elif kind == "token":
             queries, keys, pool = self._spaces((*alpha.shape[:3], alpha.shape[3]))
         else:
             grid = tuple(alpha.shape[-2:])
             queries = keys = Space(grid[0] * grid[1], 0, grid)
             pool = False
-        x = parent.tensor()
         if kind == "channel" and x is not None and x.ndim == 4 and x.shape[1] == alpha.shape[1]:
             energy = (x.detach().abs() * alpha.detach()).sum(1)
         record = Record("", kind, self.batch, queries, keys, alpha=alpha, output=alpha, energy=energy, pool=pool)
