@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from visattn.map import Map
 from visattn.methods.chain import checked
-from visattn.methods.target import Target, check_images, evaluating, scores_of
+from visattn.methods.target import Target, check_images, evaluating, run, scores_of
 from visattn.record.session import Maps, record_into
 
 Weigh = Callable[[Tensor, Tensor], Tensor]
@@ -62,7 +62,7 @@ def cam(weigh: Weigh, name: str, model: nn.Module, images: Tensor, target: Targe
     with evaluating(model), torch.inference_mode(False), torch.enable_grad():
         images = images.detach().clone().requires_grad_()
         with record_into(maps, model, on_exit=found.see):
-            output = model(images)
+            output = run(model, images)
         scores, target = scores_of(output, target)
         where, features, gradient = found.choose(scores.sum())
     return checked(Map(weigh(features, gradient).float(), where, name, target))

@@ -59,8 +59,8 @@ def chain(records: list[Record], row: Row, step: Step) -> Row:
 def opening(maps: Maps, records: list[Record], attend: Callable[[Record, Tensor], Tensor]) -> tuple[Row, list[Record]]:
     """Return the row at the top and the records it goes down through.
 
-    Layers whose queries are no tokens of the picture (attention pooling, glimpses) have no residual path to the picture:
-    what they attended is the row at the top, averaged over them.
+    Layers whose queries are no tokens of the picture (attention pooling, glimpses) have no residual path to the
+    picture: what they attended is the row at the top, averaged over them.
     """
     blind = next((record for record in records if record.grid is None), None)
     if blind is not None:

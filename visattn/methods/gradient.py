@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from visattn.map import Map
 from visattn.methods.chain import Row, chain, finished, opening, start_row
-from visattn.methods.target import Target, check_images, evaluating, scores_of
+from visattn.methods.target import Target, check_images, evaluating, run, scores_of
 from visattn.record.entry import Record
 from visattn.record.session import Maps, record_into
 
@@ -21,7 +21,7 @@ def differentiate(model: nn.Module, images: Tensor, target: Target, layers=None)
     with evaluating(model), torch.inference_mode(False), torch.enable_grad():
         images = images.detach().clone().requires_grad_()
         with record_into(maps, model):
-            output = model(images)
+            output = run(model, images)
         records = maps.select(layers)
         scores, target = scores_of(output, target)
         fill_gradients(scores.sum(), records)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from visattn.map import Map
 from visattn.methods.chain import checked
-from visattn.methods.target import Target, check_images, evaluating, logits_of, scores_of
+from visattn.methods.target import Target, check_images, evaluating, logits_of, run, scores_of
 
 STEPS = 32
 
@@ -35,7 +35,7 @@ def integrated_gradients(model: nn.Module, images: Tensor, target: Target = None
     with evaluating(model), torch.inference_mode(False), torch.enable_grad():
         images = images.detach().clone()
         with torch.no_grad():
-            _, classes = scores_of(model(images), target)
+            _, classes = scores_of(run(model, images), target)
 
         def score(x: Tensor) -> Tensor:
             return scores_of(model(x), target)[0] if classes is None else logits_of(model(x))

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from visattn.map import Map
 from visattn.methods.chain import Row, finished
 from visattn.methods.gradient import fill_gradients, gradient_tile, release
-from visattn.methods.target import Target, check_images, evaluating, logits_of, scores_of
+from visattn.methods.target import Target, check_images, evaluating, logits_of, run, scores_of
 from visattn.record.entry import Record
 from visattn.record.session import Maps, record_into
 from visattn.record.watch import Watch
@@ -45,7 +45,7 @@ def legrad(model: nn.Module, images: Tensor, target: Target = None, layers=None)
         with record_into(maps, model, on_exit=remember):
             handle = model.get_submodule(last).register_forward_hook(all_at_once)
             try:
-                output = model(images)
+                output = run(model, images)
             finally:
                 handle.remove()
         scores, target = _scores(output, target, len(blocks))
@@ -63,7 +63,7 @@ def last_block(model: nn.Module, images: Tensor) -> str:
     """Return the path of the last residual block that holds attention between tokens."""
     found: list[Record] = []
     with evaluating(model), torch.no_grad(), Watch(model, found.append, found.clear):
-        model(images)
+        run(model, images)
     blocks = [record.block for record in found if record.kind == "token" and record.block]
     if not blocks:
         raise ValueError("legrad needs attention between tokens inside blocks that are listed in a module list")

@@ -14,7 +14,7 @@ from visattn.methods.integrated import integrated_gradients
 from visattn.methods.legrad import legrad
 from visattn.methods.raw import dino, raw
 from visattn.methods.rollout import rollout
-from visattn.methods.target import Target, check_images, evaluating
+from visattn.methods.target import Target, check_images, evaluating, run
 from visattn.record.session import capture
 
 
@@ -63,14 +63,14 @@ def explain(model: nn.Module, images: Tensor, target: Target = None, method: str
 def _from_capture(method: Callable[..., Map]) -> Callable[..., Map]:
     """Make a method of captured maps one of a model and images."""
 
-    def run(model: nn.Module, images: Tensor, target: Target = None, layers=None) -> Map:
+    def explained(model: nn.Module, images: Tensor, target: Target = None, layers=None) -> Map:
         check_images(images)
         with evaluating(model), torch.no_grad():
             with capture(model) as maps:
-                model(images)
+                run(model, images)
             return method(maps, **({} if layers is None else {"layers": layers}))
 
-    return run
+    return explained
 
 
 METHODS = {

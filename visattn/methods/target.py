@@ -35,6 +35,19 @@ def check_images(images: Tensor):
         raise ValueError("images must be finite; got NaN or infinity")
 
 
+def run(model: nn.Module, images: Tensor):
+    """Return the model's output, or say which images it refused."""
+    try:
+        return model(images)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()
+        raise ValueError(
+            f"the model refused images of shape {tuple(images.shape)}: {reason[0] if reason else type(error).__name__}"
+        ) from error
+
+
 def scores_of(output, target: Target) -> tuple[Tensor, Tensor | None]:
     """Return the score of each image (B,) and the classes it stands for.
 

@@ -1,0 +1,121 @@
+"""Sanity: a map must change when the model does, and must not when the image hardly does."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from visattn.methods.table import explain
+from visattn.methods.target import Target, evaluating, scores_of
+
+
+def sanity(
+    model: nn.Module,
+    images: Tensor,
+    target: Target = None,
+    method: str = "gae",
+    layers=None,
+    *,
+    steps: int = 5,
+    seed: int = 0,
+) -> Tensor:
+    """Randomize the weights from the head down and return how alike the maps remain: it must fall.
+
+    Args:
+        model: Network of logits; it is copied, not changed.
+        images: (B, C, H, W).
+        target: As in `visattn.explain`; None is the class the unspoiled model predicts.
+        method: A name in METHODS.
+        layers: As in `visattn.explain`.
+        steps: In how many steps all weights go, cascading from the last layer to the first.
+        seed: Of the new weights: normal, with each tensor's own mean and standard deviation.
+
+    Returns:
+        (steps, B) rank correlations with the map of the unspoiled model, after each step.
+
+    Reference:
+        Adebayo et al. 2018, "Sanity Checks for Saliency Maps", https://arxiv.org/abs/1810.03292. Differs from the paper
+        in: weights keep the moments of the trained ones in place of a fresh initialization, so that deep networks stay
+        finite; parameters without spread (a norm's untrained ones) stay.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1; got {steps}")
+    target = _fixed(model, images, target)
+    first = explain(model, images, target, method, layers).values
+    spoiled = copy.deepcopy(model)
+    parameters = list(spoiled.parameters())[::-1]
+    generator = torch.Generator().manual_seed(seed)
+    found, done = [], 0
+    for step in range(1, steps + 1):
+        upto = round(step * len(parameters) / steps)
+        for parameter in parameters[done:upto]:
+            _randomize(parameter, generator)
+        done = upto
+        found.append(rank_correlation(first, explain(spoiled, images, target, method, layers).values))
+    return torch.stack(found)
+
+
+def max_sensitivity(
+    model: nn.Module,
+    images: Tensor,
+    target: Target = None,
+    method: str = "gae",
+    layers=None,
+    *,
+    radius: float = 0.02,
+    samples: int = 10,
+    seed: int = 0,
+) -> Tensor:
+    r"""Return the largest relative change of the map under small noise: (B,), low is good.
+
+    .. math::
+        \max_{\|d\|_\infty \le r} \|\Phi(x + d) - \Phi(x)\|_2 \,/\, \|\Phi(x)\|_2
+
+    ``radius`` is r; the maximum is over ``samples`` uniform draws. The other arguments are those of `sanity`.
+
+    Reference:
+        Yeh et al. 2019, "On the (In)fidelity and Sensitivity of Explanations", https://arxiv.org/abs/1901.09392.
+        Differs from the paper in: divided by the norm of the map, as methods differ in scale.
+    """
+    if radius <= 0 or samples < 1:
+        raise ValueError(f"radius must be positive and samples at least 1; got {radius} and {samples}")
+    target = _fixed(model, images, target)
+    first = explain(model, images, target, method, layers).values.flatten(1)
+    generator = torch.Generator().manual_seed(seed)
+    worst = first.new_zeros(len(first))
+    for _ in range(samples):
+        noise = (torch.rand(images.shape, generator=generator) * 2 - 1).to(images) * radius
+        moved = explain(model, images + noise, target, method, layers).values.flatten(1)
+        worst = torch.maximum(worst, (moved - first).norm(dim=1) / first.norm(dim=1))
+    return worst
+
+
+def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Return Spearman's correlation of two maps per image: (B, h, w) twice to (B,); equal values share their rank."""
+    if a.shape != b.shape:
+        raise ValueError(f"both maps must be of one shape; got {tuple(a.shape)} and {tuple(b.shape)}")
+    ranks = [torch.stack([_ranks(values) for values in x.flatten(1)]) for x in (a, b)]
+    x, y = (r - r.mean(1, keepdim=True) for r in ranks)
+    below = x.norm(dim=1) * y.norm(dim=1)
+    return torch.where(below == 0, 0.0, (x * y).sum(1) / below.clamp(min=1e-30)).float()
+
+
+def _ranks(values: Tensor) -> Tensor:
+    _, place, count = values.unique(return_inverse=True, return_counts=True)
+    return (count.cumsum(0) - (count - 1) / 2).double()[place]
+
+
+def _fixed(model: nn.Module, images: Tensor, target: Target) -> Target:
+    """Return the target as classes of the unspoiled model, so that later maps explain the same."""
+    if callable(target):
+        return target
+    with evaluating(model), torch.no_grad():
+        return scores_of(model(images), target)[1]
+
+
+@torch.no_grad()
+def _randomize(parameter: Tensor, generator: torch.Generator):
+    deviation = parameter.float().std(correction=0)
+    if deviation > 0:
+        noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
+        parameter.copy_(parameter.float().mean() + deviation * noise)
