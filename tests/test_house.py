@@ -123,5 +123,7 @@ def test_docstring_examples(name):
     module = importlib.import_module(name)
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        failed, _ = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
+        failed, _ = doctest.testmod(
+            module, extraglobs={"torch": torch, "visattn": visattn}, optionflags=doctest.NORMALIZE_WHITESPACE
+        )
     assert failed == 0
