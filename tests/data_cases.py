@@ -156,6 +156,16 @@ def _mismatch(folder: Path) -> None:
     (folder / "val" / "cat").rename(folder / "val" / "dog")
 
 
+def _no_train(folder: Path) -> None:
+    make_split(folder / "val", COUNTS["val"])
+
+
+def _unsorted(folder: Path) -> None:
+    for split in ("train", "val"):
+        (folder / split).mkdir(parents=True)
+        picture(0).save(folder / split / "0.png")
+
+
 def _not_a_zip(folder: Path) -> None:
     folder.write_bytes(b"not a zip")
 
@@ -168,6 +178,8 @@ REFUSALS = [
     (_one_class, {}, ValueError, r"at least two class folders.*got \['ant'\]"),
     (_empty_class, {}, ValueError, r"class folders without an image: dog"),
     (_mismatch, {}, ValueError, r"only in train/ \['cat'\], only in val/ \['dog'\]"),
+    (_no_train, {}, ValueError, r"has \['val'\] but no train/"),
+    (_unsorted, {}, ValueError, r"has \['train', 'val'\] but no train/ with class folders in it"),
     (_not_a_zip, {}, ValueError, r"photos' is not a readable zip"),
     (make_tree, {"augment": "strnog"}, ValueError, r"augment must be one of .*strong.*'strnog'"),
     (make_tree, {"resize": "squash"}, ValueError, r"resize must be one of cover, stretch, got 'squash'"),

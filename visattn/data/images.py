@@ -13,6 +13,7 @@ from PIL import Image
 from visattn.data.decode import read_image, to_eight_bit
 
 EXTENSIONS = frozenset(".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split())
+_SPLIT_OF = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 
 
@@ -174,25 +175,30 @@ def list_classes(root: str | os.PathLike) -> dict[str, FileImages]:
     """Splits of a folder or zip of class folders: ``train`` and where they exist ``val`` and ``test``."""
     store = open_store(root)
     files, folders = store.entries()
-    top = _innermost(files, folders)
-    has_splits = any(folder.startswith(f"{top}train/") for folder in folders)
+    top = _innermost(folders)
+    below = {name[len(top) :] for name in folders if name.startswith(top)}
+    if not any(name.startswith("train/") for name in below):
+        outer = {name for name in below if "/" not in name}
+        if outer and outer <= _SPLIT_OF.keys():
+            raise ValueError(f"root: {str(root)!r} has {sorted(outer)} but no train/ with class folders in it")
+        return {"train": _one_split(store, top, files, folders)}
     found = {
-        split: _one_split(store, f"{top}{split}/" if has_splits else top, files, folders)
-        for split in (("train", "val", "test") if has_splits else ("train",))
-        if not has_splits or f"{top}{split}" in folders
+        split: _one_split(store, f"{top}{name}/", files, folders) for name, split in _SPLIT_OF.items() if name in below
     }
     for split, images in found.items():
         _compare_classes(str(root), split, found["train"].classes, images.classes)
     return found
 
 
-def _innermost(files: list[str], folders: list[str]) -> str:
+def _innermost(folders: list[str]) -> str:
     """The prefix of a lone outer folder, as zips have it; empty where there is none."""
     top = ""
     while True:
         inside = [name for name in folders if name.startswith(top) and "/" not in name[len(top) :]]
-        deeper = f"{inside[0]}/" if len(inside) == 1 else None
-        if deeper is None or deeper == f"{top}train/" or not any(name.startswith(deeper) for name in folders):
+        if len(inside) != 1 or inside[0][len(top) :] in _SPLIT_OF:
+            return top
+        deeper = f"{inside[0]}/"
+        if not any(name.startswith(deeper) for name in folders):
             return top
         top = deeper
 
@@ -239,15 +245,15 @@ def _is_image(name: str) -> bool:
 
 
 # name: (class in torchvision.datasets, arguments of the training part, of the test part, attribute with the labels)
-_SPLITS = {"split": "train"}, {"split": "test"}
-_FLAGS = {"train": True}, {"train": False}
+_BY_NAME = {"split": "train"}, {"split": "test"}
+_BY_FLAG = {"train": True}, {"train": False}
 TORCHVISION: dict[str, tuple[str, dict, dict, str]] = {
-    "cifar10": ("CIFAR10", *_FLAGS, "targets"),
-    "cifar100": ("CIFAR100", *_FLAGS, "targets"),
-    "fashion_mnist": ("FashionMNIST", *_FLAGS, "targets"),
-    "mnist": ("MNIST", *_FLAGS, "targets"),
-    "svhn": ("SVHN", *_SPLITS, "labels"),
-    "food101": ("Food101", *_SPLITS, "_labels"),
+    "cifar10": ("CIFAR10", *_BY_FLAG, "targets"),
+    "cifar100": ("CIFAR100", *_BY_FLAG, "targets"),
+    "fashion_mnist": ("FashionMNIST", *_BY_FLAG, "targets"),
+    "mnist": ("MNIST", *_BY_FLAG, "targets"),
+    "svhn": ("SVHN", *_BY_NAME, "labels"),
+    "food101": ("Food101", *_BY_NAME, "_labels"),
     "oxford_pets": ("OxfordIIITPet", {"split": "trainval"}, {"split": "test"}, "_labels"),
 }
 

@@ -104,7 +104,8 @@ class ImageSet(Dataset):
         if isinstance(key, int):
             return self._sample(key)
         for step in range(len(self)):
-            sample = self._sample((key.index + step) % len(self), key)
+            position = (key.index + step) % len(self)
+            sample = self._sample(position, Draw(key.epoch, position, key.copy + step))
             if sample is not None:
                 return sample
         raise ValueError(f"none of {len(self)} images can be read, the first is {self.source.name(self.indices[0])!r}")
@@ -118,7 +119,7 @@ class ImageSet(Dataset):
                 raise
             self.unreadable[position] = 1
             return None
-        inputs = (image,) if draw is None else (image, draw._replace(index=position))
+        inputs = (image,) if draw is None else (image, draw)
         return self.transform.apply(*inputs), self.source.name(index) if self.named else int(self.source.labels[index])
 
     def skipped(self) -> list[str]:

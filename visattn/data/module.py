@@ -27,8 +27,8 @@ class ImageData(LightningDataModule):
     """Labeled images for training, validation, test and prediction.
 
     Args:
-        root: a folder or zip with ``train/`` and ``val/`` (and ``test/``) of class folders, or of class folders alone;
-            with ``dataset``, where that lies.
+        root: a folder or zip of class folders, or with ``train/``, ``val/`` (or ``valid/``, ``validation/``) and
+            ``test/`` of class folders; with ``dataset``, where that lies.
         dataset: None, one of ``cifar10 cifar100 fashion_mnist mnist svhn food101 oxford_pets``, or ``synthetic``.
         image_size: side or (height, width) of the images given out.
         batch_size: of each process.
