@@ -135,7 +135,7 @@ def _assembled(title: str, data: dict, parts: dict) -> str:
     filling = {
         "title": html.escape(title),
         "style": (folder / "page.css").read_text("utf-8"),
-        "script": (folder / "page.js").read_text("utf-8"),
+        "script": "\n".join((folder / name).read_text("utf-8") for name in ("page_rows.js", "page.js")),
         "data": text,
         "blobs": "\n".join(_blob(name, i, part) for name, whole in parts.items() for i, part in enumerate(whole)),
     }
