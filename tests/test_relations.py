@@ -113,6 +113,20 @@ def test_masked_is_the_shorter_problem(name, normalizer):
     torch.testing.assert_close(masked[:, : short.shape[1]], short, **EXACT)
 
 
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+@pytest.mark.parametrize("name", ["window", "shifted_window", "grid"])
+def test_groups_do_not_see_padding(name, normalizer):
+    """Every group is self-attention of its tokens alone, though most groups of this grid are padded."""
+    module, alone = (build(n, None, make_normalizer(normalizer, HEADS)) for n in (name, "self"))
+    alone.load_state_dict(module.state_dict())
+    place = [(y, x) for y in range(GRID[0]) for x in range(GRID[1])]
+    x = numbers(2, TOKENS, DIM)
+    y = module(x, grid=GRID)
+    for first in place:
+        group = [i for i, other in enumerate(place) if RELATION_CASES[name].meets(first, other)]
+        torch.testing.assert_close(y[:, group], alone(x[:, group]), **EXACT)
+
+
 @pytest.mark.parametrize("name", [name for name, case in RELATION_CASES.items() if case.grid])
 @pytest.mark.parametrize("normalizer", ["softmax", "double", "sigmoid"])
 @pytest.mark.parametrize("grid", [(1, 1), (1, 13), (6, 6), (11, 3)])

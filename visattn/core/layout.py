@@ -73,10 +73,10 @@ class Windows:
     def meets(self, device: torch.device | None = None) -> Tensor | None:
         if not any(self.moved):
             return _real_keys(self, device)
-        # The first rows and columns come back behind the last ones: there they are strangers.
+        # The first rows and columns come back behind the last ones: there they are strangers, as padding (0) is to all.
         strangers = (coordinates(self.grid, device) < torch.tensor(self.moved, device=device)).long()
         side = self.fold(1 + strangers @ torch.tensor([[1], [2]], device=device))[..., 0]
-        return (side[:, None, :, None] == side[:, None, None, :]) & (side > 0)[:, None, None, :]
+        return side[:, None, :, None] == side[:, None, None, :]
 
     def places(self, device: torch.device | None = None) -> Places:
         return grid_places(self.extent, device)

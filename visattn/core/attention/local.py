@@ -68,7 +68,7 @@ class WindowAttention(SelfAttention):
         - Output: (B, N, dim).
 
     Map:
-        (B * windows, H, T, T) with T tokens in a window; rows of padding are zero.
+        (B * windows, H, T, T) with T tokens in a window; rows of padding mean nothing.
 
     Raises:
         ValueError: ``num_heads`` does not divide ``dim``; ``window_size`` is below 1; x is not the grid's tokens alone.
