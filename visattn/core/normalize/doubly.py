@@ -69,7 +69,7 @@ class Sinkhorn(Normalizer):
         ValueError: ``iterations`` or ``num_heads`` is below 1.
 
     Reference:
-        Sander et al. 2022, "Sinkformers: Transformers with Doubly Stochastic Attention", eq. 7,
+        Sander et al. 2022, "Sinkformers: Transformers with Doubly Stochastic Attention",
         https://arxiv.org/abs/2110.11773. Differs from: each pass ends with the rows, so that a map sums to one.
 
     Example:

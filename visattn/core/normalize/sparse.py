@@ -78,7 +78,7 @@ class Entmax15(Normalizer):
         ValueError: ``num_heads`` is below 1.
 
     Reference:
-        Peters, Niculae, Martins 2019, "Sparse Sequence-to-Sequence Models", eq. 10,
+        Peters, Niculae, Martins 2019, "Sparse Sequence-to-Sequence Models",
         https://arxiv.org/abs/1905.05702. Differs from: the threshold is found by Newton's method, not by sorting.
 
     Example:
@@ -115,7 +115,7 @@ class Entmax(Normalizer):
         ValueError: ``alpha`` lies outside its range, or ``num_heads`` is below 1.
 
     Reference:
-        Peters, Niculae, Martins 2019, eq. 10, https://arxiv.org/abs/1905.05702; a learned per head by Correia,
+        Peters, Niculae, Martins 2019, https://arxiv.org/abs/1905.05702; a learned per head by Correia,
         Niculae, Martins 2019, "Adaptively Sparse Transformers", https://arxiv.org/abs/1909.00015. Differs from: the
         threshold is found by Newton's method, not by bisection.
 

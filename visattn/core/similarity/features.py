@@ -62,7 +62,7 @@ class Efficient(InnerProduct):
         ValueError: ``head_dim`` or ``num_heads`` is below 1.
 
     Reference:
-        Shen et al. 2021, "Efficient Attention: Attention with Linear Complexities", eq. 3 and 6,
+        Shen et al. 2021, "Efficient Attention: Attention with Linear Complexities",
         https://arxiv.org/abs/1812.01243; the paper's attention is this with the normalizer ``l1``. Differs from:
         nothing.
 
