@@ -6,7 +6,6 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from rich import print
 from rich.progress import track
 from torch import Tensor
 
