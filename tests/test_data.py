@@ -386,6 +386,16 @@ def test_epochs_differ_in_order_and_augmentation(reference):
     assert len(set(looks)) == len(looks)
 
 
+def test_equal_files_are_augmented_differently(tmp_path):
+    for name in CLASSES:
+        (tmp_path / name).mkdir()
+        for number in range(5):
+            picture(0).save(tmp_path / name / f"{number}.png")
+    seen = two_epochs(image_data(tmp_path, augment="light", batch_size=4))
+    looks = [image.numpy().tobytes() for images, _ in seen for image in images]
+    assert len(looks) == 24 and len(set(looks)) == 24
+
+
 def test_set_epoch_gives_the_same_epoch(flawed, reference):
     loader = image_data(flawed, augment="strong").train_dataloader()
     loader.sampler.set_epoch(1)
