@@ -46,9 +46,10 @@ class CrissCrossAttend(Attend):
         q, k, v = (x.unflatten(2, (height, width)) for x in (q, k, v))
         across = self._lines(q, k)
         down = self._lines(q.transpose(2, 3), k.transpose(2, 3)).transpose(2, 3)
-        others = ~torch.eye(height, dtype=torch.bool, device=q.device)[:, None].expand(height, width, height)
-        meets = torch.cat([others, others.new_ones(height, width, width)], -1).flatten(0, 1)
-        alpha = self.normalize(torch.cat([down, across], -1).flatten(2, 3), meets[None, None]).to(v.dtype)
+        # The row has the token itself, so the column does without.
+        itself = torch.eye(height, dtype=torch.bool, device=q.device)[:, None]
+        scores = torch.cat([down.masked_fill(itself, -torch.inf), across], -1).flatten(2, 3)
+        alpha = self.normalize.weights(scores, height + width - 1).to(v.dtype)
         down, across = alpha.unflatten(2, (height, width)).split([height, width], -1)
         m = across @ v + (down.transpose(2, 3) @ v.transpose(2, 3)).transpose(2, 3)
         return m.flatten(2, 3)
