@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch.nn.functional import cross_entropy
 
+from visattn.models.table import create_model
 from visattn.training import cli
+from visattn.training.attention import look
 from visattn.training.checkpoint import KEY, find_checkpoint, read_checkpoint
 from visattn.training.classifier import load
 from visattn.training.keys import image_classifier, nearest
@@ -21,6 +24,7 @@ from visattn.training.module import ImageClassifier, Recipe, planned_steps
 from visattn.training.run import claim
 
 TINY = {"name": "vit_nano", "num_classes": 3, "image_size": 16, "options": {"dim": 16, "depth": 2, "num_heads": 2}}
+CONFIGS = Path(__file__).parent.parent / "configs"
 SHAPES = {"bar": "rectangle", "disc": "ellipse", "line": "line"}
 
 
@@ -174,6 +178,50 @@ def test_flat_keys_reach_the_network():
     assert len(module.model.blocks) == 1
 
 
+def test_switches_leave_the_names_of_the_weights():
+    plain = image_classifier("resnet8", 3, 16)
+    switched = image_classifier("resnet8", 3, 16, compile=True, channels_last=True)
+    assert list(plain.state_dict()) == list(switched.state_dict())
+    assert switched.model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_block_can_be_inserted():
+    plain, more = (image_classifier("resnet8", 3, 16, insert=block) for block in (None, "se"))
+    assert set(plain.model.state_dict()) < set(more.model.state_dict())
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_configs_are_flat_known_and_buildable(config, tmp_path, monkeypatch):
+    text = config.read_text()
+    header = [line for line in text.splitlines() if line.startswith("#")]
+    assert any("uv run" in line and f"configs/{config.name}" in line for line in header)
+    assert "class_path" not in text
+    parsed = []
+    monkeypatch.setattr(cli.TrainingCLI, "instantiate_classes", lambda self: parsed.append(self.config.fit))
+    monkeypatch.setattr(cli.TrainingCLI, "_run_subcommand", lambda self, name: None)
+    cli.main(["fit", "--config", str(config), "--out", str(tmp_path)])
+    model = parsed[0].model.as_dict() | {"pretrained": False, "num_classes": 3}
+    side = model["image_size"]
+    assert image_classifier(**model).eval()(torch.rand(1, 3, side, side)).shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "method"),
+    [("vit_nano", TINY["options"], "rollout"), ("resnet8", {"block": "cbam"}, "spatial"), ("resnet8", {}, "gradcam")],
+)
+def test_attention_of_any_network_can_be_drawn(name, options, method):
+    torch.manual_seed(0)
+    model = create_model(name, num_classes=3, image_size=24, **options).eval()
+    with torch.inference_mode():
+        images = torch.rand(2, 3, 24, 24)
+        scores, heat = look(model, images)
+        assert torch.allclose(scores, model(images), atol=1e-5)
+    assert heat.values.shape[0] == 2
+    assert heat.values.std() > 0
+    assert method in heat.method
+    assert not any(parameter.grad is not None for parameter in model.parameters())
+
+
 # The run folder.
 
 
@@ -269,6 +317,27 @@ def test_a_stopped_run_goes_on_to_the_same_weights(number, step, run, shapes, tm
     assert read_checkpoint(tmp_path / "cut/checkpoints/last.ckpt")["global_step"] == step + 1
     cli.main(["fit", "--config", str(tmp_path / "cut/config.yaml"), "--ckpt_path", "last"])
     assert same(weights(tmp_path / "cut/checkpoints/last.ckpt"), weights(run / "checkpoints/last.ckpt"))
+
+
+def test_training_without_progress_stops_early(shapes, tmp_path):
+    cli.main(["fit", *keys(shapes, tmp_path / "run", patience=2, model__lr=0.0, trainer__max_epochs=9)])
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["epochs"] == 3
+
+
+def test_a_moved_run_keeps_its_best_checkpoint(run, shapes, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    best = weights(moved / "checkpoints" / "best.ckpt")
+    state = read_checkpoint(moved / "checkpoints" / "last.ckpt")
+    for name, value in state["state_dict"].items():
+        if name.startswith("model.head"):
+            value.zero_()  # every class is as likely as any other: no better than chance from here on
+    torch.save(state, moved / "checkpoints" / "last.ckpt")
+    worse = keys(shapes, moved, trainer__max_epochs=3, model__lr=0.0)
+    cli.main(["fit", *worse, "--ckpt_path", "last"])
+    before, after = (json.loads((folder / "result.json").read_text()) for folder in (run, moved))
+    assert after["last"]["val_accuracy"] < before["val_accuracy"] == after["val_accuracy"]
+    assert same(weights(moved / "checkpoints" / "best.ckpt"), best)
 
 
 def test_resuming_keeps_the_metrics(run, shapes, tmp_path):
