@@ -170,7 +170,8 @@ def test_save_writes_pictures_numbers_and_an_index(tmp_path, heats):
     items = save(heats, photos, tmp_path / "deep" / "out", labels=["cat 91 %", "dog 55 %"])
     index = json.loads((tmp_path / "deep/out/index.json").read_text(encoding="utf-8"))
     assert index["images"] == items and [item["picture"] for item in items] == ["0000.png", "0001.png"]
-    assert (index["vmin"], index["vmax"], index["method"], index["layer"]) == (0, 2, "raw", "blocks.1")
+    assert (index["own_scale"], index["method"], index["layer"]) == (False, "raw", "blocks.1")
+    assert [(item["vmin"], item["vmax"]) for item in items] == [(0, 2)] * 2
     assert items[1]["prefix_mass"] == 0.5 and items[1]["target"] == 2 and items[1]["label"] == "dog 55 %"
     assert items[1]["max"] == pytest.approx(0.2)
     for i, item in enumerate(items):
@@ -189,6 +190,12 @@ def test_saved_pictures_share_the_scale_and_carry_their_label(tmp_path, heats):
     assert plain[0][:320, :480].max() == 255 and plain[1][:320, :480].max() == 25
     assert labeled[0].shape[0] > plain[0].shape[0]
     assert not np.array_equal(labeled[0][320:], labeled[1][320:]), "the labels are not on the pictures"
+
+
+def test_an_own_scale_is_drawn_only_when_asked_for(tmp_path, heats):
+    items = save(heats, [Image.new("RGB", (60, 40))] * 2, tmp_path, colormap="gray", alpha=1.0, own_scale=True)
+    assert [item["vmax"] for item in items] == pytest.approx([2, 0.2])
+    assert all(np.asarray(Image.open(tmp_path / f"000{i}.png"))[:320, :480].max() == 255 for i in (0, 1))
 
 
 def test_save_takes_paths_generators_and_equal_names(tmp_path, heats):

@@ -41,6 +41,7 @@ def run(
     alpha: float = 0.5,
     vmin: float | None = None,
     vmax: float | None = None,
+    own_scale: bool = False,
     batch_size: int = 8,
 ):
     """Draw what a model looks at: pictures with scale bar and predicted class, raw maps (NPZ) and index.json.
@@ -64,6 +65,7 @@ def run(
         alpha: Opacity of the map.
         vmin: Value of the first color; without it the smallest of all maps.
         vmax: Value of the last color; without it the largest of all maps.
+        own_scale: Give each picture its own scale; without it all share one, so that they compare.
         batch_size: Photographs run through the model at once.
     """
 
@@ -74,7 +76,7 @@ def run(
     answers, heat, failed = _ask(classifier, photographs(photos), asked, batch_size)
     labels = [answer.label for answer in answers]
     drawn = (answer.picture(classifier) for answer in answers)
-    look = {"colormap": colormap, "blend": blend, "alpha": alpha, "vmin": vmin, "vmax": vmax}
+    look = {"colormap": colormap, "blend": blend, "alpha": alpha, "vmin": vmin, "vmax": vmax, "own_scale": own_scale}
     names, facts = [Path(answer.name).stem for answer in answers], [answer.facts() for answer in answers]
     items = save(heat, tracked(drawn, "drawing", len(answers)), folder, names=names, labels=labels, facts=facts, **look)
     if grid:

@@ -32,6 +32,7 @@ def save(
     vmin: float | None = None,
     vmax: float | None = None,
     blend: str = "alpha",
+    own_scale: bool = False,
 ) -> list[dict]:
     """Write for each image NAME.png (overlay, scale bar, label), NAME.npz (the raw map), and one index.json.
 
@@ -46,6 +47,7 @@ def save(
         labels: One line per image to write below it, such as the predicted class with its probability.
         facts: What else index.json should say of each image.
         colormap, alpha, vmin, vmax, blend: As for `overlay`.
+        own_scale: Give each picture the scale of its own map: then only the numbers beside the bars compare.
 
     Returns:
         The items of index.json: picture, map, name, label, shape, smallest and largest value, target, prefix_mass.
@@ -57,17 +59,21 @@ def save(
     values = values_of(heat)
     heat = heat if values.ndim == 3 else replace(heat, values=heat.values[None])
     _check_counts(len(heat), images=images, names=names, labels=labels, facts=facts)
-    scale = scale_of([heat], "gray" if blend == "mask" else colormap, vmin, vmax)
+    colors = "gray" if blend == "mask" else colormap
+    shared = scale_of([heat], colors, vmin, vmax)
     folder = writable(Path(folder))
     used, items = set(), []
     for index, image in enumerate(_exactly(images, len(heat))):
         name = _free_name(names[index] if names else _stem(image, index), used)
         label = labels[index] if labels else ""
-        draw = {"colormap": colormap, "alpha": alpha, "blend": blend}
-        picture(heat[index], image, label, scale, **draw).save(folder / f"{name}.png")
-        np.savez_compressed(folder / f"{name}.npz", values=heat[index].values.float().cpu().numpy())
-        items.append(_item(name, label, heat[index]) | (facts[index] if facts else {}))
-    _write_index(folder, heat, scale, blend, items)
+        one = heat[index]
+        scale = scale_of([one.values], colors, vmin, vmax) if own_scale else shared
+        picture(one, image, label, scale, colormap=colormap, alpha=alpha, blend=blend).save(folder / f"{name}.png")
+        np.savez_compressed(folder / f"{name}.npz", values=one.values.float().cpu().numpy())
+        items.append(_item(name, label, one, scale) | (facts[index] if facts else {}))
+    about = {"method": heat.method, "layer": heat.layer, "colormap": colors, "blend": blend, "own_scale": own_scale}
+    text = json.dumps({**about, "images": items}, indent=1, ensure_ascii=False, default=str)
+    (folder / "index.json").write_text(text + "\n", encoding="utf-8")
     return items
 
 
@@ -75,10 +81,10 @@ def picture(heat: Map, image, label: str, scale: Scale, *, colormap: str, alpha:
     """Return the PIL picture of one map: overlay, scale bar, and below them the label and what map it is."""
     photo = enlarged(to_pil(image))
     limits = {"vmin": scale.low, "vmax": scale.high} if scale.low < scale.high else {}
-    drawn = overlay(photo, heat, colormap=colormap, alpha=alpha, blend=blend, **limits)
+    drawn = overlay(photo, heat.values, colormap=colormap, alpha=alpha, blend=blend, **limits)
     target = "" if heat.target is None else f"target {_plain(heat.target)}"
-    mass = "" if heat.prefix_mass is None else f"{float(heat.prefix_mass):.0%} on class and register tokens"
-    detail = ", ".join(part for part in (heat.method, heat.layer, target, mass) if part)
+    mass = "" if heat.prefix_mass is None else f"{float(heat.prefix_mass):.0%} on prefix tokens"
+    detail = ", ".join(part for part in (heat.method, target, mass, heat.layer) if part)
     return with_caption(beside([drawn, color_bar(scale, drawn.height)]), label, detail)
 
 
@@ -130,12 +136,13 @@ def _free_name(name: str, used: set[str]) -> str:
     return free
 
 
-def _item(name: str, label: str, heat: Map) -> dict:
+def _item(name: str, label: str, heat: Map, scale: Scale) -> dict:
     plain = {key: _plain(getattr(heat, key)) for key in ("target", "prefix_mass")}
     low, high = float(heat.values.min()), float(heat.values.max())
     files = {"name": name, "picture": f"{name}.png", "map": f"{name}.npz"}
     notes = {f"notes: {key}": _plain(value) for key, value in heat.notes.items()}
-    return {**files, "label": label, "shape": list(heat.values.shape), "min": low, "max": high, **plain, **notes}
+    values = {"shape": list(heat.values.shape), "min": low, "max": high, "vmin": scale.low, "vmax": scale.high}
+    return {**files, "label": label, **values, **plain, **notes}
 
 
 def _plain(value):
@@ -143,10 +150,3 @@ def _plain(value):
     if isinstance(value, Tensor) and value.dtype == torch.bool and value.ndim:
         return value.nonzero().tolist()
     return value.tolist() if isinstance(value, Tensor) else value
-
-
-def _write_index(folder: Path, heat: Map, scale: Scale, blend: str, items: list[dict]) -> None:
-    drawn = {"colormap": scale.colormap, "vmin": scale.low, "vmax": scale.high, "blend": blend}
-    index = {"method": heat.method, "layer": heat.layer, **drawn, "images": items}
-    text = json.dumps(index, indent=1, ensure_ascii=False, default=str)
-    (folder / "index.json").write_text(text + "\n", encoding="utf-8")
