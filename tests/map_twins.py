@@ -53,7 +53,7 @@ def attached_weights(model, images, target):
         Tensor.softmax = original
     score = sum(logits[b, target[b]] for b in range(len(images)))
     gradients = torch.autograd.grad(score, found)
-    return [alpha.detach() for alpha in found], list(gradients), logits.detach()
+    return [alpha.detach().double() for alpha in found], [g.double() for g in gradients], logits.detach()
 
 
 def window_place(y, x, grid, window, shift, pad_first):
@@ -71,18 +71,16 @@ def grid_place(y, x, grid, parts):
 
 
 def dense_from_groups(weights: Tensor, grid, place) -> Tensor:
-    """Scatter window weights (B * G, H, T, T) into (B, N, N), heads averaged, by loops over pairs of tokens."""
+    """Scatter window weights (B * G, H, T, T) into (B, N, N), heads averaged, for two images, by a loop over tokens."""
     tokens = [(y, x) for y in range(grid[0]) for x in range(grid[1])]
     spots = torch.tensor([place(y, x) for y, x in tokens])
-    same = spots[:, None, 0] == spots[None, :, 0]
-    groups = int(spots[:, 0].max()) + 1
-    mean = weights.mean(1)
-    batch = len(mean) // groups
+    mean, batch = weights.mean(1), 2
     groups = len(mean) // batch
     dense = mean.new_zeros(batch, len(tokens), len(tokens))
     for b in range(batch):
-        for i, j in same.nonzero().tolist():
-            dense[b, i, j] = mean[b * groups + spots[i, 0], spots[i, 1], spots[j, 1]]
+        for i, (group, at) in enumerate(spots.tolist()):
+            same = spots[:, 0] == group
+            dense[b, i, same] = mean[b * groups + group, at, spots[same, 1]]
     return dense
 
 

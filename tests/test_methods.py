@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -191,11 +192,8 @@ def test_maxvit_windows_and_grids_are_stitched():
         row = torch.full((2, 1, math.prod(coarse)), 1 / math.prod(coarse))
         for layer in (3, 2, 1, 0):
             grid = coarse if layer > 1 else fine
-            place = (
-                (lambda y, x, grid=grid: grid_place(y, x, grid, size))
-                if layer % 2
-                else (lambda y, x, grid=grid: window_place(y, x, grid, size, 0, True))
-            )
+            inside = partial(window_place, grid=grid, window=size, shift=0, pad_first=True)
+            place = partial(grid_place, grid=grid, parts=size) if layer % 2 else inside
             alpha = weights[layer].flatten(0, weights[layer].ndim - 4)
             row = 0.5 * row + 0.5 * row @ dense_from_groups(alpha, grid, place)
             row = row @ merge_matrix(coarse, fine).float() if layer == 2 else row
@@ -346,7 +344,7 @@ def test_cams_on_a_cnn(method):
 @pytest.mark.parametrize("method", CAMS)
 def test_cams_on_tokens(method):
     """A class token alone goes on after the last block, so its beginning is read, as a picture without the prefix."""
-    model, images = built(NAMED["timm_dinov2_registers"])
+    model, _, images, _ = _exact("timm_dinov2_registers")
     x = model._pos_embed(model.patch_embed(images))
     x = model.blocks[0](model.norm_pre(x)).detach().requires_grad_()
     model.forward_head(model.norm(model.blocks[1](x)))[:, 2].sum().backward()
@@ -355,7 +353,7 @@ def test_cams_on_tokens(method):
     for b in range(2):
         features, gradient = (t[b, 5:].T.reshape(-1, 3, 7).detach().double().numpy() for t in (x, x.grad))
         expected = _cam_twins(features, gradient)[method]
-        np.testing.assert_allclose(heat.values[b].numpy(), expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
+        np.testing.assert_allclose(heat.values[b].numpy(), expected, rtol=1e-4, atol=1e-6 * np.abs(expected).max())
 
 
 def test_hirescam_is_exact_for_a_linear_head():
@@ -381,12 +379,12 @@ def test_integrated_gradients_is_a_sum_along_the_line():
     model, images = SmallCNN().eval().double(), torch.randn(2, 3, 13, 11, dtype=torch.double)
     target = torch.tensor([3, 0])
     heat = explain(model, images, target, "integrated_gradients")
-    total = torch.zeros_like(images)
-    for step in range(2000):
-        x = (images * (step + 0.5) / 2000).requires_grad_()
-        model(x).gather(1, target[:, None]).sum().backward()
-        total += x.grad / 2000
-    torch.testing.assert_close(heat.values, (images * total).sum(1).float(), atol=1e-4, rtol=1e-2)
+    along = (torch.arange(200, dtype=torch.double) + 0.5) / 200
+    for b in range(2):
+        line = (along.view(-1, 1, 1, 1) * images[b]).requires_grad_()
+        (gradient,) = torch.autograd.grad(model(line)[:, target[b]].sum(), line)
+        expected = (images[b] * gradient.mean(0)).sum(0).float()
+        assert (heat.values[b] - expected).abs().max() < 0.02 * expected.abs().max()
     change = (model(images) - model(torch.zeros_like(images))).gather(1, target[:, None])[:, 0]
     torch.testing.assert_close(heat.values.sum((1, 2)), change.detach().float(), atol=1e-3, rtol=1e-2)
 
@@ -395,7 +393,7 @@ def test_integrated_gradients_is_a_sum_along_the_line():
 def test_every_family_is_explained_as_shipped(family):
     model, images = built(family)
     target = (lambda output: output.pooler_output[:, 3]) if family.name == "hf_clip_vision" else torch.tensor([3, 1])
-    for method in ("rollout", "gae", "grad_rollout", "hirescam"):
+    for method in ("rollout", "gae", "hirescam"):
         heat = explain(model, images, target, method)
         assert heat.values.ndim == 3 and len(heat) == 2 and heat.values.isfinite().all()
         assert heat.values.dtype == torch.float32 and not heat.values.requires_grad
@@ -440,13 +438,13 @@ def test_targets():
         explain(model, images, 7)
     with pytest.raises(ValueError, match=r"target must be a class or one class per image, \(2,\); got shape \(3,\)"):
         explain(model, images, torch.tensor([1, 2, 3]))
-    with pytest.raises(ValueError, match="target must hold class numbers; got torch.float32"):
+    with pytest.raises(ValueError, match=r"target must hold class numbers; got torch\.float32"):
         explain(model, images, torch.tensor([1.0, 2.0]))
 
 
 def test_bad_input():
     model, images = built(NAMED["timm_vit"])
-    with pytest.raises(ValueError, match="method must be one of raw, rollout, .*; got 'rolout': rollout"):
+    with pytest.raises(ValueError, match=r"method must be one of raw, rollout, .*; got 'rolout': rollout"):
         explain(model, images, method="rolout")
     with pytest.raises(ValueError, match="images must be finite"):
         explain(model, images * torch.nan)
