@@ -5,6 +5,7 @@ import torch
 from visattn.models.build import build_vit
 
 SIZE = (20, 28)
+PATCHES_ALONE = {"class_token": False, "pool": "mean"}
 
 MODEL_CASES = {
     "plain": {},
@@ -20,6 +21,8 @@ MODEL_CASES = {
     "log_cpb": {"position": "log_cpb", "similarity": "cosine", "pool": "mean"},
     "decomposed": {"position": "decomposed", "similarity": "additive", "normalize": "sigmoid", "pool": "mean"},
     "no_position": {"position": "none"},
+    "swin": {"relation": ("window", "shifted_window"), "window_size": 3, "position": "relative", **PATCHES_ALONE},
+    "neighborhood": {"relation": "neighborhood", "kernel_size": 3, **PATCHES_ALONE},
 }
 
 

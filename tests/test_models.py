@@ -12,14 +12,16 @@ import torch
 from model_cases import MODEL_CASES, SIZE, build
 from timm.optim import param_groups_layer_decay
 
+from visattn.core.attention import RELATIONS
 from visattn.core.formula import Attend
 from visattn.core.normalize import NORMALIZERS
 from visattn.core.position import POSITIONS
 from visattn.core.similarity import SIMILARITIES
-from visattn.models.build import build_vit
+from visattn.models.build import MIXERS, build_vit
 from visattn.models.stem import STEMS
 from visattn.models.table import MODELS, create_model
 from visattn.models.vit import resize_positions
+from visattn.record import capture
 
 every_case = pytest.mark.parametrize("name", MODEL_CASES)
 VITS = [name for name, entry in MODELS.items() if entry.build is build_vit]
@@ -201,6 +203,28 @@ def test_every_normalizer_by_name(normalize):
     assert model(images(2, 3, *SIZE)).isfinite().all()
 
 
+@pytest.mark.parametrize("relation", MIXERS)
+def test_every_relation_by_name(relation):
+    model = build("mean", relation=relation, qk_norm=False, num_heads=1)
+    assert all(type(block.attn) is RELATIONS[relation] for block in model.blocks)
+    assert model(images(2, 3, *SIZE)).isfinite().all()
+    with capture(model) as maps:
+        model(images(2, 3, *SIZE))
+    assert len(maps.layers) == (4 if relation == "axial" else 2)
+
+
+def test_channels_are_compared_over_all_tokens():
+    model = build("plain", relation="channel", similarity="bilinear")
+    assert model.blocks[0].attn.attend.similarity.weight.shape == (3, 36, 36)
+    assert model(images(2, 3, *SIZE)).isfinite().all()
+
+
+def test_relations_take_turns():
+    model = build("swin", depth=3)
+    assert [type(block.attn).__name__[:3] for block in model.blocks] == ["Win", "Shi", "Win"]
+    assert {block.attn.window_size for block in model.blocks} == {(3, 3)}
+
+
 def test_objects_by_callable():
     model = build("plain", normalize=lambda heads: NORMALIZERS["topk"](heads, k=3))
     assert model.blocks[1].attn.attend.normalize.k == 3
@@ -270,7 +294,12 @@ def test_timm_models_by_name():
         ({"name": "vit_nano", "normalize": "entmx15"}, "unknown normalize 'entmx15'; did you mean 'entmax15'"),
         ({"name": "vit_nano", "position": "rop"}, "unknown position 'rop'; did you mean 'rope'"),
         ({"name": "vit_nano", "stem": "pach"}, "unknown stem 'pach'; did you mean 'patch'"),
-        ({"name": "vit_nano", "pool": "max"}, "pool must be 'class', 'mean' or a module; got 'max'"),
+        ({"name": "vit_nano", "pool": "maen"}, "unknown pool 'maen'; did you mean 'mean'"),
+        ({"name": "vit_nano", "relation": "windw"}, "unknown relation 'windw'; did you mean 'window'"),
+        ({"name": "vit_nano", "relation": "axial"}, "relation 'axial' folds the grid of patches: it needs class_token"),
+        ({"name": "vit_nano", "relation": "channel", "position": "rope"}, "relation 'channel' takes no position"),
+        ({"name": "vit_nano", "window_size": 3}, "window_size=3 has no effect: relation self takes none"),
+        ({"name": "vit_nano", "num_heads": 0}, "num_heads must divide dim; got num_heads=0"),
         ({"name": "vit_nano", "class_token": False}, "pool='class' needs class_token=True"),
         ({"name": "vit_nano", "num_heads": 5}, "num_heads must divide dim; got num_heads=5, dim=128"),
         ({"name": "vit_nano", "patch_size": 6}, "patch_size of a convolution stem must be a power of two from 2"),

@@ -84,7 +84,7 @@ class ConvStem(nn.Module):
         ValueError: ``patch_size`` is no power of two, or above ``dim``.
 
     Reference:
-        Xiao et al. 2021, "Early Convolutions Help Transformers See Better", section 4.1,
+        Xiao et al. 2021, "Early Convolutions Help Transformers See Better",
         https://arxiv.org/abs/2106.14881. Differs from the paper in: the widths always double up to D, the paper repeats
         some of them.
 

@@ -36,7 +36,7 @@ class ClassAttention(nn.Module):
         ValueError: ``num_heads`` does not divide ``dim``.
 
     Reference:
-        Touvron et al. 2021, "Going Deeper with Image Transformers", eq. 2-6, https://arxiv.org/abs/2103.17239. Differs
+        Touvron et al. 2021, "Going Deeper with Image Transformers", section 3, https://arxiv.org/abs/2103.17239. Differs
         from: nothing.
 
     Example:
@@ -162,7 +162,7 @@ class MemoryAttention(nn.Module):
         ValueError: ``num_heads`` does not divide ``dim``; ``num_slots`` is below 1.
 
     Reference:
-        Guo et al. 2021, "Beyond Self-attention: External Attention using Two Linear Layers", eq. 5-6,
+        Guo et al. 2021, "Beyond Self-attention: External Attention using Two Linear Layers", section 3,
         https://arxiv.org/abs/2105.02358. Differs from: heads do not share the memory (one head is the paper's layer);
         residual, norm and ReLU of the authors' code lie outside.
 

@@ -38,7 +38,7 @@ class Decomposed(nn.Module):
         ValueError: ``grid`` is missing or below 1.
 
     Reference:
-        Li et al. 2021, "MViTv2", eq. 4-5, https://arxiv.org/abs/2112.01526; Kirillov et al. 2023, SAM,
+        Li et al. 2021, "MViTv2", https://arxiv.org/abs/2112.01526; Kirillov et al. 2023, SAM,
         https://arxiv.org/abs/2304.02643; Srinivas et al. 2021, BoTNet, https://arxiv.org/abs/2101.11605. Differs from:
         q is not scaled in the added terms, as in SAM's code; BoTNet scales it.
 
