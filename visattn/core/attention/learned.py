@@ -36,8 +36,8 @@ class ClassAttention(nn.Module):
         ValueError: ``num_heads`` does not divide ``dim``.
 
     Reference:
-        Touvron et al. 2021, "Going Deeper with Image Transformers", section 3, https://arxiv.org/abs/2103.17239. Differs
-        from: nothing.
+        Touvron et al. 2021, "Going Deeper with Image Transformers", section 3, https://arxiv.org/abs/2103.17239.
+        Differs from: nothing.
 
     Example:
         >>> ClassAttention(12, 3)(torch.rand(2, 1 + 35, 12)).shape
