@@ -124,7 +124,7 @@ def _fit(root: str, model: str, image_size: int, batch_size: int, steps: int) ->
     data = _data(root, image_size, batch_size)
     network = {"name": model, "num_classes": data.num_classes, "image_size": image_size}
     asked = {"ckpt_path": None, "overlays": 0, "patience": 0, "checkpoint_steps": 0, "checkpoint_minutes": 0}
-    config = SimpleNamespace(**asked, trainer=SimpleNamespace(enable_progress_bar=True))
+    config = SimpleNamespace(**asked, trainer=SimpleNamespace(enable_progress_bar=True, logger=None))
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():

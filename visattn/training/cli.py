@@ -19,7 +19,7 @@ from visattn.training.run import Report, claim
 from visattn.training.stopping import Interrupted, NotFinite
 from visattn.training.wiring import callbacks, loggers
 
-QUIET = (
+QUIET = (  # warnings of Lightning about what is meant to be so
     "does not have many workers",
     "Experiment logs directory",
     "exists and is not empty",
@@ -32,7 +32,6 @@ QUIET = (
     "skip_none parameter",
     "JsonargparseDeprecationWarning",
 )
-
 
 KEYS = (
     ("name", str, "run", "name of the run: it lies in runs/NAME"),
@@ -119,7 +118,8 @@ class TrainingCLI(LightningCLI):
     @rank_zero_only
     def after_fit(self) -> None:
         best = next(part.best for part in self.trainer.callbacks if isinstance(part, Report))
-        print(f"\nvalidation accuracy  {100 * best['val_accuracy']:.2f} % (best, epoch {best.get('epoch', 0) + 1})")
+        if "epoch" in best:
+            print(f"\nvalidation accuracy  {100 * best['val_accuracy']:.2f} % (best, epoch {best['epoch'] + 1})")
         print(f"the run lies in      {self.folder}")
         sample = self.folder / "attention" / "sample.png"
         if sample.is_file():

@@ -20,8 +20,9 @@ def callbacks(config, folder: Path) -> list[Callback]:
     """Return what the plain keys of a training ask for, and what every training has."""
     checkpoints = (folder / "checkpoints").absolute()
     resumed = bool(config.ckpt_path) and Path(config.ckpt_path).absolute().parent == checkpoints
-    chosen = [Report(folder, resumed), Speed(), LearningRateMonitor()]
-    chosen += [StopOnNotFinite(), StopOnSignal(checkpoints / "last.ckpt")]
+    chosen = [Report(folder, resumed), Speed(), StopOnNotFinite(), StopOnSignal(checkpoints / "last.ckpt")]
+    if config.trainer.logger is not False:
+        chosen.append(LearningRateMonitor())
     if config.trainer.enable_progress_bar is not False:
         chosen.append(Bar())
     if config.overlays:
