@@ -35,6 +35,7 @@ class AxialAttention(nn.Module):
         one after the other in blocks of their own.
 
     Example:
+        >>> import torch
         >>> AxialAttention(12)(torch.rand(2, 12, 7, 11)).shape
         torch.Size([2, 12, 7, 11])
     """
@@ -72,6 +73,7 @@ class StripAttention(nn.Module):
         Ho et al. 2019, https://arxiv.org/abs/1912.12180. Differs from: nothing.
 
     Example:
+        >>> import torch
         >>> StripAttention(12, 3, axis="height")(torch.rand(2, 12, 7, 11)).shape
         torch.Size([2, 12, 7, 11])
     """

@@ -40,7 +40,7 @@ def replace(
     Example:
         >>> from torchvision.models import mobilenet_v3_small
         >>> model = replace(mobilenet_v3_small(), "se", "eca")
-        >>> sum(type(part).__name__ == "ECA" for part in model.modules())
+        >>> sum(type(part).__name__ == "EfficientChannelAttention" for part in model.modules())
         9
     """
     classes = {old, *OTHERS.get(old, ())} | ({BLOCKS[old].block.__name__} if old in BLOCKS else set())
