@@ -76,9 +76,9 @@ def _palette(transparent: int | None) -> bytes:
 
 
 def _rotated() -> bytes:
-    """Red above blue when shown; stored lying on its side, as a phone does (EXIF orientation 6)."""
+    """Red in the upper left quarter when shown; stored lying on its side, as a phone does (EXIF orientation 6)."""
     upright = Image.new("RGB", (14, 14), (0, 0, 255))
-    upright.paste((255, 0, 0), (0, 0, 14, 7))
+    upright.paste((255, 0, 0), (0, 0, 7, 7))
     exif = Image.Exif()
     exif[0x0112] = 6
     return png(upright.transpose(Image.Transpose.ROTATE_90), exif=exif)
