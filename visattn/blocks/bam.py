@@ -1,10 +1,10 @@
 """BAM: one gate for every value, the sum of a channel branch and a branch of dilated convolutions."""
 
-import torch
 from torch import Tensor, nn
 
 from visattn.blocks.check import hidden_width, require_choice, require_map, require_positive
 from visattn.blocks.norm import make_norm
+from visattn.blocks.pool import axis_mean
 from visattn.core.tap import Tap
 
 COMBINE = ("add", "multiply")
@@ -76,6 +76,6 @@ class BAM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
-        channel, spatial = self.channel(x.mean((2, 3), keepdim=True)), self.spatial(x)
+        channel, spatial = self.channel(axis_mean(x, (2, 3))), self.spatial(x)
         gate = self.gate(channel + spatial if self.combine == "add" else channel * spatial)
-        return torch.addcmul(x, x, self.tap(gate).to(x.dtype))
+        return x * (1 + self.tap(gate).to(x.dtype))

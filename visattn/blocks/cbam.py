@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from visattn.blocks.check import hidden_width, require_choice, require_map, require_odd
 from visattn.blocks.norm import make_norm
 from visattn.blocks.plane_conv import PlaneConv
-from visattn.blocks.pool import channel_max, global_max, wide
+from visattn.blocks.pool import axis_mean, channel_max, global_max, global_mean, wide
 from visattn.core.tap import Tap
 
 POOLS = ("avg", "max", "lp", "lse")
@@ -89,14 +89,14 @@ class CBAM(nn.Module):
         x = x * self.tap_channel(gate[:, :, None, None])
         if not self.spatial:
             return x
-        pooled = torch.cat([channel_max(x), x.mean(1, keepdim=True)], 1)
+        pooled = torch.cat([channel_max(x), axis_mean(x, 1)], 1)
         return x * self.tap_spatial(self.gate(self.norm(self.conv(pooled))))
 
 
 def global_pool(x: Tensor, pool: str) -> Tensor:
     """One number per channel, (B, C, H, W) -> (B, C)."""
     if pool == "avg":
-        return x.mean((2, 3))
+        return global_mean(x)
     if pool == "max":
         return global_max(x)
     if pool == "lp":

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from visattn.blocks.check import hidden_width, require_map
 from visattn.blocks.norm import make_norm
+from visattn.blocks.pool import axis_mean
 from visattn.core.tap import Tap
 
 
@@ -57,7 +58,7 @@ class CoordinateAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
         height, width = x.shape[2:]
-        strips = torch.cat([x.mean(3, keepdim=True), x.mean(2, keepdim=True).transpose(2, 3)], 2)
+        strips = torch.cat([axis_mean(x, 3), axis_mean(x, 2).transpose(2, 3)], 2)
         rows, columns = self.act(self.norm(self.conv(strips))).split([height, width], 2)
         gate_h = self.tap_h(self.gate(self.conv_h(rows)))
         gate_w = self.tap_w(self.gate(self.conv_w(columns.transpose(2, 3))))

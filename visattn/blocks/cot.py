@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from visattn.blocks.check import require_divisible, require_map, require_odd
 from visattn.blocks.norm import make_norm
+from visattn.blocks.pool import global_mean
 from visattn.blocks.shifts import weighted_shifts
 from visattn.blocks.tokens import like_format
 from visattn.core.tap import Tap
@@ -82,6 +83,6 @@ class ContextualTransformer(nn.Module):
         weights = self.tap(weights.transpose(2, 3)).transpose(2, 3).unflatten(3, x.shape[2:])
         local = self.act(self.norm(weighted_shifts(self.value(x), weights[:, None], self.kernel_size)))
         # The authors' logits alternate between the two branches.
-        logits = self.fuse((local.mean((2, 3)) + key.mean((2, 3)))[:, :, None, None])
+        logits = self.fuse((global_mean(local) + global_mean(key))[:, :, None, None])
         branch = self.tap_branch(logits.unflatten(1, (-1, 2)).softmax(2).transpose(1, 2))
         return like_format(torch.addcmul(branch[:, 0] * local, branch[:, 1], key).to(x.dtype), x)

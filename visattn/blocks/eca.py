@@ -5,6 +5,7 @@ import math
 from torch import Tensor, nn
 
 from visattn.blocks.check import require_map, require_odd, require_positive
+from visattn.blocks.pool import global_mean
 from visattn.core.tap import Tap
 
 
@@ -60,5 +61,5 @@ class EfficientChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
-        gate = self.gate(self.conv(x.mean((2, 3))[:, None]))
+        gate = self.gate(self.conv(global_mean(x)[:, None]))
         return x * self.tap(gate[:, 0, :, None, None])

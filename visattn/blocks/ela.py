@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from visattn.blocks.check import require_divisible, require_map, require_odd, require_positive
+from visattn.blocks.pool import axis_mean
 from visattn.core.tap import Tap
 
 
@@ -71,6 +72,6 @@ class ELA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
-        gate_h = self.act(self.norm_h(self.conv_h(x.mean(3, keepdim=True)))).sigmoid()
-        gate_w = self.act(self.norm_w(self.conv_w(x.mean(2, keepdim=True)))).sigmoid()
+        gate_h = self.act(self.norm_h(self.conv_h(axis_mean(x, 3)))).sigmoid()
+        gate_w = self.act(self.norm_w(self.conv_w(axis_mean(x, 2)))).sigmoid()
         return x * self.tap_h(gate_h) * self.tap_w(gate_w)

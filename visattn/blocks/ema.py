@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from visattn.blocks.check import require_divisible, require_map, require_positive
-from visattn.blocks.pool import wide
+from visattn.blocks.pool import axis_mean, global_mean, wide
 from visattn.core.tap import Tap
 
 
@@ -62,7 +62,7 @@ class EMA(nn.Module):
 
     def _score(self, x: Tensor) -> Tensor:
         """What the two scales make of each group, taken as an image: (B * G, C / G, H, W) -> (B * G, 1, H * W)."""
-        strips = self.conv_strip(torch.cat((x.mean(3), x.mean(2)), 2)).sigmoid()
+        strips = self.conv_strip(torch.cat((axis_mean(x, 3)[..., 0], axis_mean(x, 2)[:, :, 0]), 2)).sigmoid()
         gate_h, gate_w = strips.split((x.size(2), x.size(3)), 2)
         near = self.norm(x * gate_h.unsqueeze(3) * gate_w.unsqueeze(2))
         local = self.conv_local(x)
@@ -71,5 +71,5 @@ class EMA(nn.Module):
 
 def _weighed(x: Tensor, by: Tensor) -> Tensor:
     """The channels of `x` summed with weights from the averages of `by`: (B, C, H, W) twice -> (B, 1, H * W)."""
-    weights = by.mean((2, 3)).softmax(1, dtype=wide(by))
+    weights = global_mean(by).softmax(1, dtype=wide(by))
     return weights.to(x.dtype).unsqueeze(1) @ x.flatten(2)

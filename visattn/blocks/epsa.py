@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from visattn.blocks.check import hidden_width, require_divisible, require_map, require_odd
+from visattn.blocks.pool import global_mean
 from visattn.blocks.tokens import like_format
 from visattn.core.tap import Tap
 
@@ -75,7 +76,7 @@ class PyramidSqueezeAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
         maps = [conv(x) for conv in self.convs]
-        means = torch.stack([f.mean((2, 3)) for f in maps], 1)
+        means = torch.stack([global_mean(f) for f in maps], 1)
         gates = self.fc2(self.act(self.fc1(means))).sigmoid()
         weights = self.tap(gates.softmax(1)[..., None, None])
         parts = [weights[:, i] * f for i, f in enumerate(maps)]

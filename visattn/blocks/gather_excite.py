@@ -5,6 +5,7 @@ from torch.nn import functional as F
 
 from visattn.blocks.check import hidden_width, require_choice, require_map, require_positive
 from visattn.blocks.norm import make_norm
+from visattn.blocks.pool import axis_mean
 from visattn.core.tap import Tap
 
 EXTENTS = (0, 2, 4, 8)
@@ -89,7 +90,7 @@ class GatherExcite(nn.Module):
         if self.gather is not None:
             return self.gather(x)
         if self.extent == 0:
-            return x.mean((2, 3), keepdim=True)
+            return axis_mean(x, (2, 3))
         e = self.extent
         return F.avg_pool2d(x, 2 * e - 1, stride=e, padding=e - 1, count_include_pad=False)
 

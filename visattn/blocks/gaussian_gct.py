@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visattn.blocks.check import require_map, require_positive
-from visattn.blocks.pool import wide
+from visattn.blocks.pool import global_mean, wide
 from visattn.core.tap import Tap
 
 
@@ -62,7 +62,7 @@ class GaussianContextTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
-        z = F.layer_norm(x.mean((2, 3), dtype=wide(x)), (self.channels,), eps=self.eps)
+        z = F.layer_norm(global_mean(x, dtype=wide(x)), (self.channels,), eps=self.eps)
         width = self.width
         if self.theta is not None:
             low, high = self.bounds

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from visattn.blocks.check import hidden_width, require_choice, require_map
+from visattn.blocks.pool import global_mean
 from visattn.core.tap import Tap
 
 POOLINGS = ("attention", "average")
@@ -72,7 +73,7 @@ class GlobalContext(nn.Module):
     def _context(self, x: Tensor) -> Tensor:
         """The average of the map, (B, C)."""
         if self.score is None:
-            return x.mean((2, 3))
+            return global_mean(x)
         alpha = self.tap_spatial(self.score(x).flatten(1).softmax(1).unflatten(1, (1, *x.shape[2:])))
         return torch.matmul(x.flatten(2), alpha.flatten(1)[..., None].to(x.dtype))[..., 0]
 

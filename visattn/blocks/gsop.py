@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from visattn.blocks.check import require_map, require_positive
 from visattn.blocks.norm import make_norm
+from visattn.blocks.pool import axis_mean
 from visattn.core.tap import Tap
 
 
@@ -58,7 +59,7 @@ class SecondOrderPooling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
         z = self.act(self.norm(self.conv(x))).flatten(2)
-        z = z - z.mean(2, keepdim=True)
+        z = z - axis_mean(z, 2)
         covariance = z @ z.transpose(1, 2) / z.size(2)
         rows = self.rows(self.row_norm(covariance[..., None]))
         gate = self.gate(self.fc(rows.flatten(1)))

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visattn.blocks.check import require_divisible, require_map, require_positive
-from visattn.blocks.pool import wide
+from visattn.blocks.pool import global_mean, wide
 from visattn.core.tap import Tap
 
 
@@ -53,7 +53,7 @@ class LinearContextTransform(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
-        mean = x.mean((2, 3), dtype=wide(x)).unflatten(1, (self.groups, -1))
+        mean = global_mean(x, dtype=wide(x)).unflatten(1, (self.groups, -1))
         normed = F.layer_norm(mean, mean.shape[2:], eps=self.eps).flatten(1)
         gate = self.gate(self.weight * normed + self.bias)
         return x * self.tap(gate[:, :, None, None].to(x.dtype))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from visattn.blocks.pool import wide
+from visattn.blocks.pool import axis_mean, wide
 
 
 def centered(x: Tensor, axis: int | tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
@@ -11,7 +11,7 @@ def centered(x: Tensor, axis: int | tuple[int, ...]) -> tuple[Tensor, Tensor, Te
 
     The norm does not cancel as a difference of squares does, and its gradient where all values agree is zero, not NaN.
     """
-    mean = x.mean(axis, keepdim=True, dtype=wide(x))
+    mean = axis_mean(x, axis, dtype=wide(x))
     rest = x - mean
     return rest, mean, torch.linalg.vector_norm(rest, dim=axis, keepdim=True)
 

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from visattn.blocks.check import hidden_width, require_map
 from visattn.blocks.norm import make_norm
+from visattn.blocks.pool import axis_mean
 from visattn.core.tap import Tap
 
 
@@ -61,7 +62,7 @@ class MSCAM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
-        gate = (self.local_gate(x) + self.global_gate(x.mean((2, 3), keepdim=True))).sigmoid()
+        gate = (self.local_gate(x) + self.global_gate(axis_mean(x, (2, 3)))).sigmoid()
         return x * self.tap(gate)
 
 
@@ -110,7 +111,7 @@ class AFF(nn.Module):
         require_map(x, self.channels, name="x")
         require_map(y, self.channels, name="y")
         both = x + y
-        gate = (self.local_gate(both) + self.global_gate(both.mean((2, 3), keepdim=True))).sigmoid()
+        gate = (self.local_gate(both) + self.global_gate(axis_mean(both, (2, 3)))).sigmoid()
         fused = _mixed(x, y, self.tap(gate))
         return fused if self.factor == 1 else fused * self.factor
 
@@ -165,10 +166,10 @@ class IAFF(nn.Module):
         require_map(x, self.channels, name="x")
         require_map(y, self.channels, name="y")
         both = x + y
-        gate = (self.local_gate1(both) + self.global_gate1(both.mean((2, 3), keepdim=True))).sigmoid()
+        gate = (self.local_gate1(both) + self.global_gate1(axis_mean(both, (2, 3)))).sigmoid()
         both = _mixed(x, y, self.tap1(gate))
         global_gate = self.global_gate1 if self.global_gate2 is None else self.global_gate2
-        gate = (self.local_gate2(both) + global_gate(both.mean((2, 3), keepdim=True))).sigmoid()
+        gate = (self.local_gate2(both) + global_gate(axis_mean(both, (2, 3)))).sigmoid()
         return _mixed(x, y, self.tap2(gate))
 
 

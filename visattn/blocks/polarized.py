@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from visattn.blocks.check import hidden_width, require_choice, require_map
-from visattn.blocks.pool import wide
+from visattn.blocks.pool import global_mean, wide
 from visattn.core.tap import Tap
 
 
@@ -111,7 +111,7 @@ class SpatialBranch(nn.Module):
         self.tap = Tap("spatial")
 
     def forward(self, x: Tensor) -> Tensor:
-        query = self.query_norm(self.query(x.mean((2, 3))))
+        query = self.query_norm(self.query(global_mean(x)))
         # q (W x) = (q W) x: one vector per image instead of a projection of every position.
         direction = (query @ self.value.weight.flatten(1)).unsqueeze(1).to(x.dtype)
         score = direction @ x.flatten(2)
@@ -132,5 +132,5 @@ class SoftValueBranch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         value = self.value(x).flatten(2).softmax(-1)
-        score = self.query(x.mean((2, 3))).unsqueeze(1) @ value
+        score = self.query(global_mean(x)).unsqueeze(1) @ value
         return self.tap(score.sigmoid().view(x.size(0), 1, x.size(2), x.size(3)))

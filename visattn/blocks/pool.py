@@ -60,9 +60,23 @@ def channel_max(x: Tensor) -> Tensor:
     return axis_max(x, 1)
 
 
+def axis_mean(x: Tensor, axis: int | tuple[int, ...], *, dtype: torch.dtype | None = None) -> Tensor:
+    """The mean over one axis or several, which stay with size one."""
+    # As a sum, because its gradient is a view; that of torch.mean is a division of the full size.
+    total, count = x.sum(axis, keepdim=True, dtype=wide(x)), 1
+    for each in (axis,) if isinstance(axis, int) else axis:
+        count = count * x.size(each)
+    return (total / count).to(x.dtype if dtype is None else dtype)
+
+
+def global_mean(x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+    """The mean over H and W, (B, C, H, W) -> (B, C)."""
+    return axis_mean(x, (2, 3), dtype=dtype)[:, :, 0, 0]
+
+
 def global_mean_std(x: Tensor, *, eps: float = 1e-5, unbiased: bool = False) -> tuple[Tensor, Tensor]:
     """Mean and sqrt(variance + eps) over H and W, (B, C, H, W) -> twice (B, C), at least in float32."""
-    mean = x.mean((2, 3), dtype=wide(x))
+    mean = global_mean(x, dtype=wide(x))
     # The norm of the centered map is exact where E[x^2] - E[x]^2 cancels, and much faster than torch.var here.
     norm = torch.linalg.vector_norm(x - mean[:, :, None, None], dim=(2, 3))
     count = x.size(2) * x.size(3) - unbiased

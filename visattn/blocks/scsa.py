@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from visattn.blocks.check import require_divisible, require_map, require_odd, require_positive
+from visattn.blocks.pool import axis_mean
 from visattn.core.formula import Attend
 from visattn.core.similarity.product import Dot
 from visattn.core.tap import Tap
@@ -81,8 +82,8 @@ class SCSA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
-        gate_h = self.tap_h(self.norm_h(self._strip(x.mean(3))).sigmoid().unsqueeze(3))
-        gate_w = self.tap_w(self.norm_w(self._strip(x.mean(2))).sigmoid().unsqueeze(2))
+        gate_h = self.tap_h(self.norm_h(self._strip(axis_mean(x, 3)[..., 0])).sigmoid().unsqueeze(3))
+        gate_w = self.tap_w(self.norm_w(self._strip(axis_mean(x, 2)[:, :, 0])).sigmoid().unsqueeze(2))
         x = x * gate_h * gate_w
         return x * self.tap_channel(self._channel_gate(x))
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from visattn.blocks.check import hidden_width, require_choice, require_map
+from visattn.blocks.pool import global_mean
 from visattn.core.tap import Tap
 
 MERGE = ("add", "max")
@@ -57,7 +58,7 @@ class ConcurrentSqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
-        gate = self.gate(self.fc2(self.act(self.fc1(x.mean((2, 3))))))
+        gate = self.gate(self.fc2(self.act(self.fc1(global_mean(x)))))
         channel = self.tap_channel(gate[:, :, None, None])
         spatial = self.tap_spatial(self.gate(self.conv(x)))
         if self.merge == "add":

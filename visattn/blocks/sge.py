@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from visattn.blocks.check import require_divisible, require_map, require_positive
 from visattn.blocks.moments import centered, root
+from visattn.blocks.pool import axis_mean
 from visattn.core.tap import Tap
 
 
@@ -56,7 +57,8 @@ class SpatialGroupEnhance(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
         grouped = x.unflatten(1, (self.groups, -1))
-        similarity = (grouped.mean((3, 4)).unsqueeze(2) @ grouped.flatten(3)).view(x.size(0), -1, x.size(2), x.size(3))
+        mean = axis_mean(grouped, (3, 4))[..., 0, 0].unsqueeze(2)
+        similarity = (mean @ grouped.flatten(3)).view(x.size(0), -1, x.size(2), x.size(3))
         similarity, _, norm = centered(similarity, (2, 3))
         deviation = norm / root(torch.sym_max(x.size(2) * x.size(3) - 1, 1), norm) + self.eps
         gate = (similarity * (self.weight / deviation)).add_(self.bias).sigmoid_()

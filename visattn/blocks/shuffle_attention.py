@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from visattn.blocks.check import require_divisible, require_map, require_positive
+from visattn.blocks.pool import axis_mean
 from visattn.core.tap import Tap
 
 
@@ -85,7 +86,7 @@ class ShuffleAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
         first, second = x.unflatten(1, (self.groups, 2, -1)).unbind(2)
-        mean = first.mean((3, 4), keepdim=True)
+        mean = axis_mean(first, (3, 4))
         channel = (self.channel_weight[:, None, None] * mean + self.channel_bias[:, None, None]).sigmoid()
         spatial = self._normalized(second.flatten(1, 2)).sigmoid_().unflatten(1, (self.groups, -1))
         gate = self.tap(torch.stack((channel.expand_as(second), spatial), 2).flatten(1, 3).to(x.dtype))

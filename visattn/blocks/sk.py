@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from visattn.blocks.check import hidden_width, require_divisible, require_map, require_positive
 from visattn.blocks.norm import make_norm
+from visattn.blocks.pool import global_mean
 from visattn.core.tap import Tap
 
 
@@ -77,7 +78,7 @@ class SelectiveKernel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
         maps = [branch(x) for branch in self.branches]
-        mean = sum(u.mean((2, 3)) for u in maps)
+        mean = sum(global_mean(u) for u in maps)
         hidden = self.act(self.norm(self.fc1(mean)[:, :, None, None]))[:, :, 0, 0]
         weights = self.fc2(hidden).unflatten(1, (self.num_branches, -1)).softmax(1)
         weights = self.tap(weights[..., None, None])

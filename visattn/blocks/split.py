@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from visattn.blocks.check import hidden_width, require_divisible, require_map, require_odd
 from visattn.blocks.norm import make_norm
+from visattn.blocks.pool import axis_mean
 from visattn.core.tap import Tap
 
 
@@ -80,7 +81,7 @@ class SplitAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
         maps = self.act(self.norm(self.conv(x))).unflatten(1, (self.radix, self.channels))
-        total = maps.mean((3, 4)).sum(1)[:, :, None, None]
+        total = axis_mean(maps, (3, 4)).sum(1)
         logits = self.fc2(self.act(self.hidden_norm(self.fc1(total))))
         # The logits lie group by group and split by split; the splits of the maps come first.
         weights = logits.unflatten(1, (self.groups, self.radix, -1)).softmax(2).transpose(1, 2).flatten(2, 3)

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from visattn.blocks.check import hidden_width, require_map
 from visattn.blocks.gate import make_gate
+from visattn.blocks.pool import global_mean
 from visattn.core.tap import Tap
 
 
@@ -52,5 +53,5 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
-        gate = self.gate(self.fc2(self.act(self.fc1(x.mean((2, 3))))))
+        gate = self.gate(self.fc2(self.act(self.fc1(global_mean(x)))))
         return x * self.tap(gate[:, :, None, None])

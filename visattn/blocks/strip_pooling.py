@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from visattn.blocks.check import hidden_width, require_map, require_positive
 from visattn.blocks.norm import make_norm
-from visattn.blocks.pool import interval_means
+from visattn.blocks.pool import axis_mean, interval_means
 from visattn.core.tap import Tap
 
 
@@ -74,8 +74,8 @@ class StripPooling(nn.Module):
         pyramid = self.local(grid)
         for size, conv in zip(self.pool_sizes, self.grids, strict=True):
             pyramid = pyramid + _resized(conv(_grid_means(grid, size)), grid)
-        row = self.tap_h(self.row(strip.mean(3, keepdim=True)))
-        column = self.tap_w(self.column(strip.mean(2, keepdim=True)))
+        row = self.tap_h(self.row(axis_mean(strip, 3)))
+        column = self.tap_w(self.column(axis_mean(strip, 2)))
         mixed = torch.cat((self.mix_grid(pyramid.relu()), self.mix_strip((row + column).relu())), 1)
         return (x + self.expand(mixed)).relu()
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from visattn.blocks.check import require_map, require_odd, require_positive
 from visattn.blocks.norm import make_norm
 from visattn.blocks.plane_conv import PlaneConv
-from visattn.blocks.pool import axis_max
+from visattn.blocks.pool import axis_max, axis_mean
 from visattn.core.tap import Tap
 
 
@@ -44,7 +44,7 @@ class PlaneGate(nn.Module):
 
     def forward(self, x: Tensor, axis: int) -> Tensor:
         # Only the pooled plane is turned, never the map: a turned map costs four to five passes over memory.
-        plane = torch.cat((axis_max(x, axis), x.mean(axis, keepdim=True)), axis).movedim(axis, 1)
+        plane = torch.cat((axis_max(x, axis), axis_mean(x, axis)), axis).movedim(axis, 1)
         return self.tap(self.norm(self.conv(plane)).sigmoid().movedim(1, axis))
 
 
