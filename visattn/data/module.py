@@ -256,9 +256,8 @@ class ImageData(LightningDataModule):
             worker_init_fn=start_worker,
             multiprocessing_context=self.start_method if self.num_workers else None,
             persistent_workers=self.persistent_workers,
-            generator=torch.Generator().manual_seed(
-                self.seed
-            ),  # else every epoch would move torch's global random state
+            # its own, or every epoch would move torch's global random state
+            generator=torch.Generator().manual_seed(self.seed),
         )
 
     def _part(self, split: str):
