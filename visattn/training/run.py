@@ -48,10 +48,10 @@ class RunLogger(CSVLogger):
 
     @property
     def experiment(self):
-        first = self._experiment is None
         writer = super().experiment
-        if first and self._kept:
+        if self._kept and rank_zero_only.rank == 0:
             writer.metrics.extend(self._kept)
+            self._kept = []
         return writer
 
 
