@@ -76,7 +76,8 @@ def insert(
             block; ``"layer*.*.bn3"``: inside the residual branch, where most papers put their block); or a rule:
             ``"stages"`` (behind the last block at each resolution), ``"blocks"`` (behind every residual block),
             ``"after:ClassName"``.
-        identity: Start as the network was: a block that is not the identity at its own init is faded in from zero.
+        identity: Start as the network was: a block that is not the identity at its own init is faded in from zero, and
+            weights of its own that start at zero are moved a little, so that one zero is left on the path.
         example: An input of the model or its shape, for the one dry run that finds the channels; 96 x 96 by default.
         **options: The block's.
 
