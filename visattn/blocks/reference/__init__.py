@@ -9,6 +9,7 @@ from visattn.blocks.reference.spatial import SPATIAL_KEYS
 from visattn.blocks.reference.token import TOKEN_KEYS
 
 KEY_MAPS = CHANNEL_KEYS | SPATIAL_KEYS | TOKEN_KEYS
+"""{class: {source: key map}}, or in place of a key map a pair (function of the whole state dict, key map)."""
 
 
 def load_reference(block: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> nn.Module:
