@@ -427,6 +427,14 @@ def test_a_model_is_given_back_as_it_was(method):
     torch.testing.assert_close(torch.stack(alone), heat.values, atol=1e-4 * scale, rtol=1e-3)
 
 
+def test_a_compiled_model_is_explained_uncompiled():
+    model, images = built(NAMED["timm_vit"])
+    compiled = torch.compile(model, backend="eager")
+    for method in ("rollout", "legrad", "gradcam"):
+        expected = explain(model, images, 3, method).values
+        torch.testing.assert_close(explain(compiled, images, 3, method).values, expected)
+
+
 def test_targets():
     model, images = built(NAMED["timm_vit"])
     predicted = model(images).argmax(1)

@@ -57,7 +57,8 @@ def explain(model: nn.Module, images: Tensor, target: Target = None, method: str
         raise ValueError(
             f"method must be one of {', '.join(METHODS)}; got {method!r}" + (f": {near[0]}?" if near else "")
         )
-    return METHODS[method].run(model, images, target, layers)
+    # A compiled model is explained through the module it was made of.
+    return METHODS[method].run(getattr(model, "_orig_mod", model), images, target, layers)
 
 
 def _from_capture(method: Callable[..., Map]) -> Callable[..., Map]:

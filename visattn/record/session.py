@@ -24,22 +24,20 @@ class Maps:
         \alpha = f_{norm}(f_{sim}(Q, K))
 
     Args:
-        watch: What saw the calls.
-        keep: What each record holds.
+        model: The network that is watched.
+        keep: What each record holds, as in `capture`.
 
     Raises:
         ValueError: No pass has run, or nothing was seen in it; a layer, head or query that does not exist.
 
     Example:
-        >>> attention = nn.MultiheadAttention(6, 2, batch_first=True)
-        >>> model = nn.Sequential(nn.Conv2d(3, 6, 4, 4), nn.Flatten(2))
+        >>> model = nn.Sequential(nn.Conv2d(3, 6, 4, 4), nn.Flatten())
         >>> with capture(model) as maps:
-        ...     x = model(torch.rand(1, 3, 8, 12)).transpose(1, 2)
-        >>> maps.layers
+        ...     y = model(torch.rand(1, 3, 8, 12))
+        >>> maps.layers  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
-        ValueError: no attention was seen in Sequential: it ran no attention call; for a network without attention \
-explain with method='gradcam'
+        ValueError: no attention was seen in Sequential: it ran no attention call; for a network without attention ...
     """
 
     def __init__(self, model: nn.Module, keep: str):
@@ -183,6 +181,7 @@ def capture(model: nn.Module, keep: str = "qk", *, grid: tuple[int, int] | None 
 @contextmanager
 def record_into(maps: Maps, model: nn.Module, *, grid=None, prefix=None, on_exit=None):
     """Fill ``maps`` from every pass through the model."""
+    model = getattr(model, "_orig_mod", model)
     if model in _watched:
         raise RuntimeError("this model is being captured already; leave that capture() first")
     times: Counter = Counter()

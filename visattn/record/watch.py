@@ -39,7 +39,7 @@ class Watch:
         prefix: int | None = None,
         on_exit: Callable | None = None,
     ):
-        self.model = getattr(model, "_orig_mod", model)
+        self.model = model
         self.batch, self.image_size = 0, None
         self.seen: Counter = Counter()
         self._on_record, self._on_start, self._on_exit = on_record, on_start, on_exit
