@@ -1,0 +1,40 @@
+"""The README: its Python runs, its pictures exist, its commands are commands."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from visattn.__main__ import COMMANDS
+from visattn.blocks.table import BLOCKS
+from visattn.core import NORMALIZERS, RELATIONS, SIMILARITIES
+from visattn.methods.table import METHODS
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+
+
+@pytest.mark.parametrize("code", SNIPPETS, ids=lambda code: code.strip().splitlines()[-1][:40])
+def test_python_runs(code, tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "assets" / "photos", tmp_path / "assets" / "photos")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_pictures_exist():
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", TEXT)
+    assert pictures
+    assert all((ROOT / picture).is_file() for picture in pictures)
+
+
+def test_commands_and_files_exist():
+    assert set(re.findall(r"visattn ([a-z]+) ", TEXT)) <= set(COMMANDS)
+    assert all((ROOT / name).exists() for name in re.findall(r"configs/\w+\.yaml", TEXT))
+
+
+@pytest.mark.parametrize("table", [SIMILARITIES, NORMALIZERS, RELATIONS, BLOCKS, METHODS], ids=len)
+def test_every_name_of_a_table_is_mentioned(table):
+    words = set(re.findall(r"[\w+]+", TEXT))
+    assert set(table) <= words
