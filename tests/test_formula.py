@@ -189,6 +189,13 @@ def test_plan_reads_bias_and_dropout():
     assert plan(*qkv(), None, make_normalizer("gumbel", H).train()).impl == "dense"
 
 
+def test_wide_values_are_not_padded_for():
+    q, k, v = tokens(B, H, NQ, D), tokens(B, H, NK, D, seed=1), tokens(B, H, NK, 200, seed=2)
+    assert plan(q, k, v).impl == "blocked"
+    assert plan(q, k, v[..., :100]).impl == "sdpa"
+    torch.testing.assert_close(attend(q, k, v), attend(q, k, v, impl="sdpa"), **EXACT)
+
+
 def test_gumbel_takes_a_generator():
     e = tokens(B, H, NQ, NK)
 

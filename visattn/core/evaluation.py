@@ -36,10 +36,18 @@ def choose(call: Call) -> Plan:
         if call.normalize.row_local and not call.normalize.stochastic:
             return Plan("blocked", "dropout of the weights leaves the fused kernel, so tiles are formed again")
         return Plan("dense", f"dropout with {name_of(call.normalize)} needs the whole matrix")
+    if _padding_costs_more(call):
+        return Plan("blocked", "values are so much wider than keys that padding costs more than tiles formed again")
     for impl in ("associative", "sdpa", "blocked"):
         if refuses(call, impl) is None:
             return Plan(impl, _reason(call, impl))
     return Plan("dense", f"the whole matrix is needed: {refuses(call, 'blocked')}")
+
+
+def _padding_costs_more(call: Call) -> bool:
+    """Tell whether the fused CPU kernel, which wants one width, loses to tiles (measured: keys of 32, values of 256)."""
+    wide = call.v.shape[3] > call.q.shape[3] + 128
+    return wide and call.q.device.type == "cpu" and type(call.normalize) is Softmax and call.has_dot_form()
 
 
 def _reason(call: Call, impl: str) -> str:

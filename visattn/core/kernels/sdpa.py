@@ -1,8 +1,8 @@
 """The fused evaluation: pairs rewritten, exactly, for scaled_dot_product_attention, and its silent traps avoided.
 
 On a CPU the fused kernel is left silently, with an N x N matrix, for a bias that requires grad, a 3-D mask, values of
-another width than the keys, 5-D input and dropout. Here widths are padded, biases stay 4-D, and a bias that
-requires grad runs through an op of its own.
+another width than the keys, rows that are not contiguous, 5-D input and dropout. Here widths are padded, rows copied,
+biases stay 4-D, and a bias that requires grad runs through an op of its own.
 """
 
 import torch
@@ -35,7 +35,7 @@ def fused(
     width, wanted = v.shape[-1], max(q.shape[-1], v.shape[-1])
     if scale is None:
         scale = q.shape[-1] ** -0.5
-    q, k, v = _pad(q, wanted), _pad(k, wanted), _pad(v, wanted)
+    q, k, v = (_dense_rows(_pad(x, wanted)) for x in (q, k, v))
     bias = merge(bias, mask)
     if bias is not None and bias.dtype != torch.bool:
         bias = bias.to(q.dtype)
@@ -44,6 +44,10 @@ def fused(
     else:
         m = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
     return m[..., :width]
+
+
+def _dense_rows(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 @torch.library.custom_op("visattn::biased_sdpa", mutates_args=())
