@@ -45,7 +45,7 @@ def choose(call: Call) -> Plan:
 
 
 def _padding_costs_more(call: Call) -> bool:
-    """Tell whether the fused CPU kernel, which wants one width, loses to tiles (measured: keys of 32, values of 256)."""
+    """Tell whether the fused CPU kernel, which wants one width, loses to tiles (measured: keys 32, values 256 wide)."""
     wide = call.v.shape[3] > call.q.shape[3] + 128
     return wide and call.q.device.type == "cpu" and type(call.normalize) is Softmax and call.has_dot_form()
 
