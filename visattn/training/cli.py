@@ -71,9 +71,11 @@ class TrainingCLI(LightningCLI):
         parser.link_arguments("data", "model.num_classes", compute_fn=self._count_classes, apply_on="instantiate")
 
     def _count_classes(self, data: ImageData) -> int:
+        if self.subcommand == "predict":
+            return len(self.checkpoint_classes)
         data.prepare_data()
         data.setup()
-        return len(self.checkpoint_classes) if self.subcommand == "predict" else data.num_classes
+        return data.num_classes
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: keys come from config and command line, never from a checkpoint behind the user's back."""
