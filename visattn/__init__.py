@@ -32,7 +32,7 @@ _HOME = {
     "save": "draw.files",
 }
 
-__all__ = [*_HOME, "metrics"]  # noqa: PLE0604
+__all__ = [*_HOME, "metrics"]
 
 try:
     __version__ = version("visattn")
