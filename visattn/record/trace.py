@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+PLAIN = (nn.Linear, nn.LayerNorm, nn.Identity, nn.Dropout, nn.GELU, nn.ReLU, nn.Conv2d, nn.BatchNorm2d)
+
 
 @dataclass
 class Frame:
@@ -35,15 +37,16 @@ class Frame:
 
 
 class Trace:
-    """Keep the stack of running modules by hooks on every module; all of them go when it is closed.
+    """Keep the stack of running modules by hooks; all of them go when it is closed.
 
     Args:
         model: The model to follow.
         on_start: Called when a pass begins: a module that already ran is entered from outside again.
         on_exit: Called with (frame, output) when a module ends.
+        every: Follow the plain layers inside blocks too, which attend nothing; it costs time.
     """
 
-    def __init__(self, model: nn.Module, on_start, on_exit):
+    def __init__(self, model: nn.Module, on_start, on_exit, every: bool = False):
         self.frames: list[Frame] = []
         self.calls: list[str] = []
         self._on_start, self._on_exit = on_start, on_exit
@@ -53,6 +56,8 @@ class Trace:
             if isinstance(module, torch.jit.ScriptModule):
                 self.close()
                 raise TypeError(f"{name or 'the model'} is a TorchScript module, which hides its attention calls")
+            if isinstance(module, PLAIN) and "." in name and not every:
+                continue
             self._handles += [
                 module.register_forward_pre_hook(self._enter(name), prepend=True, with_kwargs=True),
                 module.register_forward_hook(self._leave, always_call=True),

@@ -54,7 +54,7 @@ class Watch:
         }
 
     def __enter__(self):
-        self._trace = Trace(self.model, self._start, self._exit)
+        self._trace = Trace(self.model, self._start, self._exit, every=self._on_exit is not None)
         self._mode = Calls(self)
         self._mode.__enter__()
         return self
