@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from visattn.__main__ import main
 from visattn.commands.score import BASELINES, Interval, _center, _evenly, _interval, _samples, _text
-from visattn.data.synthetic import TARGETS
+from visattn.data.synthetic import TARGETS, PlacedCharacters
+from visattn.metrics.truth import energy_pointing, pointing_game, segmentation
 from visattn.models.table import create_model
 from visattn.training.classifier import load
 
@@ -82,9 +84,42 @@ def test_the_best_of_a_column_depends_on_what_is_good():
     rows = {
         name: {"insertion": Interval(x, x, x), "deletion": Interval(x, x, x)} for name, x in (("a", 0.1), ("b", 0.9))
     }
-    lines = _text(rows, 3).splitlines()
-    assert lines[1].count("*") == lines[2].count("*") == 1
-    assert lines[1].rstrip().endswith("*") and not lines[2].rstrip().endswith("*")
+    cells = [[cell.strip() for cell in line.split("|")[2:4]] for line in _text(rows, 3).splitlines()[2:4]]
+    assert cells == [
+        ["0.100 [0.100, 0.100]", "**0.100** [0.100, 0.100]"],
+        ["**0.900** [0.900, 0.900]", "0.900 [0.900, 0.900]"],
+    ]
+
+
+def test_maps_of_zeros_are_scored_and_counted(tmp_path, run_folder, capsys):
+    """Nothing speaks for theta: a batch of it alone has zero maps only, one with others some."""
+    path = run_folder / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["state_dict"]["model.head.weight"][1] = 0
+    torch.save(checkpoint, path)
+    options = ["--methods", "gae", "--limit", 7, "--steps", 2, "--out", tmp_path / "out"]
+    for size in (1, 7):
+        assert score("--model", run_folder, "--data", "synthetic", "--batch-size", size, *options) == 0
+        assert "gae: the maps of 2 images are zero" in capsys.readouterr().out
+        result = json.loads((tmp_path / "out" / "scores.json").read_text("utf-8"))
+        assert result["zero_maps"] == {"gae": 2}
+        assert np.array(result["values"]["gae"]["energy"])[[1, 6]].tolist() == [0, 0]
+
+
+def test_baselines_get_what_theory_says():
+    """Random maps hold a share of their mass on the truth like its share of the picture, and point there as often."""
+    shown = PlacedCharacters("test", image_size=(64, 64), length=600, with_truth=True)
+    truth = torch.stack([shown[i][2] for i in range(600)])
+    heat = torch.rand(600, 8, 8, generator=torch.Generator().manual_seed(0))
+    share = truth.float().mean((1, 2))
+    energy, pointing = energy_pointing(heat, truth), pointing_game(heat, truth, 4)
+    assert energy.mean().item() == pytest.approx(share.mean().item(), rel=0.05)
+    near = F.max_pool2d(truth[:, None].float(), 9, 1, 4).mean()  # a square, so a little more than the disk
+    assert share.mean() < pointing.mean() < near
+    # half of the pixels are guessed: of the object f/2 of f/2 + 1/2 overlap, of the ground (1-f)/2 of 1 - f/2
+    f = share.mean().item()
+    expected = (f / 2 / (f / 2 + 0.5) + (1 - f) / 2 / (1 - f / 2)) / 2
+    assert segmentation(heat, truth).iou.mean().item() == pytest.approx(expected, rel=0.05)
 
 
 def test_every_class_of_the_synthetic_set_is_scored(run_folder):

@@ -1,6 +1,7 @@
 """`visattn score`: which maps tell the truth, with confidence intervals and two baselines that look at nothing."""
 
 import json
+from collections import Counter
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
@@ -10,9 +11,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from visattn.bench.timing import table as markdown
 from visattn.commands.opened import batches, complained, open_classifier, photographs, tracked
 from visattn.data.synthetic import PlacedCharacters
 from visattn.draw.files import writable
+from visattn.methods.chain import EmptyMap
 from visattn.methods.table import METHODS, explain
 from visattn.metrics.pixels import deletion, insertion
 from visattn.metrics.truth import energy_pointing, pointing_game, segmentation
@@ -64,11 +67,13 @@ def run(
     if not classifier.classes:
         raise ValueError(f"--model: {model} predicts no classes, so no score can change")
     samples, failed = _samples(data, classifier, limit)
-    values = _measured(classifier, samples, names, steps, batch_size, seed)
+    values, empty = _measured(classifier, samples, names, steps, batch_size, seed)
     table = {name: {key: _interval(each, seed) for key, each in row.items()} for name, row in values.items()}
     print(_text(table, len(samples)))
+    for name, count in empty.items():
+        print(f"{name}: the maps of {count} images are zero everywhere, and scored as they are")
     _plot(table, len(samples)).savefig(folder / "scores.png")
-    facts = {"model": model, "data": data, "images": len(samples), "steps": steps, "seed": seed}
+    facts = {"model": model, "data": data, "images": len(samples), "steps": steps, "seed": seed, "zero_maps": empty}
     each = {name: {key: value.tolist() for key, value in row.items()} for name, row in values.items()}
     mean = {name: {key: entry._asdict() for key, entry in row.items()} for name, row in table.items()}
     text = json.dumps({**facts, "better": BETTER, "scores": mean, "values": each}, indent=1)
@@ -130,23 +135,33 @@ def _evenly(count: int, limit: int) -> list[int]:
     return [i * count // min(count, limit) for i in range(min(count, limit))]
 
 
-def _measured(classifier: Classifier, samples: list, names: list[str], steps: int, batch_size: int, seed: int) -> dict:
-    """Return for each method and baseline the values of every measure, one per image."""
+def _measured(
+    classifier: Classifier, samples: list, names: list[str], steps: int, batch_size: int, seed: int
+) -> tuple[dict, Counter]:
+    """Return for each method and baseline the values of every measure, one per image; and how many maps are zero."""
     parts: dict = {name: {} for name in (*names, *BASELINES)}
-    generator = torch.Generator().manual_seed(seed)
+    generator, empty = torch.Generator().manual_seed(seed), Counter()
     for group in tracked(batches(samples, batch_size), "scoring", -(-len(samples) // batch_size)):
         images = torch.stack([sample.image for sample in group])
         with torch.no_grad():
             predicted = classifier.model(images).argmax(1)
         target = predicted if group[0].label is None else torch.tensor([sample.label for sample in group])
         truth = None if group[0].truth is None else torch.stack([sample.truth for sample in group])
-        heats = {name: explain(classifier.model, images, target=target, method=name).values for name in names}
+        heats = {name: _heat(classifier.model, images, target, name) for name in names}
+        empty += Counter({name: int((heat == 0).flatten(1).all(1).sum()) for name, heat in heats.items()})
         shape = heats[names[0]].shape
         heats |= {"random": torch.rand(shape, generator=generator), "center": _center(shape)}
         for name, heat in heats.items():
             for key, value in _measures(classifier.model, images, heat, target, truth, steps).items():
                 parts[name].setdefault(key, []).append(value.float().cpu())
-    return {name: {key: torch.cat(values) for key, values in row.items()} for name, row in parts.items()}
+    return {name: {key: torch.cat(values) for key, values in row.items()} for name, row in parts.items()}, empty
+
+
+def _heat(model, images: Tensor, target: Tensor, method: str) -> Tensor:
+    try:
+        return explain(model, images, target=target, method=method).values
+    except EmptyMap as error:
+        return error.heat.values
 
 
 def _measures(
@@ -177,16 +192,15 @@ def _interval(values: Tensor, seed: int) -> Interval:
 
 
 def _text(table: dict[str, dict[str, Interval]], count: int) -> str:
-    """Return the table as aligned text; a star marks the best of a column."""
+    """Return the table in Markdown; the best of a column is bold."""
     keys = list(next(iter(table.values())))
     best = {key: (min if BETTER[key] == "low" else max)(row[key].mean for row in table.values()) for key in keys}
-    lines = [f"{'method':22}" + "".join(f"{f'{key} ({BETTER[key]} is good)':>26} " for key in keys)]
+    rows = []
     for name, row in table.items():
-        cells = (
-            f"{e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]{'*' if e.mean == best[key] else ' '}" for key, e in row.items()
-        )
-        lines.append(f"{name:22}" + "".join(f"{cell:>27}" for cell in cells))
-    return "\n".join([*lines, f"{count} images; means with 95 % bootstrap intervals; * best mean"])
+        means = {key: f"**{e.mean:.3f}**" if e.mean == best[key] else f"{e.mean:.3f}" for key, e in row.items()}
+        rows.append([name, *(f"{means[key]} [{e.low:.3f}, {e.high:.3f}]" for key, e in row.items())])
+    text = markdown(["method", *(f"{key} ({BETTER[key]} is good)" for key in keys)], rows)
+    return f"{text}\n\n{count} images; means with 95 % bootstrap intervals; bold is the best mean."
 
 
 def _plot(table: dict[str, dict[str, Interval]], count: int) -> Figure:

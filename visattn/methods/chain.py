@@ -16,6 +16,17 @@ OUTLIER = 4.0  # standard deviations above the mean of the map
 Step = Callable[[Record, Tensor], tuple[Tensor, Tensor]]
 
 
+class EmptyMap(ValueError):
+    """Every map of a batch is zero; ``heat`` holds them."""
+
+    def __init__(self, heat: Map):
+        super().__init__(
+            f"{heat.method} gave a map of zeros at {heat.layer!r}: nothing there speaks for the target; "
+            "choose other layers, another target or another method"
+        )
+        self.heat = heat
+
+
 class Row(NamedTuple):
     """Weight of every token: (B, P) of prefix tokens and (B, h, w) of patches, on the finest grid met so far."""
 
@@ -93,10 +104,7 @@ def checked(heat: Map) -> Map:
         raise ValueError(f"{heat.method} gave values that are not finite: look for NaN in the images or the weights")
     empty = values.flatten(1).abs().amax(1) == 0
     if empty.all():
-        raise ValueError(
-            f"{heat.method} gave a map of zeros at {heat.layer!r}: nothing there speaks for the target; "
-            "choose other layers, another target or another method"
-        )
+        raise EmptyMap(heat)
     if empty.any():
         heat.notes["all_zero"] = empty
     mean, deviation = values.mean((1, 2), keepdim=True), values.std((1, 2), correction=0, keepdim=True)
