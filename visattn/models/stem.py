@@ -60,13 +60,13 @@ class PatchStem(nn.Module):
 
 
 class ConvStem(nn.Module):
-    r"""Halve the image a few times by 3 x 3 convolutions, then project each pixel.
+    r"""Halve the image a few times by pairs of 3 x 3 convolutions, then project each pixel.
 
     .. math::
         x_0 = x, \qquad x_{i+1} = \mathrm{ReLU}(\mathrm{BN}(W_i * x_i)), \qquad z = W x_n + b
 
-    Every :math:`W_i` has stride 2 and doubles the channels, so that n steps give the stride :math:`2^n`, the last one D
-    channels.
+    Strides of 2 and 1 take turns, and a stride of 2 doubles the channels: n halvings give the stride :math:`2^n` and
+    D channels; the last halving stands alone.
 
     Args:
         dim: D, the width of a token; at least ``patch_size``.
@@ -85,8 +85,8 @@ class ConvStem(nn.Module):
 
     Reference:
         Xiao et al. 2021, "Early Convolutions Help Transformers See Better",
-        https://arxiv.org/abs/2106.14881. Differs from the paper in: the widths always double up to D, the paper repeats
-        some of them.
+        https://arxiv.org/abs/2106.14881. Differs from the paper in: where a stride of 1 follows one of 2, and that
+        widths always double up to D.
 
     Example:
         >>> import torch
@@ -105,8 +105,8 @@ class ConvStem(nn.Module):
         widths = [in_channels, *(dim // 2**i for i in reversed(range(steps)))]
         layers = []
         for before, after in pairwise(widths):
-            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-        self.conv = nn.Sequential(*layers)
+            layers += [*_step(before, after, stride=2), *_step(after, after, stride=1)]
+        self.conv = nn.Sequential(*layers[:-3])
         self.proj = nn.Conv2d(dim, dim, 1)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -115,6 +115,10 @@ class ConvStem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(self.conv(x))
+
+
+def _step(before: int, after: int, *, stride: int) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(before, after, 3, stride, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()
 
 
 STEMS = {"patch": PatchStem, "conv": ConvStem}
