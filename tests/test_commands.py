@@ -153,7 +153,7 @@ def test_unreadable_photographs_are_named_and_the_others_done(tmp_path, photos, 
 
 def test_a_network_without_attention_gets_a_cam(tmp_path, photos):
     out = tmp_path / "out"
-    assert call("map", photos, "--model", "timm:test_resnet", "--random", "--method", "gradcam", "--out", out) == 0
+    assert call("map", photos, "--model", "timm:test_resnet", "--random", "--out", out) == 0
     assert json.loads((out / "index.json").read_text())["method"] == "gradcam"
 
 
@@ -188,7 +188,7 @@ WRONG = {
     "head": (["map", "PHOTOS", *MODEL, "--method", "raw", "--head", "99"], "has heads 0 to"),
     "head of a joint method": (["map", "PHOTOS", *MODEL, "--head", "0"], "--head is for --method raw"),
     "colormap": (["map", "PHOTOS", *MODEL, "--colormap", "virids"], "nearest is 'viridis'"),
-    "no attention": (["map", "PHOTOS", "--model", "timm:test_resnet", "--random"], "gradcam"),
+    "no attention": (["map", "PHOTOS", "--model", "timm:test_resnet", "--random", "--method", "gae"], "gradcam"),
     "out": (["map", "PHOTOS", *MODEL, "--out", "PHOTOS/noise.png"], "is a file"),
 }
 

@@ -207,7 +207,13 @@ def test_configs_are_flat_known_and_buildable(config, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "options", "method"),
-    [("vit_nano", TINY["options"], "rollout"), ("resnet8", {"block": "cbam"}, "spatial"), ("resnet8", {}, "gradcam")],
+    [
+        ("vit_nano", TINY["options"], "rollout"),
+        ("resnet8", {"block": "cbam"}, "spatial"),
+        ("resnet8", {"block": "scsa"}, "spatial"),  # its tokens are channels, those of external are a memory's slots
+        ("resnet8", {"block": "external"}, "gradcam"),
+        ("resnet8", {}, "gradcam"),
+    ],
 )
 def test_attention_of_any_network_can_be_drawn(name, options, method):
     torch.manual_seed(0)
@@ -247,6 +253,14 @@ def test_checkpoint_says_how_to_rebuild(run):
     assert note["classes"] == ["bar", "disc", "line"]
     assert note["network"]["options"]["depth"] == 2
     assert note["transform"]["image_size"] == [16, 16]
+
+
+@pytest.mark.parametrize(
+    "images", ["photo.jpg", np.zeros((5, 5, 3), np.uint8), [], [None]], ids=lambda images: type(images).__name__
+)
+def test_a_classifier_takes_pil_images_only(run, images):
+    with pytest.raises(TypeError, match="PIL image"):
+        load(run)(images)
 
 
 def test_loaded_classifier_repeats_the_validation(run, shapes):
@@ -383,17 +397,26 @@ def refusal(arguments: list[str], capsys, code: int = 2) -> str:
         (["--data.image_size", "3"], "model.image_size"),
         (["--model.name", "vit_nan"], "'vit_nano'"),
         (["--model.options.dpth", "3"], "'depth'"),
+        (["--model.optimizer", "adamwx"], "'adamw'"),
+        (["--model.lr", "-1"], "lr must be 0 or more"),
+        (["--model.label_smoothing", "2"], "label_smoothing"),
+        (["--model.num_classes", "3"], "counted in the data"),
+        (["--trainer.accelerator", "tpu"], "TPU"),
         (["--data.root", "nowhere"], "nowhere"),
         (["--data.augment", "lihgt"], "light"),
-        (["--ckpt_path", "last"], "no checkpoint"),
+        (["--ckpt_path", "best"], "damaged"),
+        (["--ckpt_path", "last", "--out", "elsewhere"], "no checkpoint"),
         (["--ckpt_path", "missing.ckpt"], "missing.ckpt does not exist"),
         (["--out", "/dev/null/run"], "--out"),
         (["--config", "nothing.yaml"], "nothing.yaml"),
     ],
 )
 def test_mistakes_get_one_line(wrong, named, shapes, tmp_path, capsys):
+    earlier = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    earlier.parent.mkdir(parents=True)
+    earlier.touch()
     assert named in refusal(["fit", *keys(shapes, tmp_path / "run"), *wrong], capsys)
-    assert not list(tmp_path.rglob("*.ckpt"))
+    assert list(tmp_path.rglob("*.ckpt")) == [earlier]  # neither a new one nor moved aside
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from visattn.blocks.check import require_divisible, require_map, require_odd, require_positive
 from visattn.blocks.pool import axis_mean
 from visattn.core.formula import Attend
+from visattn.core.layout import Channels
 from visattn.core.similarity.product import Dot
 from visattn.core.tap import Tap
 
@@ -102,7 +103,7 @@ class SCSA(nn.Module):
         key = (tokens * self.key[:, None]).unflatten(1, heads)
         # The mean over the windows goes past the weights, which all windows share: one value per token is enough.
         value = (tokens.mean(2) * self.value).unflatten(1, heads).unsqueeze(3)
-        return self.attend(query, key, value).flatten(1, 2).unsqueeze(3).sigmoid()
+        return self.attend(query, key, value, layout=Channels()).flatten(1, 2).unsqueeze(3).sigmoid()
 
 
 def window_means(size: int, window: int, like: Tensor) -> Tensor:

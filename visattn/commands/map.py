@@ -26,7 +26,7 @@ def run(
     *,
     model: str,
     out: str = "maps",
-    method: str = "rollout",
+    method: str | None = None,
     layer: str | None = None,
     head: int | None = None,
     target: str | None = None,
@@ -50,7 +50,8 @@ def run(
         photos: Photographs, folders or zips of them.
         model: Folder of a run, a checkpoint, or timm:NAME.
         out: Folder to write.
-        method: Name of the method; raw takes --layer and --head.
+        method: Name of the method; raw takes --layer and --head. Without it rollout, or gradcam for a model in which no
+            tokens attend tokens.
         layer: Number or name of the layer, as index.json names it; -1 is the last.
         head: One head of the layer, for method raw; without it the mean over heads.
         target: Class to explain, by name or number; without it the predicted class of each photograph.
@@ -72,7 +73,9 @@ def run(
     folder = writable(Path(out))
     classifier = open_classifier(model, image_size=image_size, pretrained=pretrained, weights=weights, random=random)
     goal = class_number(target, classifier.classes)
-    asked = _Question(method, int(layer) if layer and layer.lstrip("-").isdigit() else layer, head, goal)
+    asked = _Question(
+        method or _suited(classifier), int(layer) if layer and layer.lstrip("-").isdigit() else layer, head, goal
+    )
     answers, heat, failed = _ask(classifier, photographs(photos), asked, batch_size)
     labels = [answer.label for answer in answers]
     drawn = (answer.picture(classifier) for answer in answers)
@@ -82,8 +85,16 @@ def run(
     if grid:
         _draw_heads(classifier, answers, items, folder, colormap)
     if page:
-        _write_page(classifier, answers[:_MOST_ON_A_PAGE], method, heat, folder / "page.html", colormap)
+        _write_page(classifier, answers[:_MOST_ON_A_PAGE], asked.method, heat, folder / "page.html", colormap)
     return _report(answers, items, failed, folder, page)
+
+
+def _suited(classifier: Classifier) -> str:
+    """Return the method for a model of which nothing is known: rollout, or gradcam where no tokens attend tokens."""
+    with torch.no_grad(), capture(classifier.model) as maps:
+        classifier.model(torch.zeros(1, 3, *classifier.transform.image_size))
+    grids = [record.grid for record in maps.records if record.kind == "token"]
+    return "rollout" if grids and all(grids) else "gradcam"
 
 
 class _Question(NamedTuple):

@@ -90,7 +90,10 @@ class Maps:
         """Return the token layers asked for, first to last: None is all, or a slice, or a list of numbers and names."""
         if not self.tokens:
             kinds = ", ".join(sorted({record.kind for record in self.layers}))
-            raise ValueError(f"this method needs attention between tokens; the model has {kinds} attention only")
+            raise ValueError(
+                f"this method needs attention between tokens; the model has {kinds} attention only: "
+                "map(layer) of capture() shows a gate, method='gradcam' explains any network"
+            )
         if layers is None or isinstance(layers, slice):
             return self.tokens[layers or slice(None)]
         chosen = [self.layer(layer) for layer in ([layers] if isinstance(layers, (int, str)) else layers)]

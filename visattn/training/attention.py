@@ -9,11 +9,14 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
 from visattn.draw.overlay import overlay
+from visattn.draw.scale import scale_of
 from visattn.map import Map
 from visattn.methods.rollout import rollout
 from visattn.methods.table import explain
@@ -37,9 +40,12 @@ def look(model: nn.Module, images: Tensor) -> tuple[Tensor, Map]:
 
 def _kinds(maps: Maps) -> list[str]:
     try:
-        return [layer.kind for layer in maps.layers]
+        layers = maps.layers
     except ValueError:  # a network without attention
         return []
+    # where tokens have no place in the picture, as the slots of a memory, nothing can be rolled out
+    placed = all(layer.grid for layer in layers if layer.kind == "token")
+    return [layer.kind if placed or layer.kind != "token" else "memory" for layer in layers]
 
 
 class AttentionOverlays(Callback):
@@ -89,6 +95,9 @@ class AttentionOverlays(Callback):
             axes[0, column].set_title(classes[self.labels[column]], fontsize=8)
             axes[1, column].imshow(overlay(picture, heat[column]))
             axes[1, column].set_title(f"{classes[winner]} {probabilities[column, winner]:.2f}", fontsize=8)
+        scale = scale_of([heat])  # the one that all the overlays share
+        colors = ScalarMappable(Normalize(scale.low, scale.high), scale.colormap)
+        figure.colorbar(colors, ax=axes, aspect=40, fraction=0.02, pad=0.01).ax.tick_params(labelsize=7)
         for axis in axes.flat:
             axis.set_axis_off()
         return figure
