@@ -289,6 +289,7 @@ def test_timm_models_by_name():
     [
         ({"name": "vit_tni_patch16"}, "unknown model 'vit_tni_patch16'; did you mean 'vit_tiny_patch16'"),
         ({"name": "timm:resnt18"}, "unknown timm model 'resnt18'; did you mean 'resnet18'"),
+        ({"name": "timm:test_vit", "similarity": "cosine"}, "timm:test_vit has no such option: "),
         ({"name": "vit_nano", "dropot": 0.1}, "unknown vit_nano option 'dropot'; did you mean 'dropout'"),
         ({"name": "vit_nano", "similarity": "cosin"}, "unknown similarity 'cosin'; did you mean 'cosine'"),
         ({"name": "vit_nano", "normalize": "entmx15"}, "unknown normalize 'entmx15'; did you mean 'entmax15'"),

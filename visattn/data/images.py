@@ -57,7 +57,7 @@ class Archive:
             with zipfile.ZipFile(self.path) as archive:
                 names = archive.namelist()
         except zipfile.BadZipFile as error:
-            raise ValueError(f"root: {str(self.path)!r} is not a readable zip file ({error})") from error
+            raise ValueError(f"{str(self.path)!r} is not a readable zip file ({error})") from error
         names = [name for name in names if not any(map(_is_junk, name.rstrip("/").split("/")))]
         files = [name for name in names if not name.endswith("/")]
         folders = {name.rstrip("/") for name in names if name.endswith("/")}
@@ -286,4 +286,6 @@ def split_stratified(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
         count = min(max(1, round(len(members) * fraction)), len(members) - 1)
         held.append(members[:count])
         rest.append(members[count:])
+    if not sum(map(len, held)):
+        raise ValueError("root: a class needs two images or more, one of them for validation; all classes have one")
     return np.sort(np.concatenate(rest)), np.sort(np.concatenate(held))

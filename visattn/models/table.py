@@ -90,7 +90,12 @@ def _create_timm(name: str, *, pretrained: bool = False, image_size=None, in_cha
         options["img_size"] = image_size
     if in_channels is not None:
         options["in_chans"] = in_channels
-    return timm.create_model(name, pretrained=pretrained, **options)
+    try:
+        return timm.create_model(name, pretrained=pretrained, **options)
+    except TypeError as error:
+        if "unexpected keyword" not in str(error):
+            raise
+        raise ValueError(f"timm:{name} has no such option: {error}") from error
 
 
 # timm's word -> ours

@@ -20,8 +20,11 @@ class Classifier:
         classes: The C names.
 
     Shape:
-        - Input: one PIL image of any size and mode, or a sequence of B.
+        - Input: one PIL image of any size and mode, or a list or tuple of B.
         - Output: probabilities (C,), or (B, C), float32 on the CPU; they sum to one.
+
+    Raises:
+        TypeError: an image is no PIL image, or there is none.
 
     Example:
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2))
@@ -36,9 +39,13 @@ class Classifier:
         self.classes = list(classes)
 
     @torch.inference_mode()
-    def __call__(self, images: Image.Image | Sequence[Image.Image]) -> Tensor:
-        several = isinstance(images, Sequence)
-        batch = torch.stack([self.transform(image) for image in (images if several else [images])])
+    def __call__(self, images: Image.Image | list[Image.Image] | tuple[Image.Image, ...]) -> Tensor:
+        several = isinstance(images, list | tuple)
+        given = images if several else [images]
+        strange = [type(image).__name__ for image in given if not isinstance(image, Image.Image)]
+        if strange or not given:
+            raise TypeError(f"images must be a PIL image or a list of them, got {strange[0] if strange else 'none'}")
+        batch = torch.stack([self.transform(image) for image in given])
         first = next(self.model.parameters(), batch)
         probabilities = self.model(batch.to(first.device, first.dtype)).float().softmax(1).cpu()
         return probabilities if several else probabilities[0]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from visattn.data.module import ImageData
 from visattn.training.checkpoint import KEY, find_checkpoint, read_checkpoint, readable_checkpoint
@@ -91,10 +92,6 @@ class TrainingCLI(LightningCLI):
             config.verbose = False  # one line of our own says it
         if config.ckpt_path:
             self._choose_checkpoint(config)
-        if self.subcommand == "fit" and rank_zero_only.rank == 0:
-            notice = claim(self.folder, resumed=bool(config.ckpt_path))
-            if notice:
-                print(notice)
 
     def _choose_checkpoint(self, config) -> None:
         path, problem = Path(config.ckpt_path), ""
@@ -111,6 +108,10 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs):
         config = self.config_init[self.subcommand]
         fit = self.subcommand == "fit"
+        if fit and rank_zero_only.rank == 0:  # model and data stand: a misspelt name moves no earlier run aside
+            notice = claim(self.folder, resumed=bool(config.ckpt_path))
+            if notice:
+                print(notice)
         if config.trainer.logger in (None, True):
             kwargs["logger"] = loggers(self.folder, self.resumed_step) if fit else False
         kwargs |= {"default_root_dir": str(self.folder), "enable_checkpointing": fit}
@@ -177,9 +178,12 @@ def main(args: list[str] | None = None) -> None:
         _leave(f"{stop}\n{_resume(stop.checkpoint)}", 128 + stop.number)
     except NotFinite as error:
         _leave(
-            f"error: {error}; the last good checkpoint stays. Try a lower --model.lr or --trainer.gradient_clip_val 1",
-            1,
+            f"error: {error}; what was saved before stays. Try a lower --model.lr or --trainer.gradient_clip_val 1", 1
         )
+    except KeyboardInterrupt:
+        _leave("stopped at once; what was saved before stays", 130)
+    except MisconfigurationException as error:
+        _leave(f"error: {' '.join(str(error).split())}", 2)
     except (ValueError, OSError) as error:
         told = next((link for link in _chain(error) if _deliberate(link)), None)
         if told is None:

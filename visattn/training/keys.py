@@ -84,6 +84,9 @@ class Parser(LightningArgumentParser):
         link = re.search(r"([\w.]+) --> ([\w.]+):", message)
         if link:
             return f"{link[2]} is taken from {link[1]}; give {link[1]} instead"
+        counted = re.search(r'Linked "([\w.]+)" must be given via "data"', message)
+        if counted:
+            return f"{counted[1]} is counted in the data; leave it out"
         unknown = re.search(r"does not accept option '([\w.]+)'|unrecognized arguments: -*([\w.]+)", message)
         if unknown:
             key = unknown[1] or unknown[2]

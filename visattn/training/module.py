@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
@@ -29,6 +30,9 @@ class Recipe:
         label_smoothing: Share of the target spread evenly over all classes.
         mixup: Parameter of mixup's Beta distribution; 0 turns it off.
         cutmix: The same of CutMix; where both are on, each batch gets one of them.
+
+    Raises:
+        ValueError: The optimizer is unknown or a number out of range.
     """
 
     optimizer: str = "adamw"
@@ -38,6 +42,17 @@ class Recipe:
     label_smoothing: float = 0.1
     mixup: float = 0.0
     cutmix: float = 0.0
+
+    def __post_init__(self):
+        if self.optimizer not in (known := list_optimizers()):
+            near = get_close_matches(self.optimizer, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            raise ValueError(f"optimizer: there is no {self.optimizer!r}; {hint}")
+        for name in ("lr", "weight_decay", "warmup_epochs", "mixup", "cutmix"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must lie in [0, 1), got {self.label_smoothing}")
 
     def rate(self, step: int, steps: int, warmup: int) -> float:
         """Return the share of ``lr`` that step number ``step`` of ``steps`` uses."""
@@ -202,5 +217,6 @@ def refuse_other(found: dict, wanted: dict) -> None:
     for key in wanted:
         if found.get(key) != wanted[key]:
             raise ValueError(
-                f"the checkpoint holds another model: its {key} is {found.get(key)!r}, not {wanted[key]!r}"
+                f"the checkpoint holds another model: its {key} is {found.get(key)!r}, not {wanted[key]!r}; "
+                "the config.yaml of its run fits it"
             )
