@@ -20,11 +20,7 @@ from visattn.surgery import Inserted, insert, remove, replace
 
 TINY = ResNetConfig("cifar", "basic", (1, 2), (8, 16))
 # Behind 8 and 16 channels some papers' groups do not fit.
-OPTIONS = {
-    "shuffle": {"groups": 2},
-    "sge": {"groups": 2},
-    "ema": {"groups": 2},
-    "lct": {"groups": 2},
+OPTIONS = {name: {"groups": 2} for name in ("shuffle", "sge", "ema", "lct")} | {
     "sk": {"groups": 4},
     "epsa": {"groups": (1, 2, 2, 2)},
     "involution": {"group_channels": 4},
