@@ -141,6 +141,7 @@ def test_center_and_even_choice():
         (["--methods", "rollout,gea"], "did you mean gae?"),
         (["--methods", ","], "at least one method"),
         (["--limit", "0"], "--limit must be 1 or more"),
+        (["--batch-size", "0"], "--batch-size must be 1 or more, got 0"),
         (["--data", "nowhere"], "nowhere"),
         ([], "required: data"),
     ],

@@ -72,6 +72,8 @@ def class_number(target: str | None, classes: Sequence[str]) -> int | None:
 
 def batches(entries: Sequence, size: int) -> Iterator[Sequence]:
     """Yield the entries in groups of at most ``size``."""
+    if size < 1:
+        raise ValueError(f"--batch-size must be 1 or more, got {size}")
     for start in range(0, len(entries), size):
         yield entries[start : start + size]
 

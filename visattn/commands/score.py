@@ -141,7 +141,8 @@ def _measured(
     """Return for each method and baseline the values of every measure, one per image; and how many maps are zero."""
     parts: dict = {name: {} for name in (*names, *BASELINES)}
     generator, empty = torch.Generator().manual_seed(seed), Counter()
-    for group in tracked(batches(samples, batch_size), "scoring", -(-len(samples) // batch_size)):
+    groups = list(batches(samples, batch_size))
+    for group in tracked(groups, "scoring", len(groups)):
         images = torch.stack([sample.image for sample in group])
         with torch.no_grad():
             predicted = classifier.model(images).argmax(1)
