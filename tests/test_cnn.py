@@ -28,7 +28,7 @@ OPTIONS = {
 def test_depth_is_in_the_name(name):
     config = CNNS[name]
     layers = sum(config.depths) * (3 if config.unit == "bottleneck" else 2) + 2
-    assert layers == int(name.removeprefix("resnet"))
+    assert layers == int(name.removeprefix("resnet").removesuffix("_wide"))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])

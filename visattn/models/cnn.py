@@ -12,7 +12,7 @@ CONVOLUTIONS = ("sk", "split", "epsa", "cot", "involution")
 
 @dataclass(frozen=True)
 class ResNetConfig:
-    """One row of CNNS: stem ("cifar": 3 x 3, "imagenet": 7 x 7 and pooling), unit, depth and width of each stage."""
+    """One row of CNNS: stem (a row of STEMS), unit, depth and width of each stage."""
 
     stem: str
     unit: str
@@ -20,6 +20,8 @@ class ResNetConfig:
     widths: tuple[int, ...]
 
 
+# Kernel size and stride of the first convolution; "imagenet" pools behind it.
+STEMS = {"cifar": (3, 1), "half": (3, 2), "imagenet": (7, 2)}
 CIFAR, IMAGENET = (16, 32, 64), (64, 128, 256, 512)
 CNNS = {
     "resnet8": ResNetConfig("cifar", "basic", (1, 1, 1), CIFAR),
@@ -27,6 +29,7 @@ CNNS = {
     "resnet20": ResNetConfig("cifar", "basic", (3, 3, 3), CIFAR),
     "resnet32": ResNetConfig("cifar", "basic", (5, 5, 5), CIFAR),
     "resnet56": ResNetConfig("cifar", "basic", (9, 9, 9), CIFAR),
+    "resnet8_wide": ResNetConfig("half", "basic", (1, 1, 1), (32, 64, 128)),
     "resnet10": ResNetConfig("imagenet", "basic", (1, 1, 1, 1), IMAGENET),
     "resnet18": ResNetConfig("imagenet", "basic", (2, 2, 2, 2), IMAGENET),
     "resnet34": ResNetConfig("imagenet", "basic", (3, 4, 6, 3), IMAGENET),
@@ -184,7 +187,7 @@ class ResNet(nn.Module):
         super().__init__()
         self.config = config
         unit = {"basic": BasicUnit, "bottleneck": BottleneckUnit}[config.unit]
-        kernel, stride = (7, 2) if config.stem == "imagenet" else (3, 1)
+        kernel, stride = STEMS[config.stem]
         channels = config.widths[0]
         self.conv1 = _conv(in_channels, channels, kernel, stride)
         self.bn1 = nn.BatchNorm2d(channels)
@@ -223,7 +226,7 @@ def build_resnet(
 ) -> ResNet:
     """Build a ResNet; any `image_size` will do, and without `num_classes` it has CIFAR-10's 10 or ImageNet's 1000."""
     if num_classes is None:
-        num_classes = 10 if config.stem == "cifar" else 1000
+        num_classes = 1000 if config.stem == "imagenet" else 10
     return ResNet(config, num_classes, in_channels=in_channels, block=block, block_options=block_options)
 
 
