@@ -334,7 +334,9 @@ def test_a_stopped_run_goes_on_to_the_same_weights(number, step, run, shapes, tm
 
 
 def test_training_without_progress_stops_early(shapes, tmp_path):
-    cli.main(["fit", *keys(shapes, tmp_path / "run", patience=2, model__lr=0.0, trainer__max_epochs=9)])
+    options = '{"dim": 16, "depth": 2, "num_heads": 2, "stem": "patch"}'  # no batch norm, which moves without steps
+    changed = {"patience": 2, "model__options": options, "model__lr": 0.0, "trainer__max_epochs": 9}
+    cli.main(["fit", *keys(shapes, tmp_path / "run", **changed)])
     assert json.loads((tmp_path / "run" / "result.json").read_text())["epochs"] == 3
 
 
@@ -401,7 +403,7 @@ def refusal(arguments: list[str], capsys, code: int = 2) -> str:
         (["--model.lr", "-1"], "lr must be 0 or more"),
         (["--model.label_smoothing", "2"], "label_smoothing"),
         (["--model.num_classes", "3"], "counted in the data"),
-        (["--trainer.accelerator", "tpu"], "TPU"),
+        (["--trainer.accelerator", "tpu"], "torch_xla"),
         (["--data.root", "nowhere"], "nowhere"),
         (["--data.augment", "lihgt"], "light"),
         (["--ckpt_path", "best"], "damaged"),

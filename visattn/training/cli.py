@@ -182,7 +182,7 @@ def main(args: list[str] | None = None) -> None:
         )
     except KeyboardInterrupt:
         _leave("stopped at once; what was saved before stays", 130)
-    except MisconfigurationException as error:
+    except (MisconfigurationException, ImportError) as error:
         _leave(f"error: {' '.join(str(error).split())}", 2)
     except (ValueError, OSError) as error:
         told = next((link for link in _chain(error) if _deliberate(link)), None)
