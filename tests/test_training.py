@@ -403,7 +403,6 @@ def refusal(arguments: list[str], capsys, code: int = 2) -> str:
         (["--model.lr", "-1"], "lr must be 0 or more"),
         (["--model.label_smoothing", "2"], "label_smoothing"),
         (["--model.num_classes", "3"], "counted in the data"),
-        (["--trainer.accelerator", "tpu"], "torch_xla"),
         (["--data.root", "nowhere"], "nowhere"),
         (["--data.augment", "lihgt"], "light"),
         (["--ckpt_path", "best"], "damaged"),
