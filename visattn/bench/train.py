@@ -133,7 +133,7 @@ def _fit(root: str, model: str, image_size: int, batch_size: int, steps: int) ->
             **DEFAULTS | {"max_epochs": -1, "max_steps": steps + 1, "gradient_clip_val": 1.0, "limit_val_batches": 0},
             accelerator="cpu",
             logger=loggers(Path(folder), None),
-            callbacks=[*callbacks(config, Path(folder)), clock],
+            callbacks=[*callbacks(config, Path(folder), Recipe()), clock],
         )
         trainer.fit(ImageClassifier(network, recipe=Recipe()), datamodule=data)
     return clock.seconds

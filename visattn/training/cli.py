@@ -28,6 +28,7 @@ QUIET = (  # warnings of Lightning about what is meant to be so
     "isinstance.treespec, LeafSpec.. is deprecated",
     "Be aware that when using `ckpt_path`, callbacks",
     "The dirpath has changed from",
+    "The checkpoint was not created with WeightAveraging",  # then both start from its weights
     "args parameter is intended to run from within Python",
     "instantiate_classes",  # Lightning's own use of older names of jsonargparse, three lines
     "skip_none parameter",
@@ -115,7 +116,8 @@ class TrainingCLI(LightningCLI):
         if config.trainer.logger in (None, True):
             kwargs["logger"] = loggers(self.folder, self.resumed_step) if fit else False
         kwargs |= {"default_root_dir": str(self.folder), "enable_checkpointing": fit}
-        self.trainer_defaults["callbacks"] = callbacks(config, self.folder) if fit else [PredictionWriter(self.folder)]
+        added = callbacks(config, self.folder, config.model.recipe) if fit else [PredictionWriter(self.folder)]
+        self.trainer_defaults["callbacks"] = added
         return super().instantiate_trainer(**kwargs)
 
     @rank_zero_only

@@ -29,6 +29,7 @@ def image_classifier(
     label_smoothing: float = 0.1,
     mixup: float = 0.0,
     cutmix: float = 0.0,
+    ema: float = 0.0,
     seed: int = 0,
     compile: bool = False,
     channels_last: bool = False,
@@ -53,6 +54,7 @@ def image_classifier(
         label_smoothing: Share of the target spread evenly over all classes.
         mixup: Parameter of mixup's Beta distribution; 0 turns it off.
         cutmix: The same of CutMix.
+        ema: Decay, such as 0.999, of the running average of the weights that is validated and kept; 0 turns it off.
         seed: Taken from seed_everything.
         compile: Compile the network.
         channels_last: Keep images and weights in channels-last memory order.
@@ -67,7 +69,7 @@ def image_classifier(
         "where": where,
         "options": {**(options or {}), **{key: value for key, value in named.items() if value is not None}},
     }
-    recipe = Recipe(optimizer, lr, weight_decay, warmup_epochs, label_smoothing, mixup, cutmix)
+    recipe = Recipe(optimizer, lr, weight_decay, warmup_epochs, label_smoothing, mixup, cutmix, ema)
     return ImageClassifier(network, recipe=recipe, seed=seed, compile=compile, channels_last=channels_last)
 
 

@@ -30,6 +30,7 @@ class Recipe:
         label_smoothing: Share of the target spread evenly over all classes.
         mixup: Parameter of mixup's Beta distribution; 0 turns it off.
         cutmix: The same of CutMix; where both are on, each batch gets one of them.
+        ema: Decay of the running average of the weights that is validated and kept; 0 turns it off.
 
     Raises:
         ValueError: The optimizer is unknown or a number out of range.
@@ -42,6 +43,7 @@ class Recipe:
     label_smoothing: float = 0.1
     mixup: float = 0.0
     cutmix: float = 0.0
+    ema: float = 0.0
 
     def __post_init__(self):
         if self.optimizer not in (known := list_optimizers()):
@@ -51,8 +53,9 @@ class Recipe:
         for name in ("lr", "weight_decay", "warmup_epochs", "mixup", "cutmix"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing must lie in [0, 1), got {self.label_smoothing}")
+        for name in ("label_smoothing", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
 
     def rate(self, step: int, steps: int, warmup: int) -> float:
         """Return the share of ``lr`` that step number ``step`` of ``steps`` uses."""

@@ -7,6 +7,8 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMon
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from visattn.training.attention import AttentionOverlays
+from visattn.training.average import AverageWeights
+from visattn.training.module import Recipe
 from visattn.training.run import Bar, Report, RunLogger, Speed
 from visattn.training.stopping import StopOnNotFinite, StopOnSignal
 
@@ -16,17 +18,18 @@ def loggers(folder: Path, resumed_step: int | None) -> list:
     return [RunLogger(folder, resumed_step), TensorBoardLogger(folder, "tensorboard", version="")]
 
 
-def callbacks(config, folder: Path) -> list[Callback]:
+def callbacks(config, folder: Path, recipe: Recipe) -> list[Callback]:
     """Return what the plain keys of a training ask for, and what every training has."""
     checkpoints = (folder / "checkpoints").absolute()
     resumed = bool(config.ckpt_path) and Path(config.ckpt_path).absolute().parent == checkpoints
-    chosen = [Report(folder, resumed), Speed(), StopOnNotFinite(), StopOnSignal(checkpoints / "last.ckpt")]
+    chosen = [AttentionOverlays(folder / "attention", config.overlays)] if config.overlays else []
+    if recipe.ema:  # behind what looks at the validated network, before what saves it
+        chosen.append(AverageWeights(recipe.ema))
+    chosen += [Report(folder, resumed), Speed(), StopOnNotFinite(), StopOnSignal(checkpoints / "last.ckpt")]
     if config.trainer.logger is not False:
         chosen.append(LearningRateMonitor())
     if config.trainer.enable_progress_bar is not False:
         chosen.append(Bar())
-    if config.overlays:
-        chosen.append(AttentionOverlays(folder / "attention", config.overlays))
     if config.patience:
         chosen.append(EarlyStopping("val_accuracy", mode="max", patience=config.patience))
     return chosen + _savers(config, checkpoints)
