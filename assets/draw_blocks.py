@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import pil_to_tensor, resize
 
 import visattn
-from visattn.data.images import list_classes, split_stratified
+from visattn.data.images import list_classes
+from visattn.data.labels import split_stratified
 
 ASSETS = Path(__file__).parent
 # One block behind each residual unit, from the finest maps to the coarsest.

@@ -1,4 +1,4 @@
-"""Folders of pictures for test_data.py: sound ones, odd ones, broken ones, and wrong calls with what they must say."""
+"""Folders of pictures for the tests of data: sound, odd and broken ones; wrong calls with what they must say."""
 
 import io
 import struct
@@ -7,10 +7,14 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+
+from visattn.data.module import ImageData
 
 CLASSES = ["ant", "bee", "cat"]
 COUNTS = {"train": (5, 7, 11), "val": (2, 3, 5)}
+HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 
 
 def picture(number: int, size: tuple[int, int] = (19, 13)) -> Image.Image:
@@ -44,6 +48,25 @@ def make_zip(folder: Path, target: Path, prefix: str = "", compression: int = zi
         for path in sorted(folder.rglob("*")):
             archive.write(path, prefix + path.relative_to(folder).as_posix())
     return target
+
+
+def image_data(root, **options) -> ImageData:
+    """Small images of a root, set up to train."""
+    settings = {"image_size": (11, 17), "batch_size": 5, "num_workers": 0, **HALF} | options
+    data = ImageData(str(root), **settings)
+    data.setup("fit")
+    return data
+
+
+def batches(loader) -> list[tuple[torch.Tensor, list[int]]]:
+    """What a loader gives, labels as numbers."""
+    return [(images, labels.tolist()) for images, labels in loader]
+
+
+def assert_same(left, right) -> None:
+    assert [labels for _, labels in left] == [labels for _, labels in right]
+    for (images, _), (others, _) in zip(left, right, strict=True):
+        torch.testing.assert_close(images, others, rtol=0, atol=0)
 
 
 def png(image: Image.Image, **options) -> bytes:

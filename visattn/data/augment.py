@@ -9,6 +9,7 @@ import os
 import random
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from visattn.data.transform import EvalTransform, cover, rgb
 
 AUGMENTS = ("none", "light", "strong", "trivial")
 _MARGIN = {"none": 1.0, "light": 1.0, "strong": 1.25, "trivial": 1.0}  # of the picture a crop is taken from
+_ERASE = {"none": 0.0, "light": 0.0, "strong": 0.25, "trivial": 0.0}
 _REPLICATE = 1  # cv2.BORDER_REPLICATE, without importing cv2
 
 
@@ -26,23 +28,36 @@ class TrainTransform:
         evaluation: the deterministic transform that ``none`` equals and whose size and normalization all share.
         name: ``none``; ``light``: random crop along the longer side, rotation by at most 10 degrees, scale and shift by
             10 and 8 %, shear by 5 degrees; ``strong``: random resized crop of at least 35 % of the area, two random
-            operations of fourteen (as RandAugment), a quarter of the images with an erased rectangle; ``trivial``:
-            the crop of ``light`` and one random operation (as TrivialAugment).
+            operations of fourteen (as RandAugment); ``trivial``: the crop of ``light`` and one random operation (as
+            TrivialAugment).
         flip: mirror half of the images; wrong for characters, digits and anything with a left and a right.
+        erase: share of the images that lose a rectangle of 10 to 40 % of each side to random colors (random erasing);
+            None takes 0.25 for ``strong`` and 0 elsewhere.
         seed: of the run.
 
     Shape:
-        - Input: an RGB or L image and its draw (epoch, index, copy).
-        - Output: (3, h, w) float32, a pure function of image, seed and draw.
+        - Input: an RGB or L image and its draw (epoch, index, copy); with ``pair`` a mask of its size too.
+        - Output: (3, h, w) float32, a pure function of image, seed and draw; the mask (h, w), moved as the image.
 
     Raises:
-        ValueError: ``name`` is unknown.
+        ValueError: ``name`` is unknown or ``erase`` is no share.
     """
 
-    def __init__(self, evaluation: EvalTransform, name: str = "light", *, flip: bool = False, seed: int = 0):
+    def __init__(
+        self,
+        evaluation: EvalTransform,
+        name: str = "light",
+        *,
+        flip: bool = False,
+        erase: float | None = None,
+        seed: int = 0,
+    ):
         if name not in AUGMENTS:
             raise ValueError(f"augment must be one of {', '.join(AUGMENTS)}, got {name!r}")
+        if erase is not None and not 0 <= erase <= 1:
+            raise ValueError(f"erase must lie between 0 and 1, got {erase}")
         self.evaluation, self.name, self.flip, self.seed = evaluation, name, flip, seed
+        self.erase = _ERASE[name] if erase is None else erase
         self.long_side = round(evaluation.long_side * _MARGIN[name])
         self._pipeline = None
 
@@ -52,32 +67,44 @@ class TrainTransform:
 
     def pixels(self, image: Image.Image, draw: tuple[int, int, int]) -> np.ndarray:
         """8-bit image to (h, w, 3) uint8."""
-        pixels = self._prepare(image)
-        if self.name == "none" and not self.flip:
-            return pixels
+        return self._augmented({"image": rgb(self._resized(image, Image.Resampling.BILINEAR))}, draw)["image"]
+
+    def pair(self, image: Image.Image, mask: Image.Image, draw: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+        """An image and its mask, moved alike; the mask keeps its values, and no color or erasing touches it."""
+        pixels = rgb(self._resized(image, Image.Resampling.BILINEAR))
+        values = np.asarray(self._resized(mask, Image.Resampling.NEAREST))
+        moved = self._augmented({"image": pixels, "mask": values}, draw)
+        return self.evaluation.normalize(moved["image"]), torch.from_numpy(np.array(moved["mask"]))
+
+    def _augmented(self, arrays: dict[str, np.ndarray], draw: tuple[int, int, int]) -> dict[str, np.ndarray]:
+        if self.name == "none" and not self.flip and not self.erase:
+            return arrays
         if self._pipeline is None:
-            self._pipeline = _compose(self.name, *self.evaluation.image_size, self.flip)
+            self._pipeline = _compose(self.name, *self.evaluation.image_size, flip=self.flip, erase=self.erase)
         generator = np.random.default_rng([self.seed, *draw])
         self._pipeline.set_random_state(generator, random.Random(int(generator.integers(2**63))))
-        return self._pipeline(image=pixels)["image"]
+        return self._pipeline(**arrays)
 
-    def _prepare(self, image: Image.Image) -> np.ndarray:
+    def _resized(self, image: Image.Image, resampling: Image.Resampling) -> Image.Image:
         if self.name == "none" or self.evaluation.resize == "stretch":
-            return self.evaluation.pixels(image)
+            return self.evaluation.resized(image, resampling)
         height, width = (round(side * _MARGIN[self.name]) for side in self.evaluation.image_size)
-        return rgb(cover(image, height, width))
+        return cover(image, height, width, resampling)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_pipeline": None}  # each process builds its own
 
 
-def _compose(name: str, height: int, width: int, flip: bool):
+def _compose(name: str, height: int, width: int, *, flip: bool, erase: float):
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network for a newer version
     import albumentations
 
     pipeline = {"none": _none, "light": _light, "strong": _strong, "trivial": _trivial}[name]
     steps = pipeline(albumentations, height, width)
-    return albumentations.Compose(steps + [albumentations.HorizontalFlip(p=0.5)] * flip)
+    steps += [albumentations.HorizontalFlip(p=0.5)] * flip
+    side = (0.1, 0.4)
+    hole = {"hole_height_range": side, "hole_width_range": side, "fill": "random_uniform"}
+    return albumentations.Compose(steps + [albumentations.CoarseDropout((1, 1), **hole, p=erase)] * bool(erase))
 
 
 def _none(a, height: int, width: int) -> list:
@@ -93,10 +120,8 @@ def _light(a, height: int, width: int) -> list:
 
 
 def _strong(a, height: int, width: int) -> list:
-    side = (0.1, 0.4)
-    erase = a.CoarseDropout((1, 1), hole_height_range=side, hole_width_range=side, fill="random_uniform", p=0.25)
     crop = a.RandomResizedCrop((height, width), scale=(0.35, 1.0), ratio=(3 / 4, 4 / 3))
-    return [crop, a.SomeOf(_operations(a, 0.6), n=2, p=1), erase]
+    return [crop, a.SomeOf(_operations(a, 0.6), n=2, p=1)]
 
 
 def _trivial(a, height: int, width: int) -> list:

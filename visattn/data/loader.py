@@ -84,7 +84,7 @@ class ImageSet(Dataset):
     """Chosen images of a source, decoded and transformed one at a time.
 
     Args:
-        source: a FileImages, TorchvisionImages or PlacedCharacters.
+        source: any of ``visattn.data.sources.Source``.
         indices: which of its images; None takes all.
         transform: has ``apply(image)``, in training ``apply(image, draw)``, and ``long_side``, all it needs of a JPEG.
         on_error: ``raise``, or ``skip``: in training the next readable image takes the place, elsewhere there is none.
@@ -100,7 +100,7 @@ class ImageSet(Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, key: int | Draw) -> tuple[Tensor, int | str] | None:
+    def __getitem__(self, key: int | Draw) -> tuple[Tensor, int | str | Tensor] | None:
         if isinstance(key, int):
             return self._sample(key)
         for step in range(len(self)):
@@ -110,7 +110,7 @@ class ImageSet(Dataset):
                 return sample
         raise ValueError(f"none of {len(self)} images can be read, the first is {self.source.name(self.indices[0])!r}")
 
-    def _sample(self, position: int, draw: Draw | None = None) -> tuple[Tensor, int | str] | None:
+    def _sample(self, position: int, draw: Draw | None = None) -> tuple[Tensor, int | str | Tensor] | None:
         index = int(self.indices[position])
         try:
             image = self.source.image(index, self.transform.long_side)
@@ -120,7 +120,12 @@ class ImageSet(Dataset):
             self.unreadable[position] = 1
             return None
         inputs = (image,) if draw is None else (image, draw)
-        return self.transform.apply(*inputs), self.source.name(index) if self.named else int(self.source.labels[index])
+        return self.transform.apply(*inputs), self.source.name(index) if self.named else self._label(index)
+
+    def _label(self, index: int) -> int | Tensor:
+        """Number of the class, or 0 and 1 for every class where there may be several."""
+        label = self.source.labels[index]
+        return torch.tensor(label, dtype=torch.float32) if label.ndim else int(label)
 
     def skipped(self) -> list[str]:
         """Names of the files that could not be read so far."""

@@ -1,8 +1,6 @@
 """ImageData: everything from a folder of pictures to batches, for Lightning or a loop of one's own."""
 
 import logging
-import os
-from difflib import get_close_matches
 
 import numpy as np
 import torch
@@ -12,12 +10,13 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader
 
 from visattn.data.augment import TrainTransform
-from visattn.data.images import TORCHVISION, list_classes, list_images, split_stratified, torchvision_images
+from visattn.data.images import list_images
+from visattn.data.labels import class_counts, class_weights
+from visattn.data.libraries import TORCHVISION, torchvision_images
 from visattn.data.loader import EpochSampler, EvalLoader, ImageSet, TrainLoader, collate, start_worker
-from visattn.data.synthetic import PlacedCharacters
+from visattn.data.sources import HUB, check_dataset, find_splits, home, parts_of
 from visattn.data.transform import EvalTransform, build_transform, measure
 
-DATASETS = (*TORCHVISION, "synthetic")
 _STATISTICS = 512  # images that mean and std are computed from; photographs' means then err by about 0.01
 _HALF = (0.5, 0.5, 0.5)
 _log = logging.getLogger(__name__)
@@ -28,12 +27,17 @@ class ImageData(LightningDataModule):
 
     Args:
         root: a folder or zip of class folders, or with ``train/``, ``val/`` (or ``valid/``, ``validation/``) and
-            ``test/`` of class folders; with ``dataset``, where that lies.
-        dataset: None, one of ``cifar10 cifar100 fashion_mnist mnist svhn food101 oxford_pets``, or ``synthetic``.
+            ``test/`` of class folders; a folder of tar shards; with ``dataset``, where that lies.
+        dataset: None, one of ``cifar10 cifar100 fashion_mnist mnist svhn food101 oxford_pets``, ``synthetic``, or
+            ``hf:NAME``, a data set of Hugging Face's hub or a folder that its ``save_to_disk`` wrote.
+        labels: a CSV file, here or in root, that labels the images of root in place of folders: column ``file`` and
+            either ``label``, one class, or ``labels``, any number of classes with semicolons between; and if wanted
+            ``split``.
         image_size: side or (height, width) of the images given out.
         batch_size: of each process.
         num_workers: processes that decode and augment; 0 does it in the training process.
         augment: ``none``, ``light``, ``strong`` or ``trivial``, see TrainTransform.
+        erase: share of the training images with an erased rectangle; None takes 0.25 for ``strong`` and 0 elsewhere.
         flip: mirror half of the training images; leave it off for characters, digits, and anything with left and right.
         resize: ``cover`` keeps proportions and cuts off what overhangs, ``stretch`` keeps everything and distorts.
         mean: per channel in [0, 1]; None computes it, as ``std``, from up to 512 training images.
@@ -49,7 +53,8 @@ class ImageData(LightningDataModule):
         persistent_workers: keep the workers from epoch to epoch.
 
     Shape:
-        - Training, validation and test batches: (images (B, 3, h, w) float32, normalized; labels (B,) int64).
+        - Training, validation and test batches: (images (B, 3, h, w) float32, normalized; labels (B,) int64, or
+          (B, C) float32 of 0 and 1 where an image may have several classes).
         - Prediction batches: (images (B, 3, h, w) float32, B file names).
 
     Raises:
@@ -64,15 +69,18 @@ class ImageData(LightningDataModule):
         (torch.Size([5, 3, 24, 32]), tensor([0, 1, 2, 3, 4]))
     """
 
+    # More arguments than a class should have: they are the keys of configs and command line, which stay flat.
     def __init__(
         self,
         root: str | None = None,
         dataset: str | None = None,
         *,
+        labels: str | None = None,
         image_size: int | tuple[int, int] = 64,
         batch_size: int = 64,
         num_workers: int = 2,
         augment: str = "light",
+        erase: float | None = None,
         flip: bool = False,
         resize: str = "cover",
         mean: tuple[float, float, float] | None = None,
@@ -88,11 +96,13 @@ class ImageData(LightningDataModule):
         persistent_workers: bool = True,
     ):
         super().__init__()
-        self.root, self.dataset, self.predict_root, self.download = root, dataset, predict_root, download
+        self.root, self.dataset, self.labels = root, dataset, labels
+        self.predict_root, self.download = predict_root, download
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         self.batch_size, self.num_workers, self.start_method = batch_size, num_workers, start_method
         self.persistent_workers = persistent_workers and num_workers > 0
-        self.augment, self.flip, self.resize, self.balanced, self.repeats = augment, flip, resize, balanced, repeats
+        self.augment, self.erase, self.flip, self.resize = augment, erase, flip, resize
+        self.balanced, self.repeats = balanced, repeats
         self.mean, self.std, self.val_fraction, self.seed, self.on_error = mean, std, val_fraction, seed, on_error
         self._parts, self._sets, self._classes = {}, {}, None
         self._check()
@@ -101,10 +111,9 @@ class ImageData(LightningDataModule):
     def _check(self) -> None:
         if self.root is None and self.dataset is None and self.predict_root is None:
             raise ValueError("give root (a folder or zip of class folders), dataset or predict_root")
-        if self.dataset is not None and self.dataset not in DATASETS:
-            near = get_close_matches(self.dataset, DATASETS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(DATASETS)}"
-            raise ValueError(f"dataset: there is no {self.dataset!r}; {hint}")
+        check_dataset(self.dataset)
+        if self.labels is not None and (self.root is None or self.dataset is not None):
+            raise ValueError("labels describe the images of root: give root, and no dataset")
         if self.on_error not in ("skip", "raise"):
             raise ValueError(f"on_error must be skip or raise, got {self.on_error!r}")
         if len(self.image_size) != 2 or min(self.image_size) < 1 or self.batch_size < 1 or self.num_workers < 0:
@@ -116,12 +125,14 @@ class ImageData(LightningDataModule):
             raise ValueError(f"give both mean and std or neither, got mean={self.mean}, std={self.std}")
         # these check the rest themselves: built here, so that a wrong word is found before the first file is read
         evaluation = EvalTransform(self.image_size, resize=self.resize, mean=self.mean or _HALF, std=self.std or _HALF)
-        TrainTransform(evaluation, self.augment)
+        TrainTransform(evaluation, self.augment, erase=self.erase)
 
     def prepare_data(self) -> None:
-        """Fetch a torchvision data set once per machine, if allowed."""
+        """Fetch a data set once per machine, if allowed."""
         if self.download and self.dataset in TORCHVISION:
-            torchvision_images(self.dataset, self._home(), download=True)
+            torchvision_images(self.dataset, home(self.root, self.dataset), download=True)
+        elif self.download and self.dataset is not None and self.dataset.startswith(HUB):
+            self._list_labeled()
 
     def setup(self, stage: str | None = None) -> None:
         """List the files that the stage needs; reads no image."""
@@ -134,23 +145,16 @@ class ImageData(LightningDataModule):
     def _list_labeled(self) -> None:
         if "train" in self._parts or (self.root is None and self.dataset is None):
             return
-        found = self._find()
-        if "val" not in found:
-            rest, held = split_stratified(found["train"].labels, self.val_fraction, self.seed)
-            self._parts |= {"train": (found["train"], rest), "val": (found.pop("train"), held)}
-        self._parts |= {split: (source, np.arange(len(source))) for split, source in found.items()}
-        self._classes = self._parts["train"][0].classes
-
-    def _find(self) -> dict:
-        if self.dataset == "synthetic":
-            options = {"image_size": self.image_size, "seed": self.seed, "archive": self.root}
-            return {split: PlacedCharacters(split, **options) for split in ("train", "val", "test")}
-        if self.dataset is not None:
-            return torchvision_images(self.dataset, self._home())
-        return list_classes(self.root)
-
-    def _home(self) -> str:
-        return self.root or os.path.join("data", self.dataset)
+        found = find_splits(
+            self.root,
+            self.dataset,
+            labels=self.labels,
+            download=self.download,
+            image_size=self.image_size,
+            seed=self.seed,
+        )
+        self._parts |= parts_of(found, self.val_fraction, self.seed)
+        self._classes = found["train"].classes
 
     @property
     def classes(self) -> list[str]:
@@ -173,7 +177,17 @@ class ImageData(LightningDataModule):
     def class_counts(self) -> list[int]:
         """Training images of each class."""
         source, indices = self._part("train")
-        return np.bincount(source.labels[indices], minlength=self.num_classes).tolist()
+        return class_counts(source.labels[indices], self.num_classes)
+
+    @property
+    def class_weights(self) -> list[float]:
+        """Weights in inverse proportion to the counts, whose mean over the training images is 1."""
+        return class_weights(self.class_counts)
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether an image may have several classes."""
+        return self._part("train")[0].labels.ndim > 1
 
     @property
     def skipped(self) -> list[str]:
@@ -211,13 +225,15 @@ class ImageData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         source, indices = self._part("train")
-        weights = 1 / np.array(self.class_counts)[source.labels[indices]] if self.balanced else None
+        if self.balanced and self.multilabel:
+            raise ValueError("balanced draws classes equally often: it needs one label per image, not several")
+        weights = np.array(self.class_weights)[source.labels[indices]] if self.balanced else None
         rank, world = _place()
         sampler = EpochSampler(
             len(indices), seed=self.seed, rank=rank, world=world, weights=weights, repeats=self.repeats
         )
         transform = TrainTransform(
-            build_transform(self.transform_config()), self.augment, flip=self.flip, seed=self.seed
+            build_transform(self.transform_config()), self.augment, flip=self.flip, erase=self.erase, seed=self.seed
         )
         # a last batch of one image would break batch normalization
         return self._loader(TrainLoader, "train", transform, sampler, drop_last=len(sampler) >= self.batch_size)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from visattn.data.decode import read_image
-from visattn.data.images import open_store
+from visattn.data.stores import open_store
 
 ARCHIVE = Path(__file__).resolve().parents[2] / "assets" / "writing_systems.zip"
 TARGETS = {"alpha": "01", "theta": "08", "xi": "14", "phi": "21", "omega": "24"}  # number of the Greek character

@@ -52,6 +52,11 @@ class EvalTransform:
         self.long_side = 2 * max(image_size)
         self.mean, self.std = np.float32(mean) * 255, np.float32(std) * 255
 
+    def config(self) -> dict:
+        """What build_transform makes an equal one of: plain lists, numbers and strings."""
+        mean, std = ((values / 255).tolist() for values in (self.mean, self.std))
+        return {"image_size": list(self.image_size), "resize": self.resize, "mean": mean, "std": std}
+
     def __call__(self, image: Image.Image) -> Tensor:
         return self.apply(to_eight_bit(image, self.long_side))
 
@@ -59,11 +64,19 @@ class EvalTransform:
         """The same for an image that is 8-bit already."""
         return self.normalize(self.pixels(image))
 
+    def pair(self, image: Image.Image, mask: Image.Image) -> tuple[Tensor, Tensor]:
+        """An 8-bit image and a mask of its size to (3, h, w) float32 and (h, w); the mask keeps its values."""
+        return self.apply(image), torch.from_numpy(np.array(self.resized(mask, Image.Resampling.NEAREST)))
+
     def pixels(self, image: Image.Image) -> np.ndarray:
         """8-bit image to (h, w, 3) uint8."""
+        return rgb(self.resized(image, Image.Resampling.BILINEAR))
+
+    def resized(self, image: Image.Image, resampling: Image.Resampling) -> Image.Image:
+        """The image at the wanted size, in its own mode."""
         height, width = self.image_size
         box = center_box(image.size, width / height) if self.resize == "cover" else None
-        return rgb(image.resize((width, height), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0))
+        return image.resize((width, height), resampling, box=box, reducing_gap=_gap(resampling))
 
     def normalize(self, pixels: np.ndarray) -> Tensor:
         """(h, w, 3) uint8 to (3, h, w) float32."""
@@ -93,7 +106,7 @@ def measure(source, indices: list[int], transform: EvalTransform, *, skip: bool)
 
 
 def rgb(image: Image.Image) -> np.ndarray:
-    """(height, width, 3) uint8; grey is expanded only here, after it was resized at a third of the cost."""
+    """(height, width, 3) uint8; grey is expanded only here, since it was resized as one channel."""
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
@@ -105,12 +118,17 @@ def center_box(size: tuple[int, int], aspect: float) -> tuple[float, float, floa
     return left, top, left + box_width, top + box_height
 
 
-def cover(image: Image.Image, height: int, width: int) -> Image.Image:
+def cover(image: Image.Image, height: int, width: int, resampling: Image.Resampling) -> Image.Image:
     """Resize, proportions kept, to the smallest picture that covers (height, width)."""
     left, top, right, bottom = _without_ends(image.size, width / height)
     scale = max(width / (right - left), height / (bottom - top))
     size = (max(width, math.ceil((right - left) * scale)), max(height, math.ceil((bottom - top) * scale)))
-    return image.resize(size, Image.Resampling.BILINEAR, box=(left, top, right, bottom), reducing_gap=3.0)
+    return image.resize(size, resampling, box=(left, top, right, bottom), reducing_gap=_gap(resampling))
+
+
+def _gap(resampling: Image.Resampling) -> float | None:
+    """Shrink large pictures by whole numbers first, but not masks, whose values would be averaged."""
+    return None if resampling == Image.Resampling.NEAREST else 3.0
 
 
 def _without_ends(size: tuple[int, int], aspect: float) -> tuple[float, float, float, float]:
