@@ -4,7 +4,6 @@ from torch import Tensor, nn
 
 from visattn.core.call import alpha_of, check
 from visattn.core.evaluation import EVALUATE, IMPLS, Plan, choose, require
-from visattn.core.kernels.recompute import rows_of
 from visattn.core.normalize.definition import Normalizer
 from visattn.core.similarity.definition import Similarity
 
@@ -90,7 +89,12 @@ def attention_map(
         return alpha_of(call, call.q, call.bias, call.mask)
     if not call.normalize.row_local:
         return alpha_of(call, call.q, call.bias, call.mask)[:, :, rows]
-    return alpha_of(call, call.q[:, :, rows], rows_of(call.bias, rows), rows_of(call.mask, rows))
+    return alpha_of(call, call.q[:, :, rows], _rows_of(call.bias, rows), _rows_of(call.mask, rows))
+
+
+def _rows_of(x: Tensor | None, rows: Tensor | slice | list[int]) -> Tensor | None:
+    """Cut the query axis of a bias or mask, where it has one."""
+    return x if x is None or x.shape[2] == 1 else x[:, :, rows]
 
 
 def plan(

@@ -4,42 +4,15 @@ Scores are formed a tile at a time and again in the backward pass; only one stat
 custom ops lets torch.compile pass over them.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from visattn.core.kernels.rows import ROWS, entmax_exponent_grad
+from visattn.core.kernels.tiles import Tile, part, tiles
 
 _TILE_BYTES = 2 * 1024 * 1024
-
-
-class _Tile(NamedTuple):
-    """A range of batch entries, of heads and of query rows."""
-
-    batch: slice
-    heads: slice
-    rows: slice
-
-
-def _tiles(shape: tuple[int, int, int, int], size: int) -> Iterator[_Tile]:
-    """Cut scores of (B, H, Nq, Nk) into tiles of about 2 MiB: whole images, else whole heads, else rows."""
-    batch, heads, queries, keys = shape
-    budget = max(1, _TILE_BYTES // size)
-    rows = queries if queries * keys <= budget else max(1, budget // keys)
-    group = max(1, min(heads, budget // (rows * keys))) if rows == queries else 1
-    images = max(1, min(batch, budget // (group * rows * keys))) if group == heads else 1
-    for b in range(0, batch, images):
-        for h in range(0, heads, group):
-            for r in range(0, queries, rows):
-                yield _Tile(slice(b, b + images), slice(h, h + group), slice(r, r + rows))
-
-
-def _part(x: Tensor, tile: _Tile) -> Tensor:
-    """Cut a tensor that broadcasts to (B, H, Nq, Nk), leaving axes of size one."""
-    cuts = (tile.batch, tile.heads, tile.rows)
-    return x[tuple(cut if x.shape[axis] > 1 else slice(None) for axis, cut in enumerate(cuts))]
 
 
 def _matmul(x: Tensor, y: Tensor) -> Tensor:
@@ -62,16 +35,16 @@ class _Problem(NamedTuple):
     def shape(self) -> tuple[int, int, int, int]:
         return (*self.q.shape[:3], self.k.shape[2])
 
-    def exponent(self, tile: _Tile) -> Tensor | float:
+    def exponent(self, tile: Tile) -> Tensor | float:
         return 0.0 if self.p is None else self.p.view(1, -1, 1, 1)[:, tile.heads]
 
-    def scores(self, tile: _Tile) -> tuple[Tensor, Tensor | int]:
+    def scores(self, tile: Tile) -> tuple[Tensor, Tensor | int]:
         """Return the scores of a tile, -inf where a key may not be attended, and the number of keys per row."""
         e = _matmul(self.q[tile.batch, tile.heads, tile.rows], self.k[tile.batch, tile.heads].transpose(2, 3))
         if self.bias is not None:
-            e += _part(self.bias, tile)
+            e += part(self.bias, tile)
         if self.mask is not None:
-            e.masked_fill_(~_part(self.mask, tile), -torch.inf)
+            e.masked_fill_(~part(self.mask, tile), -torch.inf)
         if self.bias is None and self.mask is None:
             return e, e.shape[-1]
         return e, (e > -torch.inf).sum(-1, keepdim=True, dtype=e.dtype).clamp_(min=1)
@@ -95,7 +68,7 @@ def _forward(
     m = problem.q.new_empty((*q.shape[:3], v.shape[3]))
     statistic = problem.q.new_empty((*q.shape[:3], 1))
     with torch.autocast(q.device.type, enabled=False):
-        for tile in _tiles(problem.shape(), m.element_size()):
+        for tile in tiles(problem.shape(), _TILE_BYTES // m.element_size()):
             e, count = problem.scores(tile)
             exponent = problem.exponent(tile)
             s = row.statistic(e, count, exponent)
@@ -131,23 +104,23 @@ def _backward(
     dbias = torch.zeros_like(problem.bias) if bias_grad else dq.new_empty(0)
     dp = dq.new_empty(0) if p is None else torch.zeros_like(p, dtype=dq.dtype)
     with torch.autocast(q.device.type, enabled=False):
-        for tile in _tiles(problem.shape(), dq.element_size()):
+        for tile in tiles(problem.shape(), _TILE_BYTES // dq.element_size()):
             e, count = problem.scores(tile)
-            s, exponent, part = statistic[tile], problem.exponent(tile), (tile.batch, tile.heads)
+            s, exponent, block = statistic[tile], problem.exponent(tile), (tile.batch, tile.heads)
             alpha = row.weights(e, s, count, exponent)
-            dalpha = _matmul(grad[tile], problem.v[part].transpose(2, 3))
-            dv[part] += _matmul(alpha.transpose(2, 3), grad[tile])
+            dalpha = _matmul(grad[tile], problem.v[block].transpose(2, 3))
+            dv[block] += _matmul(alpha.transpose(2, 3), grad[tile])
             if p is not None:
                 dp[tile.heads] += entmax_exponent_grad(alpha, dalpha, exponent).sum((0, 2, 3))
             de = row.vjp(alpha, dalpha, s, count, exponent)
             if kernel == "softmax":
                 de += alpha * grad_statistic[tile]
             if mask is not None:
-                de.masked_fill_(~_part(mask, tile), 0)
-            dq[tile] = _matmul(de, problem.k[part])
-            dk[part] += _matmul(de.transpose(2, 3), problem.q[tile])
+                de.masked_fill_(~part(mask, tile), 0)
+            dq[tile] = _matmul(de, problem.k[block])
+            dk[block] += _matmul(de.transpose(2, 3), problem.q[tile])
             if bias_grad:
-                _part(dbias, tile).add_(de.sum_to_size(_part(dbias, tile).shape))
+                part(dbias, tile).add_(de.sum_to_size(part(dbias, tile).shape))
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dbias, dp
 
 

@@ -2,19 +2,18 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from visattn.core.kernels.tiles import Tile, part, tiles
+
 _TILE_BYTES = 1024 * 1024
-
-
-def rows_of(x: Tensor | None, rows) -> Tensor | None:
-    """Cut the query axis of a bias or mask, where it has one."""
-    return x if x is None or x.shape[2] == 1 else x[:, :, rows]
 
 
 def recomputed(
@@ -29,29 +28,35 @@ def recomputed(
 ) -> Tensor:
     """Return m by tiles of query rows; correct for every row-local pair."""
 
-    def tile(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None) -> Tensor:
-        e = similarity(q, k)
-        alpha = normalize(e if bias is None else e + bias, mask).to(v.dtype)
+    def piece(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, heads: slice) -> Tensor:
+        e = _of_heads(similarity, heads, q, k)
+        alpha = _of_heads(normalize, heads, e if bias is None else e + bias, mask).to(v.dtype)
         return F.dropout(alpha, dropout) @ v if dropout else alpha @ v
 
-    entry = q.element_size() * similarity.tile_width
-    count = max(1, _TILE_BYTES // (entry * q.shape[0] * q.shape[1] * k.shape[2]))
+    shape = (*q.shape[:3], k.shape[2])
+    scores = _TILE_BYTES // (q.element_size() * similarity.tile_width)
     if torch.compiler.is_compiling():
-        return _checkpointed(tile, count, q, k, v, bias, mask)
+        return _checkpointed(piece, max(1, scores // (shape[0] * shape[1] * shape[3])), q, k, v, bias, mask)
+    cuts = list(tiles(shape, scores, head_local=similarity.head_local and normalize.head_local))
     parameters = [*similarity.parameters(), *normalize.parameters()]
-    return _Recomputed.apply(tile, count, q, k, v, bias, mask, *parameters)
+    return _Recomputed.apply(piece, cuts, q, k, v, bias, mask, *parameters)
 
 
-def _ranges(queries: int, count: int) -> Iterator[slice]:
-    return (slice(start, start + count) for start in range(0, queries, count))
+def _of_heads(module: nn.Module, heads: slice, x: Tensor, other: Tensor | None) -> Tensor:
+    """Call a similarity or normalizer for a range of its heads."""
+    if module.num_heads == 1 or heads in (slice(None), slice(0, module.num_heads)):
+        return module(x, other)
+    state = chain(module.named_parameters(), module.named_buffers())
+    return functional_call(module, {name: value[heads] for name, value in state}, (x, other))
 
 
-def _checkpointed(tile: Callable, count: int, q, k, v, bias, mask) -> Tensor:
+def _checkpointed(piece: Callable, count: int, q, k, v, bias, mask) -> Tensor:
     """The form that the compiler can look into."""
     pieces = []
-    for rows in _ranges(q.shape[2], count):
-        arguments = (q[:, :, rows], k, v, rows_of(bias, rows), rows_of(mask, rows))
-        pieces.append(checkpoint(tile, *arguments, use_reentrant=False, preserve_rng_state=False))
+    for start in range(0, q.shape[2], count):
+        tile = Tile(slice(None), slice(None), slice(start, start + count))
+        arguments = (part(q, tile), k, v, *(None if x is None else part(x, tile) for x in (bias, mask)), tile.heads)
+        pieces.append(checkpoint(piece, *arguments, use_reentrant=False, preserve_rng_state=False))
     return torch.cat(pieces, 2)
 
 
@@ -67,42 +72,43 @@ class _Recomputed(torch.autograd.Function):
     """One output buffer and one buffer per gradient, written in place: no list of pieces that splinters the heap."""
 
     @staticmethod
-    def forward(ctx, tile, count, q, k, v, bias, mask, *parameters):
-        ctx.tile, ctx.count, ctx.parameters = tile, count, parameters
+    def forward(ctx, piece, cuts, q, k, v, bias, mask, *parameters):
+        ctx.piece, ctx.cuts, ctx.parameters = piece, cuts, parameters
         ctx.state = torch.cuda.get_rng_state(q.device) if q.is_cuda else torch.get_rng_state()
         ctx.save_for_backward(q, k, v, bias, mask)
         m = v.new_empty((*q.shape[:3], v.shape[3]))
-        for rows in _ranges(q.shape[2], count):
-            m[:, :, rows] = tile(q[:, :, rows], k, v, rows_of(bias, rows), rows_of(mask, rows))
+        for tile in cuts:
+            m[tile] = piece(*_cut(tile, q, k, v, bias, mask), tile.heads)
         return m
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        q, k, v, bias, mask = ctx.saved_tensors
-        shared = [x.detach().requires_grad_() for x in (k, v)] + [p for p in ctx.parameters if p.requires_grad]
-        totals = [torch.zeros_like(x) for x in shared]
-        dq, dbias = torch.empty_like(q), None if bias is None else torch.zeros_like(bias)
-        with torch.enable_grad(), _random_state(q.device, ctx.state):
-            for rows in _ranges(q.shape[2], ctx.count):
-                own = [None if x is None else x.detach().requires_grad_() for x in (q[:, :, rows], rows_of(bias, rows))]
-                m = ctx.tile(own[0], *shared[:2], own[1], rows_of(mask, rows))
-                wanted = [x for x in (*own, *shared) if x is not None]
-                found = list(
-                    torch.autograd.grad(m, wanted, grad[:, :, rows], allow_unused=True, materialize_grads=True)
-                )
-                dq[:, :, rows] = found.pop(0)
-                if bias is not None:
-                    rows_of(dbias, rows).add_(found.pop(0))
-                for total, part in zip(totals, found, strict=True):
-                    total += part
-        dparameters = iter(totals[2:])
-        return (
-            None,
-            None,
-            dq,
-            *totals[:2],
-            dbias,
-            None,
-            *(next(dparameters) if p.requires_grad else None for p in ctx.parameters),
-        )
+        *inputs, mask = ctx.saved_tensors
+        parameters = [x for x in ctx.parameters if x.requires_grad]
+        totals = [None if x is None else torch.zeros_like(x) for x in (*inputs, *parameters)]
+        with torch.enable_grad(), _random_state(grad.device, ctx.state):
+            for tile in ctx.cuts:
+                _add_gradients(ctx.piece, tile, inputs, mask, parameters, grad, totals)
+        of_parameters = iter(totals[4:])
+        found = (next(of_parameters) if x.requires_grad else None for x in ctx.parameters)
+        return (None, None, *totals[:4], None, *found)
+
+
+def _add_gradients(piece: Callable, tile: Tile, inputs, mask, parameters, grad: Tensor, totals: list) -> None:
+    """Add what one tile gives to the gradients of q, k, v, bias and the parameters."""
+    *own, allowed = _cut(tile, *inputs, mask)
+    own = [None if x is None else x.detach().requires_grad_() for x in own]
+    m = piece(*own, allowed, tile.heads)
+    places = [*_cut(tile, *totals[:4], None)[:4], *totals[4:]]
+    wanted = [(x, place) for x, place in zip((*own, *parameters), places, strict=True) if x is not None]
+    found = torch.autograd.grad(m, [x for x, _ in wanted], grad[tile], allow_unused=True)
+    for (_, place), gradient in zip(wanted, found, strict=True):
+        if gradient is not None:
+            place += gradient
+
+
+def _cut(tile: Tile, q, k, v, bias, mask) -> list[Tensor | None]:
+    """Cut what a tile reads: all keys of its images and heads."""
+    keys = (tile.batch, tile.heads)
+    return [q[tile], k[keys], v[keys], *(None if x is None else part(x, tile) for x in (bias, mask))]

@@ -21,6 +21,8 @@ class Normalizer(nn.Module):
         rows_sum_to_one: Whether the weights of a query sum to one.
         differentiable: Whether the gradient is that of the definition (False: straight-through, or steps).
         stochastic: Whether training draws random numbers.
+        head_local: Whether heads can be weighed one at a time: no head sees another, and the first axis of every
+            parameter and buffer counts the heads.
         kernel: Name of its row functions in ``kernels/rows.py``, or None.
 
     Shape:
@@ -44,6 +46,7 @@ class Normalizer(nn.Module):
     rows_sum_to_one = False
     differentiable = True
     stochastic = False
+    head_local = False
     kernel: str | None = None
 
     def __init__(self, num_heads: int = 1):

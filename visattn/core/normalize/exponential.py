@@ -32,6 +32,7 @@ class Softmax(Normalizer):
         tensor([[[[0.2500, 0.2500, 0.2500, 0.2500]]]])
     """
 
+    head_local = True
     shift_invariant = True
     rows_sum_to_one = True
     kernel = "softmax"
@@ -67,6 +68,7 @@ class Softmax1(Normalizer):
         tensor([[[[0.2500, 0.2500, 0.2500]]]])
     """
 
+    head_local = True
     kernel = "softmax1"
 
     def weights(self, e: Tensor, count: int | Tensor) -> Tensor:
@@ -103,6 +105,7 @@ class TopK(Normalizer):
         tensor([[[[0.0000, 0.5000, 0.5000]]]])
     """
 
+    head_local = True
     shift_invariant = True
     rows_sum_to_one = True
     differentiable = False
@@ -146,6 +149,7 @@ class Hard(Normalizer):
         tensor([[[[0., 1., 0.]]]])
     """
 
+    head_local = True
     shift_invariant = True
     rows_sum_to_one = True
     differentiable = False
@@ -185,6 +189,7 @@ class Gumbel(Normalizer):
         tensor([[[[0.5000, 0.5000]]]])
     """
 
+    head_local = True
     shift_invariant = True
     rows_sum_to_one = True
     stochastic = True

@@ -35,6 +35,7 @@ class L1(Normalizer):
         tensor([[[[ 0.2500, -0.7500]]]])
     """
 
+    head_local = True
     kernel = "l1"
 
     def weights(self, e: Tensor, count: int | Tensor) -> Tensor:
@@ -73,6 +74,7 @@ class Uniform(Normalizer):
         tensor([[[[ 0.5000, -1.5000]]]])
     """
 
+    head_local = True
     kernel = "none"
 
     def weights(self, e: Tensor, count: int | Tensor) -> Tensor:

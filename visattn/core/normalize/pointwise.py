@@ -33,6 +33,7 @@ class Sigmoid(Normalizer):
         tensor([[[[0.2500, 0.2500, 0.2500]]]])
     """
 
+    head_local = True
     kernel = "sigmoid"
 
     def weights(self, e: Tensor, count: int | Tensor) -> Tensor:
@@ -68,6 +69,7 @@ class ReLU(Normalizer):
         tensor([[[[1., 0.]]]])
     """
 
+    head_local = True
     kernel = "relu"
 
     def weights(self, e: Tensor, count: int | Tensor) -> Tensor:

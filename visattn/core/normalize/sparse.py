@@ -51,6 +51,7 @@ class Sparsemax(Normalizer):
         tensor([[[[0.7500, 0.2500, 0.0000]]]])
     """
 
+    head_local = True
     shift_invariant = True
     rows_sum_to_one = True
     kernel = "sparsemax"
@@ -86,6 +87,7 @@ class Entmax15(Normalizer):
         tensor([[[[0.5000, 0.5000, 0.0000]]]])
     """
 
+    head_local = True
     shift_invariant = True
     rows_sum_to_one = True
     kernel = "entmax15"
@@ -124,6 +126,7 @@ class Entmax(Normalizer):
         tensor([[[[0.5000, 0.5000]]]])
     """
 
+    head_local = True
     shift_invariant = True
     rows_sum_to_one = True
     kernel = "entmax"

@@ -75,7 +75,7 @@ class _Widened(Similarity):
     def __init__(self, similarity: Similarity, head_dim: int):
         super().__init__(head_dim, similarity.num_heads)
         self.inner = similarity
-        self.tile_width = similarity.tile_width
+        self.tile_width, self.head_local = similarity.tile_width, similarity.head_local
 
     def forward(self, q: Tensor, k: Tensor) -> Tensor:
         width = self.head_dim

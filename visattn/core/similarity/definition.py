@@ -22,6 +22,8 @@ class Similarity(nn.Module):
     Attributes:
         key_local: Whether the score of a key depends on no other key.
         nonnegative: Whether the features of ``dot_form`` are never negative, so that an l1 row sum takes linear time.
+        head_local: Whether heads can be scored one at a time: no head sees another, and the first axis of every
+            parameter and buffer counts the heads.
         tile_width: Numbers that one score needs at the same time in ``forward``.
         key_dim: Width of a key where it may differ from that of a query, else None.
 
@@ -42,6 +44,7 @@ class Similarity(nn.Module):
 
     key_local = True
     nonnegative = False
+    head_local = False
     tile_width = 1
     key_dim: int | None = None
 

@@ -37,6 +37,8 @@ class NegativeL2(InnerProduct):
         tensor([[[[-1.]]]])
     """
 
+    head_local = True
+
     def __init__(self, head_dim: int, num_heads: int = 1):
         super().__init__(head_dim, num_heads)
         self.log_gamma = nn.Parameter(torch.full((num_heads, 1, 1), -math.log(2 * math.sqrt(head_dim))))
@@ -78,6 +80,8 @@ class Laplacian(Similarity):
         >>> Laplacian(4)(torch.zeros(1, 1, 1, 4), torch.ones(1, 1, 1, 4)).detach()
         tensor([[[[-2.]]]])
     """
+
+    head_local = True
 
     def __init__(self, head_dim: int, num_heads: int = 1):
         super().__init__(head_dim, num_heads)

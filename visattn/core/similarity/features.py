@@ -34,6 +34,7 @@ class Linear(InnerProduct):
         tensor([[[[2.]]]])
     """
 
+    head_local = True
     nonnegative = True
 
     def dot_form(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -71,6 +72,7 @@ class Efficient(InnerProduct):
         tensor(1.)
     """
 
+    head_local = True
     key_local = False
     nonnegative = True
 

@@ -37,6 +37,8 @@ class Additive(Similarity):
         torch.Size([1, 1, 5, 7])
     """
 
+    head_local = True
+
     def __init__(self, head_dim: int, num_heads: int = 1, *, hidden_dim: int | None = None, key_dim: int | None = None):
         super().__init__(head_dim, num_heads)
         hidden_dim = head_dim if hidden_dim is None else hidden_dim
@@ -82,6 +84,8 @@ class Concat(Similarity):
         >>> Concat(2)(torch.ones(1, 1, 5, 2), torch.ones(1, 1, 7, 2)).shape
         torch.Size([1, 1, 5, 7])
     """
+
+    head_local = True
 
     def __init__(self, head_dim: int, num_heads: int = 1):
         super().__init__(head_dim, num_heads)

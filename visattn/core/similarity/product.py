@@ -37,6 +37,8 @@ class Dot(InnerProduct):
         tensor([3., 3., 3., 3., 3.])
     """
 
+    head_local = True
+
     def dot_form(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         return q, k, None
 
@@ -69,6 +71,8 @@ class ScaledDot(InnerProduct):
         >>> ScaledDot(4)(torch.ones(1, 1, 1, 4), torch.ones(1, 1, 2, 4))
         tensor([[[[2., 2.]]]])
     """
+
+    head_local = True
 
     def __init__(self, head_dim: int, num_heads: int = 1, *, learned_temperature: bool = False):
         super().__init__(head_dim, num_heads)
@@ -109,6 +113,8 @@ class Cosine(InnerProduct):
         tensor([[[[10.]]]])
     """
 
+    head_local = True
+
     def __init__(self, head_dim: int, num_heads: int = 1):
         super().__init__(head_dim, num_heads)
         self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10.0)))
@@ -147,6 +153,8 @@ class Bilinear(InnerProduct):
         >>> Bilinear(2, key_dim=3)(torch.ones(1, 1, 5, 2), torch.ones(1, 1, 7, 3)).shape
         torch.Size([1, 1, 5, 7])
     """
+
+    head_local = True
 
     def __init__(self, head_dim: int, num_heads: int = 1, *, key_dim: int | None = None):
         super().__init__(head_dim, num_heads)
