@@ -1,0 +1,30 @@
+"""Whether the fused kernels can run on a device."""
+
+import importlib.util
+import os
+
+import torch
+
+CAPABILITY = (8, 0)
+
+
+@torch.compiler.assume_constant_result
+def unavailable(device: torch.device) -> str | None:
+    """Return why the kernels cannot run on tensors of a device; None where they can."""
+    if device.type not in ("cuda", "cpu") or (device.type == "cpu" and not interpreted()):
+        return f"the tensors are on {device.type}, the kernels run on CUDA"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if device.type == "cpu":
+        return None
+    if torch.version.hip:
+        return "the kernels were written for CUDA, not for ROCm"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < CAPABILITY:
+        return "compute capability {}.{} is below {}.{}".format(*capability, *CAPABILITY)
+    return None
+
+
+def interpreted() -> bool:
+    """Tell whether Triton's interpreter was asked for, which runs the kernels, slowly, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
