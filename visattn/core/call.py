@@ -98,6 +98,15 @@ def alpha_of(call: Call, q: Tensor, bias: Tensor | None, mask: Tensor | None) ->
     return call.normalize(e, mask)
 
 
+def inner_form(call: Call) -> tuple[Tensor, Tensor, Tensor | None, float]:
+    """Return (q', k', bias, scale) with e = scale q' k'^T + bias."""
+    similarity, bias = call.similarity, call.bias
+    if type(similarity) is ScaledDot and similarity.log_temperature is None:
+        return call.q, call.k, bias, call.q.shape[-1] ** -0.5
+    q, k, extra = similarity.dot_form(call.q, call.k)
+    return q, k, extra if bias is None else bias if extra is None else bias + extra, 1.0
+
+
 def both(mask: Tensor | None, other: Tensor) -> Tensor:
     return other if mask is None else mask & other
 

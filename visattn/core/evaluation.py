@@ -1,26 +1,23 @@
 """Which evaluation serves a call, why, and the evaluations themselves."""
 
-import warnings
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from visattn.core.call import Call, alpha_of, both, name_of
+from visattn.core import gpu
+from visattn.core.call import Call, alpha_of, both, inner_form, name_of
 from visattn.core.kernels.associative import associative
 from visattn.core.kernels.blocked import blocked, row_lse
 from visattn.core.kernels.recompute import recomputed
 from visattn.core.kernels.sdpa import extend, fused
-from visattn.core.kernels.triton import ops as triton
-from visattn.core.kernels.triton.device import unavailable
 from visattn.core.normalize.doubly import Double, Sinkhorn
 from visattn.core.normalize.exponential import Softmax, Softmax1
 from visattn.core.normalize.linear import L1, Uniform
 from visattn.core.similarity.product import ScaledDot
 
 IMPLS = ("auto", "sdpa", "associative", "blocked", "triton", "dense")
-HEAD_DIM = 128  # the widest head that the fused GPU kernels take
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ def choose(call: Call) -> Plan:
         return Plan("dense", f"dropout with {name_of(call.normalize)} needs the whole matrix")
     if _padding_costs_more(call):
         return Plan("blocked", "values are so much wider than keys that padding costs more than tiles formed again")
-    _warn_of_slow_tiles(call)
+    gpu.warn_of_tiles(call)
     for impl in ("associative", "sdpa", "triton", "blocked"):
         if refuses(call, impl) is None:
             return Plan(impl, _reason(call, impl))
@@ -62,7 +59,7 @@ def _reason(call: Call, impl: str) -> str:
     if impl == "triton":
         return f"{pair} has a fused GPU kernel of its own"
     if impl == "blocked":
-        why = f" (no fused kernel: {refuses(call, 'triton')})" if _kernel_missing(call) is None else ""
+        why = f" (no fused kernel: {refuses(call, 'triton')})" if gpu.missing(call) is None else ""
         return f"{pair} goes row by row: query tiles, formed again in the backward pass{why}"
     if type(call.similarity) is ScaledDot and type(call.normalize) is Softmax:
         return "scaled_dot x softmax is what the fused kernel computes"
@@ -76,7 +73,7 @@ def refuses(call: Call, impl: str) -> str | None:
     if impl == "dense":
         return None
     if impl == "triton":
-        return _kernel_missing(call) or _kernel_refuses(call) or unavailable(call.q.device)
+        return gpu.refuses(call)
     if impl == "blocked":
         if not normalize.row_local:
             return f"rows of {name_of(normalize)} depend on each other"
@@ -93,32 +90,6 @@ def refuses(call: Call, impl: str) -> str | None:
     if isinstance(normalize, L1) and not call.similarity.nonnegative:
         return f"the row sum of {pair} needs every score"
     return None if call.key_mask_only() else "a bias, or a mask that differs by query, needs every score"
-
-
-def _kernel_missing(call: Call) -> str | None:
-    """Return why there is no fused GPU kernel for a pair, on any machine."""
-    if call.normalize.kernel in triton.KINDS and call.has_dot_form():
-        return None
-    return f"there is no fused GPU kernel for {name_of(call.similarity)} x {name_of(call.normalize)}"
-
-
-def _kernel_refuses(call: Call) -> str | None:
-    """Return what in a call is beyond the fused GPU kernels."""
-    width = max(call.q.shape[3], call.k.shape[3], call.v.shape[3])
-    if call.dropout:
-        return "dropout of the weights is left to tiles"
-    if width > HEAD_DIM:
-        return f"it takes heads up to {HEAD_DIM} wide; got {width}"
-    return None if call.q.dtype != torch.float64 else "it has no float64"
-
-
-def _warn_of_slow_tiles(call: Call) -> None:
-    """Say on CUDA, once, why a fused kernel that exists is not taken."""
-    if not call.q.is_cuda or torch.compiler.is_compiling() or _kernel_missing(call) or _kernel_refuses(call):
-        return
-    why = unavailable(call.q.device)
-    if why is not None:
-        warnings.warn(f"query tiles are taken in place of the fused kernels: {why}", stacklevel=2)
 
 
 def require(call: Call, impl: str) -> None:
@@ -150,15 +121,7 @@ def _blocked(call: Call) -> Tensor:
 
 
 def _triton(call: Call) -> Tensor:
-    if torch.compiler.is_exporting():
-        return _dense(call)
-    similarity, bias, scale = call.similarity, call.bias, 1.0
-    if type(similarity) is ScaledDot and similarity.log_temperature is None:
-        q, k, scale = call.q, call.k, call.q.shape[-1] ** -0.5
-    else:
-        q, k, extra = similarity.dot_form(call.q, call.k)
-        bias = extra if bias is None else bias if extra is None else bias + extra
-    return triton.fused(q, k, call.v, bias, call.mask, call.normalize.exponent(), call.normalize.kernel, scale)
+    return _dense(call) if torch.compiler.is_exporting() else gpu.evaluated(call)
 
 
 def _associative(call: Call) -> Tensor:
@@ -167,12 +130,7 @@ def _associative(call: Call) -> Tensor:
 
 
 def _fused(call: Call) -> Tensor:
-    similarity, bias, mask, v = call.similarity, call.bias, call.mask, call.v
-    if type(similarity) is ScaledDot and similarity.log_temperature is None:
-        q, k, scale = call.q, call.k, call.q.shape[-1] ** -0.5
-    else:
-        (q, k, extra), scale = similarity.dot_form(call.q, call.k), 1.0
-        bias = extra if bias is None else bias if extra is None else bias + extra
+    (q, k, bias, scale), mask, v = inner_form(call), call.mask, call.v
     if isinstance(call.normalize, Softmax1):
         keys = k.shape[2]
         k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))

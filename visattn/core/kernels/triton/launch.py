@@ -8,6 +8,7 @@ import triton
 from torch import Tensor
 
 from visattn.core.kernels.triton.backward import bias_grad, key_grad, query_grad
+from visattn.core.kernels.triton.chain import carried, row_statistic
 from visattn.core.kernels.triton.forward import attend_on_chip, attend_streamed
 from visattn.core.kernels.triton.problem import Pairs, Problem, Rows
 
@@ -88,6 +89,19 @@ def backward_bias(
             problem, Rows.of(grad), statistic, delta, *sizes, *meta, num_warps=tiles.warps, num_stages=tiles.stages
         )
     return parts.sum(0).transpose(2, 3)
+
+
+def row_chain(problem: Problem, kind: str, u: Tensor, grad: Tensor | None, q: Tensor, result: Tensor) -> None:
+    """Fill result, (B, H, Nk), with u A of every head, or with u [A o G]+, G = grad v^T."""
+    tiles = stream_tiles(problem, q.dtype, backward=True)
+    statistic = q.new_empty((*q.shape[:3], 2), dtype=torch.float32)
+    width, value_width = widths(problem)
+    meta = (kind, precision(q.dtype), width)
+    sizes = (tiles.rows, tiles.keys)
+    launch(row_statistic, q, problem.queries, tiles.rows, tiles, problem, statistic, *meta, *sizes)
+    grads = None if grad is None else Rows.of(grad)
+    operands = (problem, u, grads, statistic, result)
+    launch(carried, q, problem.keys, tiles.keys, tiles, *operands, *meta, value_width, *sizes)
 
 
 def launch(kernel, like: Tensor, count: int, size: int, tiles: Tiles, *arguments) -> None:

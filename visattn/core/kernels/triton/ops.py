@@ -129,3 +129,37 @@ def fused(
     dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
     p = None if p is None else p.float()
     return _forward(q.to(dtype), k.to(dtype), v.to(dtype), bias, mask, p, kind, scale)[0]
+
+
+@torch.library.custom_op("visattn::triton_row_chain", mutates_args=())
+def row_chain(
+    u: Tensor,
+    q: Tensor,
+    k: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    p: Tensor | None,
+    kind: str,
+    scale: float,
+    grad: Tensor | None,
+    v: Tensor | None,
+) -> Tensor:
+    """Return u A of every head, (B, H, Nk) in float32, or, with ``grad`` and ``v``, u [A o (grad v^T)]+; no gradient.
+
+    Args:
+        u: (B, Nq), float32.
+        kind: One of KINDS, or softmax.
+    """
+    from visattn.core.kernels.triton import launch
+
+    result = q.new_empty((*q.shape[:2], k.shape[2]), dtype=torch.float32)
+    if q.numel() and result.numel():
+        q, k = launch.dense_rows(q), launch.dense_rows(k)
+        v, grad = (None if x is None else launch.dense_rows(x) for x in (v, grad))
+        launch.row_chain(launch.pose(q, k, v, bias, mask, p, scale), kind, u.contiguous(), grad, q, result)
+    return result
+
+
+@row_chain.register_fake
+def _(u, q, k, bias, mask, p, kind, scale, grad, v):
+    return q.new_empty((*q.shape[:2], k.shape[2]), dtype=torch.float32)
