@@ -214,6 +214,7 @@ REFUSALS = [
     (make_tree, {"std": None}, ValueError, r"both mean and std"),
     (make_tree, {"mean": (0.5,), "std": (0.5,)}, ValueError, r"three numbers each"),
     (make_tree, {"mean": (0.5,) * 3, "std": (0.5, 0.5, 0)}, ValueError, r"std positive"),
+    (make_tree, {"erase": 1.5}, ValueError, r"erase must lie between 0 and 1, got 1\.5"),
     (make_tree, {"repeats": 0}, ValueError, r"repeats must be 1 or more, got 0"),
     (make_tree, {"dataset": "synthetic", "image_size": 24}, ValueError, r"archive: .*Greek"),
     (make_tree, {"dataset": "synthetic", "image_size": 16}, ValueError, r"at least 24 x 24"),

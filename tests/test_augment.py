@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from data_cases import image_data, make_tree, picture
+from PIL import Image
 
 from visattn.data.augment import AUGMENTS, TrainTransform
 from visattn.data.transform import EvalTransform, build_transform
@@ -62,3 +63,55 @@ def test_augmentation_depends_on_seed_epoch_index_and_copy(name):
         assert len(set(first)) > 6
         assert looks(transforms[0], draws[::-1]) == first[::-1]
     assert len({looks(transform, [(0, 0, 0)])[0] for transform in transforms}) > 6
+
+
+@pytest.mark.parametrize(("name", "erase", "share"), [("none", 0.5, 0.5), ("light", 1.0, 1.0), ("strong", 0.0, 0.0)])
+def test_erasing_hits_the_share_asked_for(name, erase, share):
+    image = Image.new("RGB", (34, 22), (90, 120, 150))  # one color: moving it changes nothing, only erasing does
+    transform = TrainTransform(EvalTransform((11, 17)), name, erase=erase)
+    counts = [len(np.unique(transform.pixels(image, (0, i, 0)).reshape(-1, 3), axis=0)) for i in range(100)]
+    assert abs(np.mean([count > 1 for count in counts]) - share) <= (0.15 if 0 < share < 1 else 0)
+
+
+def test_strong_erases_a_quarter_unless_told_otherwise():
+    assert [TrainTransform(EvalTransform((5, 7)), name).erase for name in AUGMENTS] == [0, 0, 0.25, 0]
+    with pytest.raises(ValueError, match=r"erase must lie between 0 and 1, got 1\.5"):
+        TrainTransform(EvalTransform((5, 7)), erase=1.5)
+
+
+@pytest.mark.parametrize("resize", ["cover", "stretch"])
+@pytest.mark.parametrize("name", AUGMENTS)
+def test_masks_move_as_their_images(name, resize):
+    """A picture that is its own mask stays so: bright exactly where the mask is set, as far as resizing keeps edges."""
+    values = np.zeros((60, 90), np.uint8)
+    values[20:45, 30:75] = 7
+    mask = Image.fromarray(values)
+    image = Image.fromarray(np.where(values > 0, 255, 0).astype(np.uint8))
+    plain = EvalTransform((32, 48), resize=resize, mean=(0, 0, 0), std=(1, 1, 1))
+    transform = TrainTransform(plain, name, flip=True, erase=0.0)
+    agreement, places = [], set()
+    for index in range(30):
+        pixels, moved = transform.pair(image, mask, (0, index, 0))
+        assert moved.shape == (32, 48) and moved.dtype == torch.uint8 and set(moved.unique().tolist()) <= {0, 7}
+        shown = pixels[0] > (pixels.max() + pixels.min()) / 2
+        agreement.append((shown == (moved == 7)).float().mean().item())
+        places.add(moved.numpy().tobytes())
+    agreement.sort()
+    assert agreement[15] > 0.95 and len(places) > 1  # operations such as solarize may exchange bright and dark
+
+
+def test_masks_under_evaluation_and_erasing():
+    values = np.full((40, 40), 3, np.uint8)
+    image, mask = picture(0, (40, 40)), Image.fromarray(values)
+    pixels, kept = EvalTransform((11, 17)).pair(image, mask)
+    assert pixels.shape == (3, 11, 17) and kept.shape == (11, 17) and (kept == 3).all()
+    _, kept = TrainTransform(EvalTransform((11, 17)), "none", erase=1.0).pair(image, mask, (0, 0, 0))
+    assert (kept == 3).all()  # what is hidden is still there
+
+
+def test_pair_gives_the_image_that_apply_gives():
+    image, mask = picture(3, (40, 30)), Image.new("L", (40, 30))
+    transform = TrainTransform(EvalTransform((11, 17)), "strong", seed=4)
+    for index in range(10):
+        pixels, _ = transform.pair(image, mask, (2, index, 1))
+        torch.testing.assert_close(pixels, transform.apply(image, (2, index, 1)), rtol=0, atol=0)

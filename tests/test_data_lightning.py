@@ -106,5 +106,8 @@ def test_checkpoint_keeps_transform_and_refuses_other_classes(tree, tmp_path):
     assert image_data(tree).transform_config()["mean"] == [0.5, 0.5, 0.5]  # given, so not taken from anywhere
     other = image_data(tree)
     state["classes"] = ["ant", "bee", "dog"]
-    with pytest.raises(ValueError, match=r"other classes: only there \['dog'\], only in root \['cat'\]"):
+    with pytest.raises(ValueError, match=r"other classes: only there \['dog'\], only here \['cat'\]"):
+        other.load_state_dict(state)
+    state["classes"] = CLASSES[::-1]
+    with pytest.raises(ValueError, match="other classes: here they have another order"):
         other.load_state_dict(state)

@@ -10,6 +10,9 @@ COMMANDS = {
     "score": "measure over a folder of images which maps tell the truth",
     "blocks": "list the blocks and what they cost here",
     "compare": "train one host with several blocks and compare",
+    "preview": "draw augmented images and the learning rate before a training",
+    "pack": "turn a folder of many small images into a few tar shards",
+    "export": "write a trained classifier as safetensors, torch.export or ONNX",
     "bench": "measure what attention, blocks, maps or training cost here",
 }
 

@@ -4,5 +4,6 @@ PARTS = {
     "attention": "every similarity x normalizer: how it is evaluated, and what that costs",
     "blocks": "every block: time, memory, parameters",
     "maps": "rollout, GAE and class-token rows against eager capture",
+    "data": "images/s that one core reads and augments, and the start with many files",
     "train": "fit against a plain training loop, and the own ViT against timm's",
 }

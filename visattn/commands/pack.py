@@ -5,6 +5,7 @@ import os
 import re
 import tarfile
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -51,21 +52,22 @@ def write_shards(
 ) -> list[Path]:
     """Write the images in this order into shards of about ``size`` bytes; files that cannot be read go to ``lost``."""
     paths, shard = [], None
-    for number, index in enumerate(order):
-        try:
-            data = images.data(index)
-        except ValueError as error:
-            lost.append(str(error))
-            continue
-        if shard is None or 0 < shard.offset > size - len(data):
-            _finish(shard, paths)
-            paths.append(out / f"{split}-{len(paths):06d}.tar")
-            shard = tarfile.open(f"{paths[-1]}.part", "w", format=tarfile.USTAR_FORMAT)
-        stem, ending = os.path.splitext(images.name(index))
-        key = f"{number:08d}-{re.sub('[^A-Za-z0-9_-]+', '_', stem)[-60:]}"
-        _add(shard, key + ending.lower(), data)
-        _add(shard, f"{key}.cls", str(images.labels[index]).encode())
-    _finish(shard, paths)
+    with ExitStack() as opened:
+        for number, index in enumerate(order):
+            try:
+                data = images.data(index)
+            except ValueError as error:
+                lost.append(str(error))
+                continue
+            if shard is None or 0 < shard.offset > size - len(data):
+                _finish(opened, paths)
+                paths.append(out / f"{split}-{len(paths):06d}.tar")
+                shard = opened.enter_context(tarfile.open(_part(paths[-1]), "w", format=tarfile.USTAR_FORMAT))
+            stem, ending = os.path.splitext(images.name(index))
+            key = f"{number:08d}-{re.sub('[^A-Za-z0-9_-]+', '_', stem)[-60:]}"
+            _add(shard, key + ending.lower(), data)
+            _add(shard, f"{key}.cls", str(images.labels[index]).encode())
+        _finish(opened, paths)
     return paths
 
 
@@ -75,8 +77,12 @@ def _add(shard: tarfile.TarFile, name: str, data: bytes) -> None:
     shard.addfile(entry, io.BytesIO(data))
 
 
-def _finish(shard: tarfile.TarFile | None, paths: list[Path]) -> None:
-    """Give a whole shard its name: one that was interrupted keeps another."""
-    if shard is not None:
-        shard.close()
-        os.replace(f"{paths[-1]}.part", paths[-1])
+def _finish(opened: ExitStack, paths: list[Path]) -> None:
+    """Close the shard and give it its name; one that was interrupted keeps another."""
+    opened.close()
+    if paths:
+        os.replace(_part(paths[-1]), paths[-1])
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f"{path.name}.part")

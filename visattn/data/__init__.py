@@ -1,1 +1,1 @@
-"""Images from folders, zip files, torchvision and a synthetic set, as a LightningDataModule."""
+"""Images from folders, zips, tar shards, others' libraries and a synthetic set, as a LightningDataModule."""

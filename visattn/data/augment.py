@@ -31,7 +31,7 @@ class TrainTransform:
             operations of fourteen (as RandAugment); ``trivial``: the crop of ``light`` and one random operation (as
             TrivialAugment).
         flip: mirror half of the images; wrong for characters, digits and anything with a left and a right.
-        erase: share of the images that lose a rectangle of 10 to 40 % of each side to random colors (random erasing);
+        erase: share of the images that lose a rectangle of 10 to 40 % of each side to a random color (random erasing);
             None takes 0.25 for ``strong`` and 0 elsewhere.
         seed: of the run.
 

@@ -50,6 +50,15 @@ def check_labels(split: str, source) -> None:
         )
 
 
+def check_same_classes(there: list[str], here: list[str]) -> None:
+    """Refuse data whose classes are not those of a checkpoint, naming what differs."""
+    if there == here:
+        return
+    lost, new = sorted(set(there) - set(here)), sorted(set(here) - set(there))
+    sides = f"only there {lost or 'none'}, only here {new or 'none'}" if lost or new else "here they have another order"
+    raise ValueError(f"the checkpoint was trained on other classes: {sides}")
+
+
 def class_counts(labels: np.ndarray, num_classes: int) -> list[int]:
     """Images of each class."""
     return (labels.sum(0) if labels.ndim > 1 else np.bincount(labels, minlength=num_classes)).tolist()

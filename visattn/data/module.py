@@ -11,13 +11,13 @@ from torch.utils.data import DataLoader
 
 from visattn.data.augment import TrainTransform
 from visattn.data.images import list_images
-from visattn.data.labels import class_counts, class_weights
+from visattn.data.labels import check_same_classes, class_counts, class_weights
 from visattn.data.libraries import TORCHVISION, torchvision_images
 from visattn.data.loader import EpochSampler, EvalLoader, ImageSet, TrainLoader, collate, start_worker
 from visattn.data.sources import HUB, check_dataset, find_splits, home, parts_of
 from visattn.data.transform import EvalTransform, build_transform, measure
 
-_STATISTICS = 512  # images that mean and std are computed from; photographs' means then err by about 0.01
+_STATISTICS = 512  # images for mean and std: the mean then errs by 1/23 of the spread from image to image
 _HALF = (0.5, 0.5, 0.5)
 _log = logging.getLogger(__name__)
 
@@ -215,10 +215,8 @@ class ImageData(LightningDataModule):
         """Take over mean and std of a checkpoint; classes other than its own are refused."""
         if not state:
             return
-        if self._classes is not None and self._classes != state["classes"]:
-            there, here = set(state["classes"]), set(self._classes)
-            sides = f"only there {sorted(there - here) or 'none'}, only in root {sorted(here - there) or 'none'}"
-            raise ValueError(f"the checkpoint was trained on other classes: {sides}")
+        if self._classes is not None:
+            check_same_classes(state["classes"], self._classes)
         self._classes = state["classes"]
         if self.mean is None:
             self._statistics = (state["transform"]["mean"], state["transform"]["std"])
@@ -246,6 +244,10 @@ class ImageData(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         return self._eval_loader("predict")
+
+    def ordered_dataloader(self, split: str) -> DataLoader:
+        """Images of any split in their order, each once, as validation sees them: without augmentation."""
+        return self._eval_loader(split)
 
     def _eval_loader(self, split: str) -> DataLoader:
         _, indices = self._part(split)

@@ -8,6 +8,7 @@ middle; shards may be uneven, or fewer than processes.
 import os
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,9 +115,9 @@ def write_index(folder: Path, paths: list[Path]) -> Places:
     (folder / CLASSES).write_text("\n".join(classes) + "\n", encoding="utf-8")
     facts = {name: getattr(places, name) for name in ("shard", "offset", "size", "label")}
     facts |= {"names": np.frombuffer(places.names.block, np.uint8), "ends": places.names.ends}
-    shards = [str(path.relative_to(folder)) for path in paths]
-    facts |= {"shards": np.array(shards), "bytes": np.array([path.stat().st_size for path in paths])}
-    np.savez(folder / INDEX, broken=np.array(places.broken, dtype=str), **facts)
+    facts |= {"shards": np.array([str(path.relative_to(folder)) for path in paths])}
+    facts |= {"marks": np.array([_mark(path) for path in paths]), "broken": np.array(places.broken, dtype=str)}
+    np.savez(folder / INDEX, **facts)
     return places
 
 
@@ -126,8 +127,8 @@ def read_index(folder: Path, paths: list[Path]) -> tuple[Places, list[str]] | No
         return None
     with np.load(folder / INDEX, allow_pickle=False) as kept:
         facts = dict(kept)
-    known = dict(zip(facts["shards"].tolist(), facts["bytes"].tolist(), strict=True))
-    here = {str(path.relative_to(folder)): path.stat().st_size for path in paths}
+    known = dict(zip(facts["shards"].tolist(), facts["marks"].tolist(), strict=True))
+    here = {str(path.relative_to(folder)): _mark(path) for path in paths}
     lost = sorted(known.keys() - here.keys())
     if lost:
         raise FileNotFoundError(f"root: {str(folder)!r} lacks {len(lost)} of its shards, the first is {lost[0]!r}")
@@ -136,6 +137,12 @@ def read_index(folder: Path, paths: list[Path]) -> tuple[Places, list[str]] | No
     names = Names.of_block(facts["names"].tobytes(), facts["ends"])
     columns = (facts[name] for name in ("shard", "offset", "size", "label"))
     return Places(names, *columns, tuple(facts["broken"].tolist())), _written_classes(folder)
+
+
+def _mark(path: Path) -> str:
+    """What tells a shard from another of its name: size and check sum of its beginning."""
+    with open(path, "rb") as shard:
+        return f"{path.stat().st_size}-{zlib.crc32(shard.read(4096))}"
 
 
 def _samples(path: Path, name: str) -> Iterator[tuple[str, int, int, str] | str]:
