@@ -19,7 +19,8 @@ from visattn.bench.timing import measure, table
 from visattn.data.module import ImageData
 from visattn.models.table import create_model
 from visattn.training.cli import DEFAULTS
-from visattn.training.module import ImageClassifier, Recipe
+from visattn.training.module import ImageClassifier
+from visattn.training.recipe import Recipe
 from visattn.training.wiring import callbacks, loggers
 
 _PAIRS = {
@@ -127,15 +128,16 @@ def _fit(root: str, model: str, image_size: int, batch_size: int, steps: int) ->
     config = SimpleNamespace(**asked, trainer=SimpleNamespace(enable_progress_bar=True, logger=None))
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     clock = _Clock()
+    module = ImageClassifier(network, recipe=Recipe())
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's advice on loaders and folders is not for a measurement
         trainer = pl.Trainer(
             **DEFAULTS | {"max_epochs": -1, "max_steps": steps + 1, "gradient_clip_val": 1.0, "limit_val_batches": 0},
             accelerator="cpu",
             logger=loggers(Path(folder), None),
-            callbacks=[*callbacks(config, Path(folder), Recipe()), clock],
+            callbacks=[*callbacks(config, Path(folder), module), clock],
         )
-        trainer.fit(ImageClassifier(network, recipe=Recipe()), datamodule=data)
+        trainer.fit(module, datamodule=data)
     return clock.seconds
 
 

@@ -2,12 +2,13 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
+from dataclasses import dataclass, fields
 
 from torch import nn
 
 from visattn.core.attention import RELATIONS
 from visattn.core.attention.full import per_head
+from visattn.core.names import find
 from visattn.core.normalize import NORMALIZERS
 from visattn.core.position import POSITIONS
 from visattn.core.similarity import SIMILARITIES
@@ -19,6 +20,69 @@ FOLDING = ("window", "shifted_window", "grid", "axial", "criss_cross", "neighbor
 MIXERS = {name: RELATIONS[name] for name in ("self", *FOLDING, "memory", "channel")}
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """How an image becomes tokens, and what is pooled from them; the words are those of ViT."""
+
+    stem: str = "patch"
+    patch_size: int = 16
+    class_position: bool = True
+    class_token: bool = True
+    num_registers: int = 0
+    pool: str = "class"
+
+    @property
+    def prefix(self) -> int:
+        """How many tokens stand before those of the image."""
+        return self.class_token + self.num_registers
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How tokens attend to each other; names come from the tables of core.
+
+    Several relations take turns from block to block, such as ``["window", "shifted_window"]``.
+    """
+
+    relation: str | Sequence[str] = "self"
+    window_size: int | None = None
+    kernel_size: int | None = None
+    position: str = "learned"
+    qk_norm: bool = False
+    similarity: str | Callable | None = None
+    normalize: str | Callable | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The relations that take turns."""
+        return [self.relation] if isinstance(self.relation, str) else list(self.relation)
+
+    @property
+    def extents(self) -> dict[str, int | None]:
+        """The sizes that some relations take."""
+        return {"window_size": self.window_size, "kernel_size": self.kernel_size}
+
+    def attention(self, name: str, dim: int, num_heads: int, grid: tuple[int, int], prefix: int) -> nn.Module:
+        """Make the relation of one block."""
+        head_dim = per_head(dim, num_heads)
+        # What channel attention compares are channels, each a vector over the tokens.
+        width = prefix + grid[0] * grid[1] if name == "channel" else head_dim
+        return _make_relation(
+            name,
+            dim,
+            num_heads,
+            prefix,
+            similarity=make(SIMILARITIES, self.similarity, "similarity", width, num_heads),
+            normalize=make(NORMALIZERS, self.normalize, "normalize", num_heads),
+            position=_make_position(self.position, head_dim, num_heads, grid),
+            qk_norm=self.qk_norm or None,
+            **{word: size for word, size in self.extents.items() if word in _words(name)},
+        )
+
+
+GROUPS = (Tokens, Mixing)
+
+
 def build_vit(
     *,
     num_classes: int = 1000,
@@ -28,54 +92,24 @@ def build_vit(
     depth: int = 12,
     num_heads: int = 3,
     mlp_ratio: float = 4.0,
-    stem: str = "patch",
-    patch_size: int = 16,
-    position: str = "learned",
-    class_position: bool = True,
-    class_token: bool = True,
-    num_registers: int = 0,
-    pool: str = "class",
-    relation: str | Sequence[str] = "self",
-    window_size: int | None = None,
-    kernel_size: int | None = None,
-    qk_norm: bool = False,
-    similarity: str | Callable | None = None,
-    normalize: str | Callable | None = None,
     layer_scale: float | None = None,
     drop_path: float = 0.0,
     dropout: float = 0.0,
+    **options,
 ) -> ViT:
-    """Build a ViT; the words are those of ViT, ViTBlock and the relations, names come from the tables of core.
-
-    Several relations take turns from block to block, such as ``["window", "shifted_window"]``.
-    """
+    """Build a ViT; further options are those of Tokens and Mixing, all on one level."""
+    for word in options:
+        find(dict.fromkeys(known_options(build_vit)), word, "option of a ViT")
+    tokens, mixing = (group(**{word: options[word] for word in _fields(group) if word in options}) for group in GROUPS)
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    head_dim, prefix = per_head(dim, num_heads), class_token + num_registers
-    patches = find(STEMS, stem, "stem")(dim, patch_size, in_channels=in_channels)
-    grid = patches.grid(*size)
-    names = [relation] if isinstance(relation, str) else list(relation)
-    extents = {"window_size": window_size, "kernel_size": kernel_size}
-    _check_extents(extents, names)
-
-    def attention(name: str) -> nn.Module:
-        # What channel attention compares are channels, each a vector over the tokens.
-        width = prefix + grid[0] * grid[1] if name == "channel" else head_dim
-        return _make_relation(
-            name,
-            dim,
-            num_heads,
-            prefix,
-            similarity=make(SIMILARITIES, similarity, "similarity", width, num_heads),
-            normalize=make(NORMALIZERS, normalize, "normalize", num_heads),
-            position=_make_position(position, head_dim, num_heads, grid),
-            qk_norm=qk_norm or None,
-            **{word: size for word, size in extents.items() if word in _words(name)},
-        )
-
+    per_head(dim, num_heads)
+    patches = find(STEMS, tokens.stem, "stem")(dim, tokens.patch_size, in_channels=in_channels)
+    grid, names = patches.grid(*size), mixing.names
+    _check_extents(mixing.extents, names)
     blocks = [
         ViTBlock(
             dim,
-            attention(names[i % len(names)]),
+            mixing.attention(names[i % len(names)], dim, num_heads, grid, tokens.prefix),
             mlp_ratio=mlp_ratio,
             layer_scale=layer_scale,
             drop_path=drop_path * i / max(depth - 1, 1),
@@ -88,22 +122,23 @@ def build_vit(
         dim=dim,
         num_classes=num_classes,
         image_size=size,
-        positions=("all" if class_position else "patches") if position == "learned" else "none",
-        class_token=class_token,
-        num_registers=num_registers,
-        pool=_make_pool(pool, dim, num_heads, mlp_ratio),
+        positions=("all" if tokens.class_position else "patches") if mixing.position == "learned" else "none",
+        class_token=tokens.class_token,
+        num_registers=tokens.num_registers,
+        pool=_make_pool(tokens.pool, dim, num_heads, mlp_ratio),
         dropout=dropout,
     )
 
 
-def find(table: Mapping, name: str, argument: str):
-    """Look a name up, or say which names come near and which there are."""
-    if name in table:
-        return table[name]
-    near = get_close_matches(name, table, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    known = f"known: {', '.join(table)}" if len(table) < 50 else f"{len(table)} are known"
-    raise ValueError(f"unknown {argument} {name!r}; {hint}{known}")
+def known_options(build: Callable) -> list[str]:
+    """Return the words that a build function takes, those of its groups among them."""
+    parameters = inspect.signature(build).parameters
+    named = [word for word, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
+    return named + [word for group in GROUPS for word in _fields(group)] if build is build_vit else named
+
+
+def _fields(group: type) -> list[str]:
+    return [field.name for field in fields(group)]
 
 
 def make(table: Mapping, choice: str | Callable | None, argument: str, *sizes: int) -> nn.Module | None:

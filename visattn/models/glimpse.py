@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visattn.core.formula import Attend
+from visattn.core.names import find
 from visattn.core.normalize import NORMALIZERS
 from visattn.core.normalize.definition import Normalizer
 from visattn.core.similarity import SIMILARITIES
 from visattn.core.similarity.definition import Similarity
 from visattn.core.similarity.learned import Additive
-from visattn.models.build import find, make
+from visattn.models.build import make
 from visattn.models.cnn import CNNS, ResNet
 
 

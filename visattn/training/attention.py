@@ -1,6 +1,7 @@
 """AttentionOverlays: watch attention form while a network learns."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,21 +22,30 @@ from visattn.map import Map
 from visattn.methods.rollout import rollout
 from visattn.methods.table import explain
 from visattn.record.session import Maps, capture
+from visattn.training.heads import add_rows, draw_heads, head_statistics, read_rows
 
 
-def look(model: nn.Module, images: Tensor) -> tuple[Tensor, Map]:
-    """Return class scores and where the network looked: rollout of its tokens, else its last gate, else Grad-CAM."""
+class Look(NamedTuple):
+    """What was seen of a batch: scores (B, C), where the network looked, and how widely each head attended."""
+
+    scores: Tensor
+    heat: Map
+    heads: list[dict]
+
+
+def look(model: nn.Module, images: Tensor) -> Look:
+    """Look at a batch by rollout of a network's tokens, else its last gate, else Grad-CAM."""
     with torch.inference_mode(False):
         images = images.clone()
         with torch.no_grad(), capture(model) as maps:
             scores = model(images)
         kinds = _kinds(maps)
         if "token" in kinds:
-            return scores, rollout(maps)
+            return Look(scores, rollout(maps), head_statistics(maps))
         if "spatial" in kinds:
-            return scores, maps.map(layer=len(kinds) - 1 - kinds[::-1].index("spatial"))
+            return Look(scores, maps.map(layer=len(kinds) - 1 - kinds[::-1].index("spatial")), [])
         with torch.enable_grad():
-            return scores, explain(model, images, method="gradcam")
+            return Look(scores, explain(model, images, method="gradcam"), [])
 
 
 def _kinds(maps: Maps) -> list[str]:
@@ -51,6 +61,8 @@ def _kinds(maps: Maps) -> list[str]:
 class AttentionOverlays(Callback):
     """After each validation draw where the network looks in the same few validation images.
 
+    Entropy and mean distance of every head go to heads.csv and heads.png, and their means over layers to TensorBoard.
+
     Args:
         folder: Where the pictures go, one per validation.
         count: Number of images; they are taken evenly from the whole validation set.
@@ -60,8 +72,8 @@ class AttentionOverlays(Callback):
         self.folder = folder
         self.count = count
         self.images: list[Tensor] = []
-        self.labels: list[int] = []
-        self.seen: list[tuple[Tensor, int]] = []
+        self.labels: list[Tensor] = []
+        self.seen: list[tuple[Tensor, Tensor]] = []
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int, dataloader_idx: int = 0):
         if self.images or trainer.sanity_checking or not trainer.is_global_zero:
@@ -69,7 +81,7 @@ class AttentionOverlays(Callback):
         batches = int(trainer.num_val_batches[0])
         share = -(-self.count // batches)
         if len(self.seen) < self.count and batch_idx * self.count >= len(self.seen) // share * batches:
-            self.seen += [(image.cpu(), int(label)) for image, label in zip(batch[0][:share], batch[1], strict=False)]
+            self.seen += [(image.cpu(), label.cpu()) for image, label in zip(batch[0][:share], batch[1], strict=False)]
 
     @rank_zero_only
     def on_validation_end(self, trainer, pl_module) -> None:
@@ -77,13 +89,17 @@ class AttentionOverlays(Callback):
             return
         if not self.images:
             self.images, self.labels = (list(part) for part in zip(*self.seen[: self.count], strict=True))
-        training = pl_module.training
         images = torch.stack(self.images).to(pl_module.device)
-        scores, heat = look(pl_module.model.eval(), images.contiguous(memory_format=pl_module.memory_format))
-        pl_module.train(training)
-        pictures = _pictures(images.cpu(), trainer.datamodule.transform_config())
-        figure = self._draw(pictures, heat, scores.float().softmax(1).cpu(), trainer.datamodule.classes)
+        modes = {name: module.training for name, module in pl_module.named_modules()}
+        seen = look(pl_module.model.eval(), images.contiguous(memory_format=pl_module.memory_format))
+        for name, module in pl_module.named_modules():
+            module.training = modes[name]  # not train(): frozen layers stay as they are
+        pictures = photographs(images.cpu(), trainer.datamodule.transform_config())
+        probabilities = pl_module.recipe.probabilities(seen.scores.float()).cpu()
+        figure = self._draw(pictures, seen.heat, probabilities, trainer.datamodule.classes)
         self._save(figure, pictures[0], trainer)
+        if seen.heads:
+            self._note(seen.heads, trainer)
 
     def _draw(self, pictures: list[np.ndarray], heat: Map, probabilities: Tensor, classes: list[str]) -> Figure:
         figure = Figure(figsize=(1.7 * len(pictures), 3.9), layout="constrained")
@@ -92,7 +108,7 @@ class AttentionOverlays(Callback):
         for column, picture in enumerate(pictures):
             winner = int(probabilities[column].argmax())
             axes[0, column].imshow(picture)
-            axes[0, column].set_title(classes[self.labels[column]], fontsize=8)
+            axes[0, column].set_title(named(self.labels[column], classes), fontsize=8)
             axes[1, column].imshow(overlay(picture, heat[column]))
             axes[1, column].set_title(f"{classes[winner]} {probabilities[column, winner]:.2f}", fontsize=8)
         scale = scale_of([heat])  # the one that all the overlays share
@@ -101,6 +117,15 @@ class AttentionOverlays(Callback):
         for axis in axes.flat:
             axis.set_axis_off()
         return figure
+
+    def _note(self, heads: list[dict], trainer) -> None:
+        add_rows(self.folder / "heads.csv", trainer.global_step, heads)
+        draw_heads(read_rows(self.folder / "heads.csv"), self.folder / "heads.png")
+        for quantity in ("entropy", "distance"):
+            values = [row[quantity] for row in heads if row[quantity] is not None]
+            for logger in trainer.loggers:
+                if values and isinstance(logger, TensorBoardLogger):
+                    logger.log_metrics({f"attention_{quantity}": sum(values) / len(values)}, trainer.global_step)
 
     def _save(self, figure: Figure, sample: np.ndarray, trainer) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +137,13 @@ class AttentionOverlays(Callback):
                 logger.experiment.add_image("attention", pixels, trainer.global_step, dataformats="HWC")
 
 
-def _pictures(images: Tensor, transform: dict) -> list[np.ndarray]:
+def named(label: Tensor, classes: list[str]) -> str:
+    """Return the class of a label, or the classes of one that has several."""
+    numbers = label.nonzero().flatten().tolist() if label.ndim else [int(label)]
+    return ", ".join(classes[number] for number in numbers) or "none"
+
+
+def photographs(images: Tensor, transform: dict) -> list[np.ndarray]:
     """Undo the normalization; enlarge small images so that a map drawn over them can be seen."""
     mean, std = (torch.tensor(transform[key])[:, None, None] for key in ("mean", "std"))
     pixels = (images.float() * std + mean).clamp(0, 1)

@@ -10,6 +10,7 @@ from visattn.surgery.inserted import insert as insert_block
 
 FORMAT = 1
 KEY = "visattn"
+LATEST = ("last", "previous")  # the one before the last is kept beside it
 
 
 def build_network(
@@ -18,20 +19,21 @@ def build_network(
     num_classes: int,
     image_size: int | tuple[int, int],
     pretrained: bool = False,
+    weights: str | None = None,
     insert: str | None = None,
     where: str = "blocks",
     options: dict | None = None,
 ) -> nn.Module:
     """Return the network ``name`` of ``create_model``; a block named by ``insert`` is put into it at ``where``."""
-    model = create_model(name, num_classes=num_classes, image_size=image_size, pretrained=pretrained, **(options or {}))
+    given = {"num_classes": num_classes, "image_size": image_size, "pretrained": pretrained, "weights": weights}
+    model = create_model(name, **given, **(options or {}))
     return model if insert is None else insert_block(model, insert, where)
 
 
 def find_checkpoint(run: str | Path, which: str = "best") -> Path:
-    """Return the file of ``which`` ("best" or "last") in a run's folder, or of the other where that one is missing."""
+    """Return the file of ``which`` ("best" or "last") in a run's folder, or of another where that one is missing."""
     folder = Path(run) / "checkpoints"
-    order = ("best", "last") if which == "best" else ("last", "best")
-    for name in order:
+    for name in ("best", *LATEST) if which == "best" else (*LATEST, "best"):
         if (folder / f"{name}.ckpt").is_file():
             return folder / f"{name}.ckpt"
     raise FileNotFoundError(f"{folder} holds no checkpoint (best.ckpt or last.ckpt): has this run been trained?")
@@ -58,7 +60,8 @@ def readable_checkpoint(run: str | Path, which: str) -> tuple[Path, str]:
     """Return the first readable checkpoint of a run, asked for first, and what was wrong with the ones passed over."""
     first = find_checkpoint(run, which)
     problems = []
-    for path in dict.fromkeys((first, find_checkpoint(run, "best"), find_checkpoint(run, "last"))):
+    others = [Path(run) / "checkpoints" / f"{name}.ckpt" for name in (*LATEST, "best")]
+    for path in dict.fromkeys((first, *(path for path in others if path.is_file()))):
         try:
             read_checkpoint(path)
             return path, "; ".join(problems)

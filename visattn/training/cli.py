@@ -13,12 +13,22 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from visattn.data.module import ImageData
-from visattn.training.checkpoint import KEY, find_checkpoint, read_checkpoint, readable_checkpoint
+from visattn.training.bar import Bar
+from visattn.training.checkpoint import KEY, read_checkpoint
+from visattn.training.classifier import load
 from visattn.training.keys import Parser, image_classifier
+from visattn.training.mistakes import collect, write_mistakes
+from visattn.training.neighbors import neighbors_accuracy
+from visattn.training.plots import draw_rates
 from visattn.training.predictions import PredictionWriter
+from visattn.training.resume import changes, chosen
 from visattn.training.run import Report, claim
-from visattn.training.stopping import Interrupted, NotFinite
-from visattn.training.wiring import callbacks, loggers
+from visattn.training.sharding import strategy_of_shards
+from visattn.training.started import command
+from visattn.training.stopping import Interrupted, NotFinite, lost_worker
+from visattn.training.store import Store
+from visattn.training.tune import Trainer
+from visattn.training.wiring import callbacks, given_loggers, loggers
 
 QUIET = (  # warnings of Lightning about what is meant to be so
     "does not have many workers",
@@ -29,6 +39,7 @@ QUIET = (  # warnings of Lightning about what is meant to be so
     "Be aware that when using `ckpt_path`, callbacks",
     "The dirpath has changed from",
     "The checkpoint was not created with WeightAveraging",  # then both start from its weights
+    "WeightAveraging callback with a model that overrides",  # which it does for sharded parameters alone
     "args parameter is intended to run from within Python",
     "instantiate_classes",  # Lightning's own use of older names of jsonargparse, three lines
     "skip_none parameter",
@@ -42,6 +53,8 @@ KEYS = (
     ("checkpoint_steps", int, 0, "save last.ckpt every so many steps too; 0 = only after each epoch"),
     ("checkpoint_minutes", float, 0.0, "save last.ckpt every so many minutes too; 0 = only after each epoch"),
     ("overlays", int, 6, "number of validation images whose attention is drawn after each epoch; 0 = none"),
+    ("mistakes", int, 24, "number of the most confident mistakes shown in mistakes.html; 0 = none"),
+    ("knn", int, 0, "validate: also class each image as so many nearest neighbors among the features are; 0 = do not"),
 )
 
 
@@ -55,6 +68,11 @@ class SaveConfig(SaveConfigCallback):
 
 class TrainingCLI(LightningCLI):
     """fit, validate, test and predict an ImageClassifier on ImageData, with everything about a run in one folder."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return Lightning's commands and tune."""
+        return {**LightningCLI.subcommands(), "tune": {"model", "datamodule"}}
 
     def init_parser(self, **kwargs) -> Parser:
         parser = super().init_parser(allow_abbrev=False, **kwargs)
@@ -71,13 +89,18 @@ class TrainingCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("data", "model.num_classes", compute_fn=self._count_classes, apply_on="instantiate")
+        parser.link_arguments("data", "model.multilabel", compute_fn=self._several, apply_on="instantiate")
 
     def _count_classes(self, data: ImageData) -> int:
-        if self.subcommand == "predict":
-            return len(self.checkpoint_classes)
+        return len(self.checkpoint_classes) if self.subcommand == "predict" else self._listed(data).num_classes
+
+    def _several(self, data: ImageData) -> bool:
+        return self.subcommand != "predict" and self._listed(data).multilabel
+
+    def _listed(self, data: ImageData) -> ImageData:
         data.prepare_data()
         data.setup()
-        return data.num_classes
+        return data
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: keys come from config and command line, never from a checkpoint behind the user's back."""
@@ -87,64 +110,98 @@ class TrainingCLI(LightningCLI):
         self.folder = Path(config.out or Path("runs", config.name))
         config.weights_only = True
         self.resumed_step, self.checkpoint_classes = None, []
-        if self.subcommand != "fit":
-            config.ckpt_path = config.ckpt_path or "best"
         if "verbose" in config:
             config.verbose = False  # one line of our own says it
-        if config.ckpt_path:
-            self._choose_checkpoint(config)
-
-    def _choose_checkpoint(self, config) -> None:
-        path, problem = Path(config.ckpt_path), ""
-        if config.ckpt_path in ("best", "last"):
-            path, problem = readable_checkpoint(self.folder, config.ckpt_path)
-        elif path.is_dir():
-            path = find_checkpoint(path, "last" if self.subcommand == "fit" else "best")
-        content = read_checkpoint(path)
-        self.resumed_step, self.checkpoint_classes = content["global_step"], content[KEY]["classes"]
+        path, problem = chosen(self.folder, config.get("ckpt_path"), self.subcommand)
+        if path is not None:
+            content = read_checkpoint(path)
+            self.resumed_step, self.checkpoint_classes = content["global_step"], content[KEY]["classes"]
         if problem:
             print(f"{problem}; using {path}")
-        config.ckpt_path = str(path)
+        if "ckpt_path" in config:
+            config.ckpt_path = None if path is None else str(path)
+        if self.subcommand == "fit" and path is not None and rank_zero_only.rank == 0:
+            for line in changes(self.folder, config.as_dict()):
+                print(f"changed since the run was stopped: {line}")
 
     def instantiate_trainer(self, **kwargs):
         config = self.config_init[self.subcommand]
         fit = self.subcommand == "fit"
-        if fit and rank_zero_only.rank == 0:  # model and data stand: a misspelt name moves no earlier run aside
+        if config.trainer.logger is not False:
+            own = loggers(self.folder, self.resumed_step) if fit else []
+            kwargs["logger"] = [*own, *given_loggers(config.trainer.logger)] or False
+        kwargs |= {"default_root_dir": str(self.folder), "enable_checkpointing": fit, "plugins": Store()}
+        if config.trainer.strategy == "fsdp":
+            kwargs["strategy"] = strategy_of_shards(config.model)
+        if fit:
+            added = callbacks(config, self.folder, config.model)
+        else:
+            added = [Bar()] if config.trainer.enable_progress_bar is not False else []
+            added += [PredictionWriter(self.folder)] if self.subcommand == "predict" else []
+        self.trainer_defaults["callbacks"] = added
+        trainer = super().instantiate_trainer(**kwargs)
+        if fit and rank_zero_only.rank == 0:  # model, data and trainer stand: what is misspelt moves no run aside
             notice = claim(self.folder, resumed=bool(config.ckpt_path))
             if notice:
                 print(notice)
-        if config.trainer.logger in (None, True):
-            kwargs["logger"] = loggers(self.folder, self.resumed_step) if fit else False
-        kwargs |= {"default_root_dir": str(self.folder), "enable_checkpointing": fit}
-        added = callbacks(config, self.folder, config.model.recipe) if fit else [PredictionWriter(self.folder)]
-        self.trainer_defaults["callbacks"] = added
-        return super().instantiate_trainer(**kwargs)
+        return trainer
 
     @rank_zero_only
     def after_fit(self) -> None:
         best = next(part.best for part in self.trainer.callbacks if isinstance(part, Report))
+        if self.resumed_step is not None and self.trainer.global_step == self.resumed_step:
+            longer = f"--trainer.max_epochs {2 * self.trainer.current_epoch}"
+            print(f"the run was complete after {self.trainer.current_epoch} epochs; to train longer: {longer}")
         if "epoch" in best:
-            print(f"\nvalidation accuracy  {100 * best['val_accuracy']:.2f} % (best, epoch {best['epoch'] + 1})")
+            value = best[self.model.monitor]
+            print(f"\nvalidation {self.model.monitor[4:]:9}  {100 * value:.2f} % (best, epoch {best['epoch'] + 1})")
+            self._write_mistakes(load(self.folder).model)
         print(f"the run lies in      {self.folder}")
         sample = self.folder / "attention" / "sample.png"
         if sample.is_file():
-            print(f"see what it saw      uv run visattn map {sample} --model {self.folder} --out out/")
+            print(f"see what it saw      {command('visattn')} map {sample} --model {self.folder} --out out/")
 
     @rank_zero_only
     def after_validate(self) -> None:
-        self._say_accuracy()
+        self._say_accuracy("val")
+        device, config = self.trainer.strategy.root_device, self.config[self.subcommand]
+        if config.knn:
+            accuracy = neighbors_accuracy(self.model.model, self.datamodule, config.knn, device)
+            print(f"accuracy of {config.knn} nearest neighbors {100 * accuracy:.2f} %")
+        self._write_mistakes(self.model.model)
+
+    def _write_mistakes(self, model) -> None:
+        count, device = self.config[self.subcommand].mistakes, self.trainer.strategy.root_device
+        if count and not self.model.multilabel and self.folder.is_dir():
+            found = collect(model.to(device).eval(), self.datamodule.val_dataloader(), device, count)
+            write_mistakes(found, model, self.datamodule, self.folder / "mistakes.html", device)
+
+    @rank_zero_only
+    def after_tune(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        picture = self.folder / "rates.png"
+        draw_rates(self.trainer.rates, self.trainer.losses, self.trainer.rate, picture)
+        if self.trainer.batch_size is not None:
+            print(f"largest batch that fits  --data.batch_size {self.trainer.batch_size}")
+        found = "too few steps to tell" if self.trainer.rate is None else f"--model.lr {self.trainer.rate:.2g}"
+        print(f"learning rate            {found} (drawn in {picture})")
 
     @rank_zero_only
     def after_test(self) -> None:
-        self._say_accuracy()
+        self._say_accuracy("test")
 
-    def _say_accuracy(self) -> None:
-        right, total = int(self.model.matrix.trace()), int(self.model.matrix.sum())
-        print(f"accuracy {100 * right / total:.2f} % ({right} of {total} images)")
+    def _say_accuracy(self, split: str) -> None:
+        measured = {key.removeprefix(f"{split}_"): float(x) for key, x in self.trainer.callback_metrics.items()}
+        if self.model.matrix is not None:
+            right, total = int(self.model.matrix.trace()), int(self.model.matrix.sum())
+            print(f"accuracy {100 * right / total:.2f} % ({right} of {total} images)")
+            measured.pop("accuracy")
+        print(", ".join(f"{name} {value:.4f}" for name, value in measured.items()))
 
     @rank_zero_only
     def after_predict(self) -> None:
-        print(f"predictions of {self.trainer.callbacks[0].count} images lie in {self.folder / 'predictions.csv'}")
+        writer = next(part for part in self.trainer.callbacks if isinstance(part, PredictionWriter))
+        print(f"predictions of {writer.count} images lie in {self.folder / 'predictions.csv'}")
 
 
 DEFAULTS = {
@@ -156,28 +213,39 @@ DEFAULTS = {
 }
 
 
+def construct(kind: type[TrainingCLI], args: list[str] | None = None) -> TrainingCLI:
+    """Build the command line of training, which also runs it."""
+    with warnings.catch_warnings():
+        for message in QUIET:
+            warnings.filterwarnings("ignore", f"(?s).*{message}")
+        return kind(
+            image_classifier,
+            ImageData,
+            trainer_class=Trainer,
+            parser_class=Parser,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults=dict(DEFAULTS),
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=args,
+        )
+
+
 def main(args: list[str] | None = None) -> None:
     """Run one command of training; exit with 2 and one line where the user can mend what is wrong."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            for message in QUIET:
-                warnings.filterwarnings("ignore", f"(?s).*{message}")
-            TrainingCLI(
-                image_classifier,
-                ImageData,
-                parser_class=Parser,
-                save_config_callback=SaveConfig,
-                save_config_kwargs={"overwrite": True},
-                trainer_defaults=dict(DEFAULTS),
-                seed_everything_default=0,
-                auto_configure_optimizers=False,
-                load_from_checkpoint_support=False,
-                args=args,
-            )
+        construct(TrainingCLI, args)
     except Interrupted as stop:
         _leave(f"{stop}\n{_resume(stop.checkpoint)}", 128 + stop.number)
+    except RuntimeError as error:
+        if not lost_worker(error):
+            raise
+        hint = "Too little memory? Try fewer --data.num_workers, or a smaller --data.batch_size"
+        _leave(f"error: a data worker died; the last step is saved. {hint}; go on with --ckpt_path last", 1)
     except NotFinite as error:
         _leave(
             f"error: {error}; what was saved before stays. Try a lower --model.lr or --trainer.gradient_clip_val 1", 1
@@ -194,7 +262,8 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _resume(checkpoint: Path) -> str:
-    return f"go on with: uv run train.py fit --config {checkpoint.parent.parent / 'config.yaml'} --ckpt_path last"
+    config = checkpoint.parent.parent / "config.yaml"
+    return f"go on with: {command('train.py')} fit --config {config} --ckpt_path last"
 
 
 def _leave(message: str, code: int) -> None:
@@ -209,6 +278,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _deliberate(error: BaseException) -> bool:
-    """Say whether the error is one that this package raised on purpose, or a full disk: no traceback helps there."""
+    """Say whether the error is a refusal, ours or that of Lightning's Trainer, or a full disk: no traceback helps."""
     frame = list(traceback.walk_tb(error.__traceback__))[-1][0]
-    return frame.f_globals.get("__name__", "").startswith("visattn.") or getattr(error, "errno", 0) == errno.ENOSPC
+    refusing = ("visattn.", "lightning.pytorch.trainer.connectors.", "lightning.pytorch.trainer.setup")
+    return frame.f_globals.get("__name__", "").startswith(refusing) or getattr(error, "errno", 0) == errno.ENOSPC

@@ -7,7 +7,8 @@ from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from visattn.training.module import ImageClassifier, Recipe
+from visattn.training.module import ImageClassifier
+from visattn.training.recipe import Recipe
 
 
 def image_classifier(
@@ -16,23 +17,18 @@ def image_classifier(
     image_size: int | tuple[int, int] = 64,
     *,
     pretrained: bool = False,
+    weights: str | None = None,
     insert: str | None = None,
     where: str = "blocks",
     similarity: str | None = None,
     normalize: str | None = None,
     block: str | None = None,
     options: dict[str, Any] | None = None,
-    optimizer: str = "adamw",
-    lr: float = 1e-3,
-    weight_decay: float = 0.05,
-    warmup_epochs: float = 1.0,
-    label_smoothing: float = 0.1,
-    mixup: float = 0.0,
-    cutmix: float = 0.0,
-    ema: float = 0.0,
+    multilabel: bool = False,
     seed: int = 0,
     compile: bool = False,
     channels_last: bool = False,
+    **recipe,
 ) -> ImageClassifier:
     """Build an ImageClassifier from flat keys: this is the border between configs and code.
 
@@ -41,20 +37,14 @@ def image_classifier(
         num_classes: Taken from the data.
         image_size: Side, or height and width, of the images in pixels; the data gets the same.
         pretrained: Start from timm's weights (downloads them).
+        weights: Start from this file: safetensors, a state dict, or a checkpoint of an earlier run.
         insert: Name of a block to insert into the network.
         where: Where to insert it: a pattern of module names, "stages", "blocks" or "after:ClassName".
         similarity: How alike a query and a key are, by name.
         normalize: How scores turn into weights, by name.
         block: Name of the block in the slots of an own CNN.
         options: Further options of the model.
-        optimizer: A name of timm's optimizers.
-        lr: Highest learning rate.
-        weight_decay: Weight decay; norms and biases get none.
-        warmup_epochs: Epochs of linear warm-up, counted in steps; a cosine to zero follows.
-        label_smoothing: Share of the target spread evenly over all classes.
-        mixup: Parameter of mixup's Beta distribution; 0 turns it off.
-        cutmix: The same of CutMix.
-        ema: Decay, such as 0.999, of the running average of the weights that is validated and kept; 0 turns it off.
+        multilabel: Taken from the data.
         seed: Taken from seed_everything.
         compile: Compile the network.
         channels_last: Keep images and weights in channels-last memory order.
@@ -65,12 +55,16 @@ def image_classifier(
         "num_classes": num_classes,
         "image_size": image_size,
         "pretrained": pretrained,
+        "weights": weights,
         "insert": insert,
         "where": where,
         "options": {**(options or {}), **{key: value for key, value in named.items() if value is not None}},
     }
-    recipe = Recipe(optimizer, lr, weight_decay, warmup_epochs, label_smoothing, mixup, cutmix, ema)
-    return ImageClassifier(network, recipe=recipe, seed=seed, compile=compile, channels_last=channels_last)
+    switches = {"multilabel": multilabel, "compile": compile, "channels_last": channels_last}
+    return ImageClassifier(network, recipe=Recipe(**recipe), seed=seed, **switches)
+
+
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "dict": "a dictionary"}
 
 
 class Parser(LightningArgumentParser):
@@ -94,7 +88,21 @@ class Parser(LightningArgumentParser):
             key = unknown[1] or unknown[2]
             known = {name for parser in self.family for name in parser.get_defaults(skip_validation=True).keys()}
             return f"unknown key {key!r}{nearest(key, sorted(known))}"
-        return " ".join(line.strip() for line in message.splitlines() if line.strip())
+        return mistyped(message) or " ".join(line.strip() for line in message.splitlines() if line.strip())
+
+
+def mistyped(message: str) -> str | None:
+    """Say in one line that a value has the wrong type, which jsonargparse says in ten."""
+    key = re.search(r'Parser key "([\w.]+)"', message)
+    value = re.search(r"(?:Given value|Got value): (.*)", message)
+    words = [word for part in re.findall(r"Literal\[(.*?)\]", message) for word in re.findall(r"'([^']+)'|(\w+)", part)]
+    choices = list(dict.fromkeys(quoted or bare for quoted, bare in words))
+    kinds = [KINDS[kind] for kind in dict.fromkeys(re.findall(r"<class '(\w+)'>", message)) if kind in KINDS]
+    if key is None or value is None or not (choices or kinds):
+        return None
+    wanted = f"one of {', '.join(choices)}" if choices else " or ".join(kinds)
+    near = get_close_matches(value[1], choices, n=1)
+    return f"{key[1]} must be {wanted}; got {value[1]}" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
 def nearest(key: str, known: list[str]) -> str:

@@ -1,73 +1,21 @@
 """ImageClassifier: how an image classifier is trained, validated and asked."""
 
+import copy
 import math
-from dataclasses import dataclass
-from difflib import get_close_matches
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-import torch.nn.functional as F
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
-from torchvision.transforms import v2
 
 from visattn.training.checkpoint import FORMAT, KEY, build_network
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is trained: the numbers one tunes.
-
-    Args:
-        optimizer: A name of timm's optimizers; norms, biases and other vectors get no weight decay.
-        lr: Highest learning rate, reached after the warm-up.
-        weight_decay: Decoupled weight decay.
-        warmup_epochs: Epochs of linear warm-up, counted in steps; a cosine to zero follows.
-        label_smoothing: Share of the target spread evenly over all classes.
-        mixup: Parameter of mixup's Beta distribution; 0 turns it off.
-        cutmix: The same of CutMix; where both are on, each batch gets one of them.
-        ema: Decay of the running average of the weights that is validated and kept; 0 turns it off.
-
-    Raises:
-        ValueError: The optimizer is unknown or a number out of range.
-    """
-
-    optimizer: str = "adamw"
-    lr: float = 1e-3
-    weight_decay: float = 0.05
-    warmup_epochs: float = 1.0
-    label_smoothing: float = 0.1
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    ema: float = 0.0
-
-    def __post_init__(self):
-        if self.optimizer not in (known := list_optimizers()):
-            near = get_close_matches(self.optimizer, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-            raise ValueError(f"optimizer: there is no {self.optimizer!r}; {hint}")
-        for name in ("lr", "weight_decay", "warmup_epochs", "mixup", "cutmix"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        for name in ("label_smoothing", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
-
-    def rate(self, step: int, steps: int, warmup: int) -> float:
-        """Return the share of ``lr`` that step number ``step`` of ``steps`` uses."""
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
-
-    def mix(self, num_classes: int):
-        """Return what mixes a batch of images and labels, or None."""
-        kinds = ((v2.MixUp, self.mixup), (v2.CutMix, self.cutmix))
-        mixes = [kind(alpha=alpha, num_classes=num_classes) for kind, alpha in kinds if alpha > 0]
-        return v2.RandomChoice(mixes) if mixes else None
+from visattn.training.freeze import frozen_names
+from visattn.training.measures import confusion, measures
+from visattn.training.recipe import Recipe, resized
+from visattn.training.sharding import shard
 
 
 class ImageClassifier(pl.LightningModule):
@@ -81,9 +29,10 @@ class ImageClassifier(pl.LightningModule):
     uninterrupted one would have drawn.
 
     Args:
-        network: The arguments of ``build_network``: name, num_classes, image_size, pretrained, insert, options.
+        network: The arguments of ``build_network``: name, num_classes, image_size, weights, insert, options ...
         recipe: The numbers of the training.
         seed: First part of every training step's seed.
+        multilabel: An image may have several classes: labels are (B, C) of zeros and ones.
         compile: Compile the network.
         channels_last: Keep images and weights in channels-last memory order.
 
@@ -92,7 +41,8 @@ class ImageClassifier(pl.LightningModule):
         - Output: class scores (B, num_classes).
 
     Raises:
-        ValueError: A checkpoint holds another network, other classes or another transform than this one.
+        ValueError: The recipe does not fit the network or the labels; a checkpoint holds another network, other classes
+            or another transform than this one.
 
     Example:
         >>> module = ImageClassifier({"name": "timm:resnet10t", "num_classes": 3, "image_size": 32})
@@ -106,6 +56,7 @@ class ImageClassifier(pl.LightningModule):
         *,
         recipe: Recipe | None = None,
         seed: int = 0,
+        multilabel: bool = False,
         compile: bool = False,
         channels_last: bool = False,
     ):
@@ -113,19 +64,46 @@ class ImageClassifier(pl.LightningModule):
         self.network = network
         self.recipe = recipe or Recipe()
         self.seed = seed
+        self.multilabel = multilabel
         self.model = build_network(**network)
+        self.frozen = frozen_names(self.model, self.recipe.freeze)
+        _check(self.recipe, multilabel, self.model)
+        if not self.recipe.unfreeze_epoch:
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(name not in self.frozen)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(memory_format=self.memory_format)
         if compile:
             self.model.compile()
         classes = network["num_classes"]
         self.mix = self.recipe.mix(classes)
-        self.accuracy = MulticlassAccuracy(classes, average="micro")
-        self.confusion = MulticlassConfusionMatrix(classes)
+        self.weights, self.sharded = None, False
+        self.measures = measures(classes, multilabel)
+        self.confusion = confusion(classes, multilabel)
         self.mean_loss = MeanMetric()
+
+    @property
+    def monitor(self) -> str:
+        """The number by which one epoch is better than another."""
+        return "val_map" if self.multilabel else "val_accuracy"
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images.contiguous(memory_format=self.memory_format))
+
+    def configure_model(self) -> None:
+        mesh = self.device_mesh  # only the strategy for sharded parameters makes one
+        if mesh is not None and not self.sharded:
+            shard(self.model, mesh["data_parallel"])
+            self.sharded = True
+
+    def on_fit_start(self) -> None:
+        if self.recipe.class_weights == "balanced":
+            self.weights = torch.tensor(self.trainer.datamodule.class_weights, device=self.device)
+
+    def on_train_start(self) -> None:
+        # an epoch of few batches must leave a point of the training's curve too
+        batches = self.trainer.num_training_batches
+        self.trainer.log_every_n_steps = max(1, min(self.trainer.log_every_n_steps, batches))
 
     def on_train_batch_start(self, batch, batch_idx: int) -> None:
         parts = [self.seed, self.global_rank, self.current_epoch, batch_idx]
@@ -134,17 +112,28 @@ class ImageClassifier(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
         mixed, targets = self.mix(images, labels) if self.mix else (images, labels)
-        scores = self(mixed)
-        loss = F.cross_entropy(scores, targets, label_smoothing=self.recipe.label_smoothing)
+        scores = self(self._grown(mixed))
+        loss = self.recipe.objective(scores, targets, self.weights)
+        seen = scores.detach()
         self.log("train_loss", loss.detach(), prog_bar=True, on_step=True)
-        self.log("train_accuracy", (scores.detach().argmax(1) == labels).float().mean(), prog_bar=True, on_step=True)
+        if not self.recipe.plain:
+            self.log("train_plain_loss", self.recipe.plain_loss(seen, labels), on_step=True)
+        right = (seen > 0) == (labels > 0) if self.multilabel else seen.argmax(1) == labels
+        self.log("train_accuracy", right.float().mean(), prog_bar=True, on_step=True)
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._measure(batch)
+    def _grown(self, images: Tensor) -> Tensor:
+        if not self.recipe.start_size:
+            return images
+        full = min(images.shape[-2:])
+        side = self.recipe.side(full, self.current_epoch, self.epochs)
+        return images if side == full else resized(images, side / full)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._measure(batch)
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self._measure(batch)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self._measure(batch)
 
     def on_validation_epoch_end(self) -> None:
         self._report("val")
@@ -154,27 +143,46 @@ class ImageClassifier(pl.LightningModule):
 
     def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> tuple[list[str], Tensor]:
         images, names = batch
-        return names, self(images).float().softmax(1)
+        return names, self.recipe.probabilities(self._viewed(images))
 
-    def _measure(self, batch: tuple[Tensor, Tensor]) -> None:
-        images, labels = batch
+    def _viewed(self, images: Tensor) -> Tensor:
         scores = self(images).float()
-        self.accuracy.update(scores, labels)
-        self.confusion.update(scores, labels)
-        self.mean_loss.update(F.cross_entropy(scores, labels), len(labels))
+        return (scores + self(images.flip(-1)).float()) / 2 if self.recipe.views == "flip" else scores
+
+    def _measure(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        images, labels = batch
+        scores = self._viewed(images)
+        probabilities = self.recipe.probabilities(scores)
+        self.measures.update(probabilities, labels.long())
+        if self.confusion is not None:
+            self.confusion.update(probabilities, labels)
+        self.mean_loss.update(self.recipe.plain_loss(scores, labels), len(labels))
+        return probabilities
 
     def _report(self, split: str) -> None:
-        self.matrix = self.confusion.compute()
+        several = self.trainer.world_size > 1
+        self.matrix = None if self.confusion is None else self.confusion.compute()
         self.log(f"{split}_loss", self.mean_loss, prog_bar=True)
-        self.log(f"{split}_accuracy", self.accuracy, prog_bar=True)
-        self.confusion.reset()
+        for name, value in self.measures.compute().items():
+            self.log(f"{split}_{name}", value, prog_bar=True, sync_dist=several)
+        for metric in (self.measures, self.confusion):
+            if metric is not None:
+                metric.reset()
 
     def configure_optimizers(self) -> dict:
         recipe = self.recipe
         optimizer = create_optimizer_v2(
-            self.model, recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, filter_bias_and_bn=True
+            self.model,
+            recipe.optimizer,
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            filter_bias_and_bn=True,
+            layer_decay=recipe.layer_decay if recipe.layer_decay < 1 else None,
         )
+        for group in optimizer.param_groups:  # timm's own schedulers would do this
+            group["lr"] = recipe.lr * group.get("lr_scale", 1.0)
         per_epoch, steps = planned_steps(self.trainer)
+        self.epochs = math.ceil(steps / per_epoch)
         warmup = round(recipe.warmup_epochs * per_epoch)
         schedule = LambdaLR(optimizer, lambda step: recipe.rate(step, steps, warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -183,20 +191,23 @@ class ImageClassifier(pl.LightningModule):
         data = self.trainer.datamodule
         checkpoint[KEY] = {
             "format": FORMAT,
-            "network": {**self.network, "pretrained": False},
+            "network": _rebuilt(self.network),
             "classes": list(data.classes),
             "transform": data.transform_config(),
+            "several": self.recipe.loss == "bce",
         }
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        refuse_other(checkpoint[KEY]["network"], {**self.network, "pretrained": False})
+        refuse_other(checkpoint[KEY]["network"], _rebuilt(self.network))
+        rates = []
         for state in checkpoint.get("optimizer_states", ()):
             for group in state["param_groups"]:
-                old = group["initial_lr"] or 1.0
-                group["lr"], group["initial_lr"] = group["lr"] * self.recipe.lr / old, self.recipe.lr
+                rate, old = self.recipe.lr * group.get("lr_scale", 1.0), group["initial_lr"] or 1.0
+                group["lr"], group["initial_lr"] = group["lr"] * rate / old, rate
                 group["weight_decay"] = self.recipe.weight_decay if group["weight_decay"] else 0.0
+                rates.append(rate)
         for state in checkpoint.get("lr_schedulers", ()):
-            state["base_lrs"] = [self.recipe.lr] * len(state["base_lrs"])
+            state["base_lrs"] = rates
 
 
 def planned_steps(trainer: pl.Trainer) -> tuple[int, int]:
@@ -223,3 +234,28 @@ def refuse_other(found: dict, wanted: dict) -> None:
                 f"the checkpoint holds another model: its {key} is {found.get(key)!r}, not {wanted[key]!r}; "
                 "the config.yaml of its run fits it"
             )
+
+
+def _rebuilt(network: dict) -> dict:
+    """Return how the network is built where its weights come from a checkpoint."""
+    return {**network, "pretrained": False, "weights": None}
+
+
+def _check(recipe: Recipe, multilabel: bool, model: torch.nn.Module) -> None:
+    """Refuse a recipe that the labels or the network cannot follow."""
+    if multilabel and recipe.loss != "bce":
+        raise ValueError("images with several labels need loss='bce', class by class")
+    if multilabel and (recipe.mixup or recipe.cutmix):
+        raise ValueError("mixup and cutmix need one label per image, not several")
+    if recipe.layer_decay < 1 and not hasattr(model, "group_matcher"):
+        raise ValueError(f"layer_decay needs a network that tells its layers (group_matcher); {_kind(model)} does not")
+    if recipe.start_size:
+        images = torch.empty(2, 3, recipe.start_size, recipe.start_size, device="meta")
+        try:
+            copy.deepcopy(model).to("meta").eval()(images)
+        except Exception as error:  # each architecture has its own words for it
+            raise ValueError(f"start_size: {_kind(model)} is built for one image size ({error})") from error
+
+
+def _kind(model: torch.nn.Module) -> str:
+    return type(model).__name__

@@ -6,20 +6,40 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+NAMES = {"train": "training (augmented images)", "val": "validation"}
+
 
 def draw_curves(rows: list[dict], path: Path) -> None:
-    """Draw loss and accuracy of training and validation over the steps."""
+    """Draw loss and accuracy of training and validation over the steps.
+
+    Training's loss is the plain one where it was logged: without smoothing, mixing and weights, as validation's is.
+    """
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     FigureCanvasAgg(figure)
     for axis, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for split, style in (("train", {"alpha": 0.5, "linewidth": 1}), ("val", {"marker": ".", "linewidth": 1.5})):
-            key = f"{split}_{quantity}"
+            plain = f"{split}_plain_{quantity}"
+            key = plain if any(plain in row for row in rows) else f"{split}_{quantity}"
             points = [(row["step"], row[key]) for row in rows if key in row]
             if points:
-                axis.plot(*zip(*points, strict=True), label={"train": "training", "val": "validation"}[split], **style)
+                axis.plot(*zip(*points, strict=True), label=NAMES[split], **style)
                 axis.legend(frameon=False)
         axis.set(xlabel="step", ylabel=quantity)
         axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+def draw_rates(rates: list[float], losses: list[float], chosen: float | None, path: Path) -> None:
+    """Draw the loss of a range test over the learning rate, and the rate chosen."""
+    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    axis.plot(rates, losses, linewidth=1.5)
+    if chosen is not None:
+        axis.axvline(chosen, color="C1", linestyle="--", label=f"{chosen:.2g}")
+        axis.legend(frameon=False)
+    axis.set(xlabel="learning rate", ylabel="smoothed loss", xscale="log")
+    axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
 
 

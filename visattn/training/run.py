@@ -10,12 +10,13 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, RichProgressBar
-from lightning.pytorch.callbacks.progress.rich_progress import ProcessingSpeedColumn
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from visattn.training.measures import write_classes
 from visattn.training.plots import draw_confusion, draw_curves
+from visattn.training.speed import Speed
 
 
 def claim(folder: Path, resumed: bool) -> str:
@@ -63,42 +64,8 @@ def _rows(path: Path, last_step: int) -> list[dict]:
     return [{**row, "step": int(row["step"])} for row in rows if row.get("step", 0) < last_step]
 
 
-class Bar(RichProgressBar):
-    """Show epoch, loss, accuracy and images per second of training in one line that fits a narrow terminal."""
-
-    SHOWN = (
-        ("train_loss", "loss", ".3f"),
-        ("train_accuracy", "accuracy", ".3f"),
-        ("val_accuracy", "validation", ".4f"),
-        ("images/s", "images/s", ".0f"),
-    )
-
-    def get_metrics(self, trainer, pl_module) -> dict:
-        metrics = super().get_metrics(trainer, pl_module)
-        return {name: format(float(metrics[key]), form) for key, name, form in self.SHOWN if key in metrics}
-
-    def configure_columns(self, trainer) -> list:
-        return [
-            column for column in super().configure_columns(trainer) if not isinstance(column, ProcessingSpeedColumn)
-        ]
-
-
-class Speed(Callback):
-    """Measure images per second of training, loading included, validation not."""
-
-    def on_train_start(self, trainer, pl_module) -> None:
-        self.start, self.images = time.perf_counter(), 0
-
-    on_train_epoch_start = on_train_start  # which a run that goes on in the middle of an epoch leaves out
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
-        self.images += len(batch[0]) * trainer.world_size
-        rate = self.images / (time.perf_counter() - self.start)
-        pl_module.log("images/s", round(rate, 1), prog_bar=True, rank_zero_only=True)
-
-
 class Report(Callback):
-    """Write curves.png, confusion.png and result.json, and keep the numbers of the best epoch.
+    """Write curves.png, confusion.png, classes.csv and result.json, and keep the numbers of the best epoch.
 
     Args:
         folder: The run's folder.
@@ -108,7 +75,7 @@ class Report(Callback):
     def __init__(self, folder: Path, resumed: bool = False):
         self.folder = folder
         self.resumed = resumed
-        self.best = {"val_accuracy": -1.0}
+        self.best = {}
         self.seconds = 0.0
 
     def state_dict(self) -> dict:
@@ -131,16 +98,21 @@ class Report(Callback):
         self.start = time.perf_counter()
 
     def on_validation_end(self, trainer, pl_module) -> None:
-        accuracy = float(trainer.callback_metrics.get("val_accuracy", -1.0))
-        if trainer.sanity_checking or accuracy <= self.best["val_accuracy"]:
+        found = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val_")}
+        score = found.get(pl_module.monitor, -1.0)
+        if trainer.sanity_checking or score <= self.best.get(pl_module.monitor, -1.0):
             return
-        self.best = {"val_accuracy": accuracy, "epoch": trainer.current_epoch, "confusion": pl_module.matrix.tolist()}
+        self.best = {**found, "epoch": trainer.current_epoch}
+        if pl_module.matrix is not None:
+            self.best["confusion"] = pl_module.matrix.tolist()
 
     @rank_zero_only
     def on_fit_end(self, trainer, pl_module) -> None:
         classes = trainer.datamodule.classes
         if "confusion" in self.best:
-            draw_confusion(torch.tensor(self.best["confusion"]), classes, self.folder / "confusion.png")
+            matrix = torch.tensor(self.best["confusion"])
+            draw_confusion(matrix, classes, self.folder / "confusion.png")
+            write_classes(matrix, classes, self.folder / "classes.csv")
         for logger in trainer.loggers:
             logger.save()
         if (self.folder / "metrics.csv").is_file():
@@ -150,13 +122,15 @@ class Report(Callback):
     def result(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict:
         """Return what result.json holds."""
         last = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val_")}
+        speed = next(part for part in trainer.callbacks if isinstance(part, Speed))
         return {
-            "val_accuracy": self.best["val_accuracy"],
+            **{key: value for key, value in self.best.items() if key.startswith("val_")},
             "best_epoch": self.best.get("epoch"),
             "last": last,
             "epochs": trainer.current_epoch,
             "steps": trainer.global_step,
             "seconds": round(self._elapsed(), 1),
+            **speed.facts(trainer, pl_module),
             "parameters": sum(parameter.numel() for parameter in pl_module.model.parameters()),
             "network": pl_module.network,
             "classes": list(trainer.datamodule.classes),

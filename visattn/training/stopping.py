@@ -1,11 +1,21 @@
-"""What ends a training early without losing it: signals and losses that are no numbers."""
+"""What ends a training early without losing it: signals, losses that are no numbers, and workers that died."""
 
+import os
 import signal
+import subprocess
 import threading
 from pathlib import Path
 
 import torch
 from lightning.pytorch.callbacks import Callback
+
+USR1 = getattr(signal, "SIGUSR1", None)  # Windows has none
+SIGNALS = [number for number in (signal.SIGINT, signal.SIGTERM, USR1) if number is not None]
+
+
+def lost_worker(error: BaseException) -> bool:
+    """Whether a data worker died."""
+    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
 
 
 class Interrupted(Exception):
@@ -24,6 +34,10 @@ class NotFinite(Exception):
 class StopOnSignal(Callback):
     """On Ctrl-C or SIGTERM finish the step, save last.ckpt and raise Interrupted; a second Ctrl-C stops at once.
 
+    SIGUSR1 saves last.ckpt and goes on. In a job of SLURM, which sends it before the time is up
+    (``#SBATCH --signal=SIGUSR1@90``), the job is put back into the queue and stops. A data worker that dies, as under
+    a lack of memory, costs no step either.
+
     Args:
         checkpoint: Where the state is saved.
         every: With several processes, the number of batches between two agreements on whether to stop.
@@ -38,7 +52,7 @@ class StopOnSignal(Callback):
     def on_train_start(self, trainer, pl_module) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             self.previous[number] = signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame) -> None:
@@ -55,8 +69,22 @@ class StopOnSignal(Callback):
                 return
             number = int(trainer.strategy.reduce(torch.tensor(number, device=pl_module.device), reduce_op="max"))
         if number:
+            self._stop(number, trainer)
+
+    def _stop(self, number: int, trainer) -> None:
+        trainer.save_checkpoint(self.checkpoint)
+        job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
+        if number == USR1 and not job:
+            self.received = 0
+            return
+        if number == USR1 and trainer.is_global_zero:
+            task = os.environ.get("SLURM_ARRAY_TASK_ID")
+            subprocess.run(["scontrol", "requeue", f"{job}_{task}" if task else job], check=False)
+        raise Interrupted(number, self.checkpoint)
+
+    def on_exception(self, trainer, pl_module, exception: BaseException) -> None:
+        if lost_worker(exception) and trainer.training and trainer.world_size == 1:
             trainer.save_checkpoint(self.checkpoint)
-            raise Interrupted(number, self.checkpoint)
 
     def teardown(self, trainer, pl_module, stage: str) -> None:
         for number, handler in self.previous.items():

@@ -8,8 +8,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from visattn.training.attention import AttentionOverlays
 from visattn.training.average import AverageWeights
-from visattn.training.module import Recipe
-from visattn.training.run import Bar, Report, RunLogger, Speed
+from visattn.training.bar import Bar
+from visattn.training.freeze import Freeze
+from visattn.training.module import ImageClassifier
+from visattn.training.run import Report, RunLogger
+from visattn.training.speed import Speed
 from visattn.training.stopping import StopOnNotFinite, StopOnSignal
 
 
@@ -18,27 +21,34 @@ def loggers(folder: Path, resumed_step: int | None) -> list:
     return [RunLogger(folder, resumed_step), TensorBoardLogger(folder, "tensorboard", version="")]
 
 
-def callbacks(config, folder: Path, recipe: Recipe) -> list[Callback]:
+def given_loggers(asked) -> list:
+    """Return the loggers that ``trainer.logger`` names, such as that of W&B, beside the two above."""
+    return [] if isinstance(asked, bool | None) else asked if isinstance(asked, list) else [asked]
+
+
+def callbacks(config, folder: Path, module: ImageClassifier) -> list[Callback]:
     """Return what the plain keys of a training ask for, and what every training has."""
     checkpoints = (folder / "checkpoints").absolute()
     resumed = bool(config.ckpt_path) and Path(config.ckpt_path).absolute().parent == checkpoints
     chosen = [AttentionOverlays(folder / "attention", config.overlays)] if config.overlays else []
-    if recipe.ema:  # behind what looks at the validated network, before what saves it
-        chosen.append(AverageWeights(recipe.ema))
+    if module.recipe.ema:  # behind what looks at the validated network, before what saves it
+        chosen.append(AverageWeights(module.recipe.ema))
+    if module.frozen:
+        chosen.append(Freeze(module.frozen, module.recipe.unfreeze_epoch))
     chosen += [Report(folder, resumed), Speed(), StopOnNotFinite(), StopOnSignal(checkpoints / "last.ckpt")]
     if config.trainer.logger is not False:
         chosen.append(LearningRateMonitor())
     if config.trainer.enable_progress_bar is not False:
         chosen.append(Bar())
     if config.patience:
-        chosen.append(EarlyStopping("val_accuracy", mode="max", patience=config.patience))
-    return chosen + _savers(config, checkpoints)
+        chosen.append(EarlyStopping(module.monitor, mode="max", patience=config.patience))
+    return chosen + _savers(config, checkpoints, module.monitor)
 
 
-def _savers(config, checkpoints: Path) -> list[ModelCheckpoint]:
+def _savers(config, checkpoints: Path, monitor: str) -> list[ModelCheckpoint]:
     place = {"dirpath": checkpoints, "enable_version_counter": False}
     savers = [
-        ModelCheckpoint(filename="best", monitor="val_accuracy", mode="max", **place),
+        ModelCheckpoint(filename="best", monitor=monitor, mode="max", **place),
         ModelCheckpoint(filename="last", every_n_epochs=1, **place),
     ]
     if config.checkpoint_steps:

@@ -1,0 +1,92 @@
+"""mistakes.html: the most confident mistakes of a classifier, and where it looked. One file, no network."""
+
+import base64
+import html
+import io
+from heapq import nlargest
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from visattn.draw.overlay import overlay
+from visattn.training.attention import look, photographs
+
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>Mistakes of {title}</title>
+<style>
+body {{ font: 14px/1.4 system-ui, sans-serif; margin: 2em; color: #222; background: #fff }}
+main {{ display: flex; flex-wrap: wrap; gap: 1em }}
+figure {{ margin: 0; padding: .6em; border: 1px solid #ddd; border-radius: 6px }}
+img {{ width: 160px; display: inline-block; vertical-align: top }}
+b {{ color: #b00020 }}
+</style>
+<h1>The most confident mistakes of {title}</h1>
+<p>{wrong} of {total} images were mistaken. Left the image as the network gets it, right where it looked ({method}).</p>
+<main>
+{figures}
+</main></html>
+"""
+FIGURE = """<figure><img alt="image" src="{picture}"><img alt="attention" src="{seen}">
+<figcaption>{truth}, taken for <b>{answer}</b> with {probability:.3f}</figcaption></figure>"""
+
+
+class Mistakes:
+    """Keep the most confident mistakes of a pass over labeled images.
+
+    Args:
+        count: How many are kept.
+    """
+
+    def __init__(self, count: int = 24):
+        self.count = count
+        self.kept: list[tuple[float, int, Tensor, int, int]] = []
+        self.wrong, self.total = 0, 0
+
+    def add(self, images: Tensor, labels: Tensor, probabilities: Tensor) -> None:
+        """Look through a batch."""
+        values, answers = probabilities.max(1)
+        missed = (answers != labels).nonzero().flatten().tolist()
+        rows = [(float(values[i]), -self.total - i, images[i].cpu(), int(labels[i]), int(answers[i])) for i in missed]
+        self.kept = nlargest(self.count, [*self.kept, *rows], key=lambda row: row[:2])
+        self.wrong, self.total = self.wrong + len(missed), self.total + len(labels)
+
+
+@torch.no_grad()
+def collect(model: nn.Module, loader, device: torch.device, count: int = 24) -> Mistakes:
+    """Return the mistakes of a model over a loader of images and labels."""
+    found = Mistakes(count)
+    for images, labels in loader:
+        found.add(images, labels, model(images.to(device)).float().softmax(1).cpu())
+    return found
+
+
+def write_mistakes(found: Mistakes, model: nn.Module, data, path: Path, device: torch.device) -> None:
+    """Draw the mistakes with what the model looked at; an image without a mistake leaves a page that says so."""
+    figures, method = [], "nothing to show"
+    if found.kept:
+        values, _, images, labels, answers = zip(*found.kept, strict=True)
+        seen = look(model, torch.stack(images).to(device))
+        method = seen.heat.method
+        pictures = photographs(torch.stack(images), data.transform_config())
+        for number, picture in enumerate(pictures):
+            shown = overlay(picture, seen.heat[number])
+            figures.append(
+                FIGURE.format(
+                    picture=_inline(picture),
+                    seen=_inline(shown),
+                    truth=html.escape(data.classes[labels[number]]),
+                    answer=html.escape(data.classes[answers[number]]),
+                    probability=values[number],
+                )
+            )
+    title, body = html.escape(path.parent.name), "\n".join(figures)
+    page = PAGE.format(title=title, wrong=found.wrong, total=found.total, method=html.escape(method), figures=body)
+    path.write_text(page, encoding="utf-8")
+
+
+def _inline(picture) -> str:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
