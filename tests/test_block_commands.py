@@ -1,12 +1,19 @@
 """The commands about blocks: `visattn blocks` and `visattn compare`."""
 
 import json
+from pathlib import Path
 
 import pytest
+import timm
+import torch
+import yaml
+from training_cases import keys, weights
 
 from visattn.__main__ import main
+from visattn.blocks.cbam import CBAM
 from visattn.blocks.table import BLOCKS
 from visattn.commands import compare
+from visattn.surgery import insert
 
 
 def test_blocks_lists_every_block(capsys):
@@ -36,7 +43,7 @@ def test_blocks_measures_and_notes_what_does_not_fit(capsys):
         (["blocks", "--kind", "chanel"], "classes are channel"),
         (["blocks", "--batch", "1"], "batch must be 2 or more"),
         (["compare", "nowhere.yaml"], "there is no config 'nowhere.yaml'"),
-        (["compare", "nowhere.yaml", "--blocks", "none,cbm"], "did you mean 'cbam'"),
+        (["compare", "configs/blocks_compare.yaml", "--blocks", "none,cbm"], "did you mean 'cbam'"),
         (["compare", "nowhere.yaml", "--seeds", "1"], "seeds must be 2 or more"),
     ],
 )
@@ -47,11 +54,16 @@ def test_refusals(arguments, message, capsys):
 
 def test_compare_prints_mean_and_spread_and_runs_nothing_twice(tmp_path, capsys, monkeypatch):
     accuracies = {"none": [0.5, 0.6, 0.7], "se": [0.7, 0.7, 0.7]}
+    plain = {"name": "resnet8", "options": {"in_channels": 1}}
+    gated = {"block": "se", "options": {"in_channels": 1, "block_options": {"reduction": 4}}}
+    hosts = {"none": plain, "se": plain | gated}
     calls = []
 
     def train(arguments):
         folder, seed = tmp_path / "out", int(arguments[arguments.index("--seed_everything") + 1])
-        name = arguments[arguments.index("--model.block") + 1] if "--model.block" in arguments else "none"
+        model = yaml.safe_load(Path(arguments[arguments.index("--config") + 1]).read_text())["model"]
+        name = model.get("block", "none")
+        assert model == hosts[name]
         calls.append((name, seed))
         folder = folder / f"{name}-seed{seed}"
         assert arguments[arguments.index("--out") + 1] == str(folder)
@@ -61,14 +73,35 @@ def test_compare_prints_mean_and_spread_and_runs_nothing_twice(tmp_path, capsys,
 
     monkeypatch.setattr("visattn.training.cli.main", train)
     config = tmp_path / "host.yaml"
-    config.write_text("")
+    config.write_text(yaml.safe_dump({"model": plain, "blocks": {"none": None, "se": {"reduction": 4}}}))
     for _ in range(2):
-        assert main(["compare", str(config), "--blocks", "none,se", "--out", str(tmp_path / "out")]) == 0
+        assert main(["compare", str(config), "--out", str(tmp_path / "out")]) == 0
     assert calls == [(name, seed) for seed in range(3) for name in ("none", "se")]
     output = capsys.readouterr().out
     assert "| none  | 60.00 ± 10.00 | -" in output
     assert "| se    | 70.00 ± 0.00  | +10.00 ± 7.07" in output
     assert "1,234" in output
+
+
+def test_compare_takes_options_from_the_config_and_keeps_configs_apart(tmp_path, capsys, monkeypatch):
+    config, out = tmp_path / "host.yaml", tmp_path / "out"
+    trained = []
+    monkeypatch.setattr("visattn.training.cli.main", lambda arguments: trained.append(arguments))
+    monkeypatch.setattr(compare, "_result", lambda *_: {"val_accuracy": 0.5, "seconds": 1.0, "parameters": 1})
+    for options, code in (({"groups": 4}, 0), ({"groups": 2}, 2)):
+        config.write_text(yaml.safe_dump({"model": {"name": "resnet8"}, "blocks": {"none": None, "shuffle": options}}))
+        assert main(["compare", str(config), "--blocks", "shuffle", "--out", str(out)]) == code
+    assert "the runs of 'shuffle'" in capsys.readouterr().err and len(trained) == 3
+    written = yaml.safe_load((out / "shuffle.yaml").read_text())
+    assert written == {"model": {"name": "resnet8", "block": "shuffle", "options": {"block_options": {"groups": 4}}}}
+    assert not (out / "none.yaml").exists()
+
+
+def test_compare_without_blocks_is_refused(tmp_path, capsys):
+    config = tmp_path / "host.yaml"
+    config.write_text("model: {name: resnet8}\n")
+    assert main(["compare", str(config)]) == 2
+    assert "there is no block to compare" in capsys.readouterr().err
 
 
 def test_rows_without_the_plain_network():
@@ -81,10 +114,31 @@ def test_compare_trains(tmp_path, capsys):
     config = tmp_path / "host.yaml"
     config.write_text(
         "model: {name: resnet8, image_size: 24, lr: 0.01}\n"
+        "blocks: {none: , shuffle: {groups: 4}}\n"
         "data: {dataset: synthetic, batch_size: 8, num_workers: 0}\n"
         "trainer: {max_epochs: 1, limit_train_batches: 2, limit_val_batches: 1, enable_progress_bar: false}\n"
     )
     out = tmp_path / "out"
-    assert main(["compare", str(config), "--blocks", "none,se", "--seeds", "2", "--out", str(out)]) == 0
-    plain, gated = (json.loads((out / f"{name}-seed1" / "result.json").read_text()) for name in ("none", "se"))
+    assert main(["compare", str(config), "--seeds", "2", "--out", str(out)]) == 0
+    plain, gated = (json.loads((out / f"{name}-seed1" / "result.json").read_text()) for name in ("none", "shuffle"))
     assert gated["parameters"] > plain["parameters"] and "± " in capsys.readouterr().out
+
+
+def test_a_network_of_timm_is_fine_tuned_with_an_inserted_block(shapes, tmp_path):
+    from visattn.training import cli
+
+    changed = {"model.name": "timm:resnet10t", "model.image_size": 32, "model.options": None, "model.mixup": 0}
+    limits = {"trainer.max_epochs": 1, "trainer.limit_train_batches": 2, "trainer.limit_val_batches": 1}
+    cli.main(["fit", *keys(shapes, tmp_path / "run", **changed, **limits, **{"model.insert": "cbam"})])
+    state = weights(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    fades = [value for name, value in state.items() if name.endswith("inserted.gamma")]
+    assert len(fades) == 4 and all(value != 0 for value in fades)  # one for each residual block, and all have learned
+
+
+def test_a_resnet_of_timm_gives_what_it_gave_with_cbam_inserted():
+    model, x = timm.create_model("resnet50").eval(), torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        before = model(x)
+        insert(model, "cbam", where="layer[1-4].*")
+        assert sum(type(part) is CBAM for part in model.modules()) == 16
+        assert torch.equal(model(x), before)
