@@ -1,5 +1,6 @@
 """The networks other people wrote that capture must read, small and random, and what it must find in them."""
 
+import copy
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from unittest.mock import patch
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 import torchvision.models as tv
 from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
 from torch import Tensor, nn
@@ -334,3 +336,43 @@ def eager_weights(model: nn.Module):
         yield found
     for handle in handles:
         handle.remove()
+
+
+def exact(name: str):
+    model, images = built(NAMED[name])
+    model, images = model.double(), images.double()
+    eager = copy.deepcopy(model)
+    set_fused(eager, False)
+    return model, eager, images, torch.tensor([3, 5])
+
+
+class SmallCNN(nn.Module):
+    """Two convolutions, the mean, one linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 5, 3, 2, 1), nn.Conv2d(5, 7, 3, 2, 1)
+        self.head = nn.Linear(7, 4)
+
+    def forward(self, images):
+        return self.head(F.relu(self.body(F.relu(self.stem(images)))).mean((2, 3)))
+
+
+class TinyNet(nn.Module):
+    """A patch embedding, one nn.MultiheadAttention, a mean and a linear layer."""
+
+    def __init__(self, need_weights: bool):
+        super().__init__()
+        self.embed, self.need_weights = nn.Conv2d(3, 12, 4, 4), need_weights
+        self.mix = nn.MultiheadAttention(12, 3, batch_first=True)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, images):
+        x = self.embed(images).flatten(2).transpose(1, 2)
+        y, self.weights = self.mix(x, x, x, need_weights=self.need_weights, average_attn_weights=False)
+        return self.head((x + y).mean(1))
+
+
+def tiny() -> tuple[TinyNet, Tensor]:
+    torch.manual_seed(0)
+    return TinyNet(False).eval(), torch.randn(2, 3, 12, 20)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from visattn.__main__ import COMMANDS, main
 from visattn.commands.bench import PARTS
-from visattn.commands.opened import open_classifier
+from visattn.commands.opened import Source, open_classifier
 from visattn.methods.table import explain
 from visattn.models.table import create_model
 
@@ -80,7 +80,7 @@ def test_map_writes_pictures_numbers_index_page_and_heads(tmp_path, photos, caps
     assert call("map", photos, *MODEL, "--out", out, "--page", "--grid", "heads") == 0
     index = json.loads((out / "index.json").read_text("utf-8"))
     assert index["method"] == "rollout" and [item["name"] for item in index["images"]] == ["grey", "noise"]
-    classifier = open_classifier("timm:test_vit", random=True)
+    classifier = open_classifier(Source("timm:test_vit", random=True))
     with Image.open(photos / "noise.png") as photo:
         image = classifier.transform(photo)
         probabilities = classifier(photo)
@@ -137,7 +137,7 @@ def test_weights_from_a_file(tmp_path, photos):
     out = tmp_path / "out"
     options = ["--model", "timm:test_vit", "--weights", tmp_path / "weights.pt", "--out", out]
     assert call("map", photos / "noise.png", *options) == 0
-    transform = open_classifier("timm:test_vit", random=True).transform
+    transform = open_classifier(Source("timm:test_vit", random=True)).transform
     with Image.open(photos / "noise.png") as photo, torch.no_grad():
         best = model(transform(photo)[None]).softmax(1).max().item()
     assert json.loads((out / "index.json").read_text())["images"][0]["probability"] == pytest.approx(best, abs=1e-5)
@@ -155,6 +155,14 @@ def test_a_network_without_attention_gets_a_cam(tmp_path, photos):
     out = tmp_path / "out"
     assert call("map", photos, "--model", "timm:test_resnet", "--random", "--out", out) == 0
     assert json.loads((out / "index.json").read_text())["method"] == "gradcam"
+
+
+@pytest.mark.parametrize("extra", [["--page"], ["--grid", "heads"]], ids=" ".join)
+def test_what_needs_attention_is_refused_before_anything_is_drawn(tmp_path, photos, capsys, extra):
+    out = tmp_path / "out"
+    assert call("map", photos, "--model", "timm:test_resnet", "--random", *extra, "--out", out) == 2
+    assert f"{' '.join(extra)} needs attention" in capsys.readouterr().err
+    assert not list(out.iterdir())
 
 
 WRONG = {

@@ -1,14 +1,13 @@
-"""Every method against a slow twin of its own, and what all of them promise."""
+"""Every attention method against a slow twin of its own."""
 
 import copy
 import math
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from map_cases import FAMILIES, NAMED, built, eager_weights, set_fused
+from map_cases import NAMED, built, eager_weights, exact, set_fused
 from map_twins import (
     attached_weights,
     dense_from_groups,
@@ -21,21 +20,13 @@ from map_twins import (
     window_place,
 )
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from visattn.core.attention import RELATIONS
 from visattn.methods.chain import spread
 from visattn.methods.raw import dino, raw
 from visattn.methods.rollout import rollout
-from visattn.methods.table import METHODS, explain
+from visattn.methods.table import explain
 from visattn.record import capture, entry
-
-ATTENTION = ("raw", "rollout", "grad_attention", "grad_rollout", "gae", "legrad", "dino")
-CAMS = ("gradcam", "gradcam++", "hirescam", "layercam", "eigencam")
-
-
-def test_the_table_holds_the_methods_of_the_contract():
-    assert tuple(METHODS) == (*ATTENTION, *CAMS, "integrated_gradients")
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
@@ -75,18 +66,10 @@ def test_rollout_of_some_layers():
         rollout(maps, layers=[0, 2])
 
 
-def _exact(name: str):
-    model, images = built(NAMED[name])
-    model, images = model.double(), images.double()
-    eager = copy.deepcopy(model)
-    set_fused(eager, False)
-    return model, eager, images, torch.tensor([3, 5])
-
-
 @pytest.mark.parametrize("name", ["timm_vit", "timm_dinov2_registers", "timm_eva02"])
 def test_gradient_methods_equal_eager_autograd(name):
     """Fused forward and backward against whole matrices and the gradient at the eager weights; mean pooling too."""
-    model, eager, images, target = _exact(name)
+    model, eager, images, target = exact(name)
     prefix = NAMED[name].last[3]
     alphas, gradients, _ = attached_weights(eager, images, target)
 
@@ -106,7 +89,7 @@ def test_gradient_methods_equal_eager_autograd(name):
 
 
 def test_gae_gives_the_share_of_prefix_tokens():
-    model, eager, images, target = _exact("timm_dinov2_registers")
+    model, eager, images, target = exact("timm_dinov2_registers")
     row = full_gae(*attached_weights(eager, images, target)[:2])[:, 0]
     share = row[:, :5].sum(1) / row.sum(1)
     torch.testing.assert_close(explain(model, images, target).prefix_mass, share.float())
@@ -114,7 +97,7 @@ def test_gae_gives_the_share_of_prefix_tokens():
 
 @pytest.mark.parametrize("name", ["timm_vit", "timm_dinov2_registers", "torchvision_vit"])
 def test_legrad_equals_one_backward_pass_per_layer(name):
-    model, eager, images, target = _exact(name)
+    model, eager, images, target = exact(name)
     prefix = NAMED[name].last[3]
     model_blocks = eager.blocks if hasattr(eager, "blocks") else eager.encoder.layers
     total = 0
@@ -147,7 +130,7 @@ WINDOWED = {
 @pytest.mark.parametrize("name", WINDOWED)
 def test_windows_are_stitched(name):
     """Rollout and GAE through window partition, shift and merging, against dense matrices filled token by token."""
-    model, eager, images, target = _exact(name)
+    model, eager, images, target = exact(name)
     family = NAMED[name]
     if name == "hf_swin":
         inner, eager = eager, lambda x: inner(x).logits
@@ -293,236 +276,3 @@ def test_dino_masks_hold_their_mass():
     masks = torch.stack([dino(maps, head=head).values for head in range(3)])
     torch.testing.assert_close(dino(maps).values, masks.mean(0))
     torch.testing.assert_close(raw(maps, layers=slice(None)).values, (maps.map(0).values + maps.map(1).values) / 2)
-
-
-class SmallCNN(nn.Module):
-    """Two convolutions, the mean, one linear layer."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.body = nn.Conv2d(3, 5, 3, 2, 1), nn.Conv2d(5, 7, 3, 2, 1)
-        self.head = nn.Linear(7, 4)
-
-    def forward(self, images):
-        return self.head(F.relu(self.body(F.relu(self.stem(images)))).mean((2, 3)))
-
-
-def _cam_twins(features: np.ndarray, gradient: np.ndarray) -> dict:
-    """One image, (C, h, w), by loops over channels."""
-    channels, height, width = features.shape
-    out = {name: np.zeros((height, width)) for name in CAMS}
-    for c in range(channels):
-        f, g = features[c], gradient[c]
-        out["gradcam"] += g.mean() * f
-        out["hirescam"] += g * f
-        out["layercam"] += np.maximum(g, 0) * f
-        below = 2 * g**2 + f.sum() * g**3
-        alpha = np.where(below == 0, 0, g**2 / np.where(below == 0, 1, below))
-        out["gradcam++"] += (alpha * np.maximum(g, 0)).sum() * f
-    for name in ("gradcam", "gradcam++", "layercam"):
-        out[name] = np.maximum(out[name], 0)
-    flat = features.reshape(channels, -1).T
-    values, vectors = np.linalg.eigh(flat.T @ flat)
-    first = flat @ vectors[:, values.argmax()]
-    out["eigencam"] = (first * np.sign(first.sum())).reshape(height, width)
-    return out
-
-
-@pytest.mark.parametrize("method", CAMS)
-def test_cams_on_a_cnn(method):
-    torch.manual_seed(0)
-    model, images = SmallCNN().eval().double(), torch.randn(3, 3, 21, 29, dtype=torch.double)
-    features = model.body(F.relu(model.stem(images))).detach().requires_grad_()
-    (model.head(F.relu(features).mean((2, 3)))[:, 1]).sum().backward()
-    heat = explain(model, images, 1, method)
-    assert heat.layer == "body"
-    for b in range(3):
-        expected = _cam_twins(features[b].detach().numpy(), features.grad[b].numpy())[method]
-        np.testing.assert_allclose(heat.values[b].numpy(), expected, rtol=1e-5, atol=1e-9)
-
-
-@pytest.mark.parametrize("method", CAMS)
-def test_cams_on_tokens(method):
-    """A class token alone goes on after the last block, so its beginning is read, as a picture without the prefix."""
-    model, _, images, _ = _exact("timm_dinov2_registers")
-    x = model._pos_embed(model.patch_embed(images))
-    x = model.blocks[0](model.norm_pre(x)).detach().requires_grad_()
-    model.forward_head(model.norm(model.blocks[1](x)))[:, 2].sum().backward()
-    heat = explain(model, images, 2, method)
-    assert heat.layer == "blocks.1 (input)"
-    for b in range(2):
-        features, gradient = (t[b, 5:].T.reshape(-1, 3, 7).detach().double().numpy() for t in (x, x.grad))
-        expected = _cam_twins(features, gradient)[method]
-        np.testing.assert_allclose(heat.values[b].numpy(), expected, rtol=1e-4, atol=1e-6 * np.abs(expected).max())
-
-
-def test_hirescam_is_exact_for_a_linear_head():
-    torch.manual_seed(0)
-    model, images = SmallCNN().eval(), torch.randn(3, 3, 21, 29)
-    total = explain(model, images, 1, "hirescam").values.sum((1, 2))
-    torch.testing.assert_close(total, (model(images)[:, 1] - model.head.bias[1]).detach())
-
-
-def test_cams_take_a_layer_by_name():
-    torch.manual_seed(0)
-    model, images = SmallCNN().eval(), torch.randn(3, 3, 21, 29)
-    assert explain(model, images, 1, "layercam", layers="stem").values.shape == (3, 11, 15)
-    with pytest.raises(ValueError, match="layers must be the name of one module, such as stem; got 'stemm'"):
-        explain(model, images, 1, "gradcam", layers="stemm")
-    with pytest.raises(ValueError, match="the output of 'head' is no picture"):
-        explain(model, images, 1, "gradcam", layers="head")
-
-
-def test_integrated_gradients_is_a_sum_along_the_line():
-    pytest.importorskip("captum")
-    torch.manual_seed(0)
-    model, images = SmallCNN().eval().double(), torch.randn(2, 3, 13, 11, dtype=torch.double)
-    target = torch.tensor([3, 0])
-    heat = explain(model, images, target, "integrated_gradients")
-    along = (torch.arange(200, dtype=torch.double) + 0.5) / 200
-    for b in range(2):
-        line = (along.view(-1, 1, 1, 1) * images[b]).requires_grad_()
-        (gradient,) = torch.autograd.grad(model(line)[:, target[b]].sum(), line)
-        expected = (images[b] * gradient.mean(0)).sum(0).float()
-        assert (heat.values[b] - expected).abs().max() < 0.02 * expected.abs().max()
-    change = (model(images) - model(torch.zeros_like(images))).gather(1, target[:, None])[:, 0]
-    torch.testing.assert_close(heat.values.sum((1, 2)), change.detach().float(), atol=1e-3, rtol=1e-2)
-
-
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_every_family_is_explained_as_shipped(family):
-    model, images = built(family)
-    target = (lambda output: output.pooler_output[:, 3]) if family.name == "hf_clip_vision" else torch.tensor([3, 1])
-    for method in ("rollout", "gae", "hirescam"):
-        heat = explain(model, images, target, method)
-        assert heat.values.ndim == 3 and len(heat) == 2 and heat.values.isfinite().all()
-        assert heat.values.dtype == torch.float32 and not heat.values.requires_grad
-        assert heat.notes["outliers"].shape == heat.values.shape
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_model_is_given_back_as_it_was(method):
-    if method == "integrated_gradients":
-        pytest.importorskip("captum")
-    model, images = built(NAMED["timm_vit"])
-    model.train()
-    model.blocks[0].eval()
-    model.head.weight.requires_grad_(False)
-    model.norm.weight.grad = torch.ones_like(model.norm.weight)
-    modes = [module.training for module in model.modules()]
-    weights = copy.deepcopy(model.state_dict())
-    given = images.clone()
-    heat = explain(model, images, 3, method)
-    assert [module.training for module in model.modules()] == modes
-    assert {name for name, p in model.named_parameters() if p.grad is not None} == {"norm.weight"}
-    assert torch.equal(model.norm.weight.grad, torch.ones_like(model.norm.weight))
-    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["head.weight"]
-    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
-    assert torch.equal(images, given) and images.grad is None and not images.requires_grad
-    assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
-    with torch.inference_mode():
-        torch.testing.assert_close(explain(model, images, 3, method).values, heat.values)
-    alone = [explain(model, images[b : b + 1], 3, method).values[0] for b in range(2)]
-    scale = heat.values.abs().max().item()
-    torch.testing.assert_close(torch.stack(alone), heat.values, atol=1e-4 * scale, rtol=1e-3)
-
-
-def test_a_compiled_model_is_explained_uncompiled():
-    model, images = built(NAMED["timm_vit"])
-    compiled = torch.compile(model, backend="eager")
-    for method in ("rollout", "legrad", "gradcam"):
-        expected = explain(model, images, 3, method).values
-        torch.testing.assert_close(explain(compiled, images, 3, method).values, expected)
-
-
-def test_targets():
-    model, images = built(NAMED["timm_vit"])
-    predicted = model(images).argmax(1)
-    heat = explain(model, images)
-    assert torch.equal(heat.target, predicted)
-    for same in (predicted, lambda output: output.gather(1, predicted[:, None])):
-        torch.testing.assert_close(explain(model, images, same).values, heat.values)
-    with pytest.raises(ValueError, match=r"target must lie in 0 to 6; got \[7\]"):
-        explain(model, images, 7)
-    with pytest.raises(ValueError, match=r"target must be a class or one class per image, \(2,\); got shape \(3,\)"):
-        explain(model, images, torch.tensor([1, 2, 3]))
-    with pytest.raises(ValueError, match=r"target must hold class numbers; got torch\.float32"):
-        explain(model, images, torch.tensor([1.0, 2.0]))
-
-
-def test_bad_input():
-    model, images = built(NAMED["timm_vit"])
-    with pytest.raises(ValueError, match=r"method must be one of raw, rollout, .*; got 'rolout': rollout"):
-        explain(model, images, method="rolout")
-    with pytest.raises(ValueError, match="images must be finite"):
-        explain(model, images * torch.nan)
-    with pytest.raises(ValueError, match=r"images must be a float tensor \(B, C, H, W\); got \(3, 48, 80\)"):
-        explain(model, images[0])
-    for wrong in (images[:, :1], images[:, :, :33]):
-        with pytest.raises(ValueError, match=r"the model refused images of shape \(2, "):
-            explain(model, wrong)
-    with pytest.raises(ValueError, match=r"layer 'blocks.7.attn' does not exist; did you mean"):
-        explain(model, images, layers=["blocks.7.attn"])
-    with pytest.raises(ValueError, match=r"no attention was seen in SmallCNN: .*method='gradcam'"):
-        explain(SmallCNN(), images)
-    with torch.no_grad():
-        model.blocks[0].attn.qkv.weight[5] = torch.nan
-    for method in ("rollout", "gae", "gradcam"):
-        with pytest.raises(ValueError, match="values that are not finite"):
-            explain(model, images, 1, method)
-
-
-def test_a_map_of_zeros_is_no_silent_answer():
-    model, images = built(NAMED["timm_vit"])
-    with torch.no_grad():
-        model.head.weight[3] = 0
-    for method in ("gae", "legrad", "gradcam", "grad_rollout"):
-        with pytest.raises(ValueError, match=f"{method} gave a map of zeros"):
-            explain(model, images, 3, method)
-    heat = explain(model, images, torch.tensor([3, 4]), "gae")
-    assert heat.notes["all_zero"].tolist() == [True, False] and heat[0].notes["all_zero"]
-
-
-def test_legrad_refuses_blocks_of_several_shapes():
-    model, images = built(NAMED["timm_swin"])
-    with pytest.raises(ValueError, match="legrad needs blocks that return tokens of one shape"):
-        explain(model, images, 1, "legrad")
-
-
-def test_outlier_patches_are_flagged():
-    torch.manual_seed(0)
-    model = nn.TransformerEncoderLayer(12, 3, 24, batch_first=True).eval()
-    x = torch.randn(1, 100, 12) * 0.1
-    model.self_attn.in_proj_weight.data[:24] = torch.cat([torch.eye(12), torch.eye(12)]) * 20
-    x[0, :, 0] = 1
-    x[0, 37, 0] = 3
-    with torch.no_grad(), capture(model, grid=(10, 10)) as maps:
-        model(x)
-    flagged = rollout(maps).notes["outliers"]
-    assert flagged.nonzero().tolist() == [[0, 3, 7]]
-
-
-class _Largest(TorchDispatchMode):
-    """Remember the most elements any operation returned."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        output = func(*args, **(kwargs or {}))
-        for x in output if isinstance(output, (tuple, list)) else [output]:
-            if isinstance(x, torch.Tensor):
-                self.elements = max(self.elements, x.numel())
-        return output
-
-
-@pytest.mark.parametrize("method", ["rollout", "gae", "grad_rollout", "legrad"])
-def test_no_matrix_of_all_pairs_is_formed(method, monkeypatch):
-    """400 tokens, 3 heads: a map has 480,000 weights; the widest activation of the MLP has 77,000."""
-    monkeypatch.setattr(entry, "TILE", 2**15)
-    model = NAMED["timm_deit3"].build().eval()
-    model, images = nn.Sequential(model), torch.randn(1, 3, 320, 320)
-    model[0].patch_embed.img_size = (320, 320)
-    model[0].pos_embed = nn.Parameter(torch.randn(1, 400, 48))
-    with _Largest() as largest:
-        explain(model, images, 1, method)
-    assert 400 * 3 * 16 <= largest.elements <= 320 * 320 * 3

@@ -14,7 +14,7 @@ from visattn.core.normalize.exponential import Softmax1
 from visattn.core.similarity.product import Cosine
 from visattn.draw import payload
 from visattn.draw.page import page as write_page
-from visattn.map import Map
+from visattn.map import Lattice, Map
 from visattn.methods.rollout import rollout
 from visattn.record.entry import Record
 from visattn.record.space import Space, window_index
@@ -25,12 +25,12 @@ QUIET += " --disable-component-update --disable-sync"
 NASTY = "</script><img src=x onerror=\"document.title='broken'\">&amp;'\"@data@.png"
 
 
-def token_record(name, seed, *, grid=GRID, prefix=2, index=None, sharp=2.0, **options):
+def token_record(name, seed, *, grid=GRID, prefix=2, index=None, lattice=None, sharp=2.0, **options):
     tokens = prefix + grid[0] * grid[1]
     groups, inside = (1, tokens) if index is None else index.shape
     draw = torch.Generator().manual_seed(seed)
     q, k = (torch.randn(BATCH * groups, HEADS, inside, WIDTH, generator=draw) * sharp for _ in "qk")
-    space = Space(tokens, prefix, grid, index)
+    space = Space(tokens, prefix, grid, index, lattice)
     return Record(name, "token", BATCH, space, space, q=q, k=k, **options)
 
 
@@ -118,6 +118,31 @@ def test_a_click_shows_what_the_patch_attends(show):
     best = np.unravel_index(expected.argmax(), GRID)
     text = tab.locator("#readout").text_content()
     assert text.startswith(f"patch row 3, column 4 looks most at row {best[0] + 1}, column {best[1] + 1}:")
+
+
+def test_patches_lie_where_their_lattice_says(show):
+    """The first patch is centered on the corner of the picture: a click picks the nearest center."""
+    record = token_record("attn", 6, lattice=Lattice(0, 0, 1 / 3, 1 / 5))
+    heat = Map(torch.rand(BATCH, *GRID), method="gae", lattice=Lattice(0.1, 0.2, 0.2, 0.1))
+    tab = show([record], heats={"gae": heat})
+    for spot, patch in (((0.1, 0.05), (0, 0)), ((0.2, 0.15), (1, 1)), ((0.55, 0.72), (2, 4)), ((0.99, 0.99), (2, 4))):
+        box = tab.locator("#stage").bounding_box()
+        tab.mouse.click(box["x"] + spot[1] * box["width"], box["y"] + spot[0] * box["height"])
+        expected = patches(record, 2 + patch[0] * 5 + patch[1])
+        assert np.allclose(shown(tab)[0], expected, atol=expected.max() / 250)
+        said = tab.locator("#readout").text_content()
+        assert said.startswith(f"patch row {patch[0] + 1}, column {patch[1] + 1} looks")
+        assert placed(tab, "marker") == pytest.approx([(patch[0] - 0.5) / 3, (patch[1] - 0.5) / 5, 1 / 3, 1 / 5])
+    assert placed(tab, "heat") == pytest.approx([-0.5 / 3, -0.1, 1, 1])
+    tab.get_by_role("button", name="gae").click()
+    shown(tab)
+    assert placed(tab, "heat") == pytest.approx([0, 0.15, 0.6, 0.5])
+
+
+def placed(tab, name):
+    """Top, left, height and width of an element, in shares of the picture."""
+    sides = tab.locator(f"#{name}").evaluate("e => ['top', 'left', 'height', 'width'].map(side => e.style[side])")
+    return [float(side[:-1]) / 100 for side in sides]
 
 
 def test_sliders_and_head_thumbnails_choose_layer_and_head(show):

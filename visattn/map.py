@@ -1,9 +1,61 @@
 """Map: the one result type of everything that explains."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+class Lattice(NamedTuple):
+    """Where patches lie: the center of the first one and the steps to the next, as shares of the image's sides.
+
+    A convolution of 3 x 3 with stride 2 and padding 1 looks at pixels around the even ones, not around the middles of
+    2 x 2 squares; three of them in a row leave each patch centered 3.5 pixels above and left of the middle of its
+    square of 8 x 8.
+
+    Example:
+        >>> Lattice.tiling((8, 8)).through((4, 4), stride=(4, 4), padding=(0, 0)) == Lattice.tiling((2, 2))
+        True
+        >>> Lattice.tiling((8, 8)).through((3, 3), stride=(2, 2), padding=(1, 1))
+        Lattice(y=0.0625, x=0.0625, down=0.25, right=0.25)
+    """
+
+    y: float
+    x: float
+    down: float
+    right: float
+
+    @staticmethod
+    def tiling(grid: tuple[int, int]) -> "Lattice":
+        """Return the lattice of patches that tile the image."""
+        return Lattice(0.5 / grid[0], 0.5 / grid[1], 1 / grid[0], 1 / grid[1])
+
+    def through(self, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> "Lattice":
+        """Return the lattice of what a convolution or pooling of this size makes of the patches."""
+        y, x = ((size - 1) / 2 - before for size, before in zip(kernel, padding, strict=True))
+        return Lattice(self.y + self.down * y, self.x + self.right * x, self.down * stride[0], self.right * stride[1])
+
+    def tiles(self, grid: tuple[int, int]) -> bool:
+        """Whether these patches are those that tile the image."""
+        return all(abs(a - b) < 1e-6 for a, b in zip(self, Lattice.tiling(grid), strict=True))
+
+
+def resized(values: Tensor, size: tuple[int, int], lattice: Lattice | None = None, mode: str = "bilinear") -> Tensor:
+    """Return maps (B, h, w) interpolated between the centers of their patches, which None takes to tile the image."""
+    if lattice is None:
+        options = {} if mode.startswith("nearest") else {"align_corners": False}
+        return F.interpolate(values[:, None], tuple(size), mode=mode, **options)[:, 0]
+    starts, steps = (lattice.y, lattice.x), (lattice.down, lattice.right)
+    places = []
+    for pixels, patches, start, step in zip(size, values.shape[1:], starts, steps, strict=True):
+        number = ((torch.arange(pixels, device=values.device) + 0.5) / pixels - start) / step
+        places.append((2 * number / max(1, patches - 1) - 1).to(values.dtype))
+    grid = torch.stack(torch.meshgrid(*places, indexing="ij")[::-1], -1).expand(len(values), -1, -1, -1)
+    mode = mode.replace("-exact", "")
+    return F.grid_sample(values[:, None], grid, mode=mode, padding_mode="border", align_corners=True)[:, 0]
 
 
 @dataclass(frozen=True)
@@ -19,6 +71,7 @@ class Map:
         notes: Findings a reader should know, such as outlier tokens.
         limits: Smallest and largest value of all the maps a single one was picked from, so that it can be drawn on
             their scale; None for a batch.
+        lattice: Where the patches lie, or None where they tile the image.
 
     Example:
         >>> import torch
@@ -34,6 +87,7 @@ class Map:
     prefix_mass: Tensor | None = None
     notes: dict = field(default_factory=dict)
     limits: tuple[float, float] | None = None
+    lattice: Lattice | None = None
 
     def __len__(self) -> int:
         if self.values.ndim == 2:
@@ -53,9 +107,8 @@ class Map:
     def resize(self, size: tuple[int, int], mode: str = "bilinear") -> "Map":
         """Return the map interpolated to (height, width)."""
         values = self.values if self.values.ndim == 3 else self.values[None]
-        options = {} if mode.startswith("nearest") else {"align_corners": False}
-        values = F.interpolate(values[:, None], tuple(size), mode=mode, **options)[:, 0]
-        return replace(self, values=values if self.values.ndim == 3 else values[0])
+        values = resized(values, size, self.lattice, mode)
+        return replace(self, values=values if self.values.ndim == 3 else values[0], lattice=None)
 
 
 def _pick(value, index: int):

@@ -1,6 +1,6 @@
 """`visattn map`: draw what a model looks at over photographs."""
 
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -8,102 +8,133 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from visattn.commands.opened import batches, class_number, complained, open_classifier, photographs, picture, tracked
+from visattn.commands.opened import (
+    Source,
+    batches,
+    class_number,
+    complained,
+    open_classifier,
+    photographs,
+    picture,
+    tracked,
+)
 from visattn.data.images import FileImages
 from visattn.draw.files import save, writable
 from visattn.draw.grids import heads_by_layers
 from visattn.draw.page import page as write_page
+from visattn.draw.payload import layer_of
 from visattn.map import Map
 from visattn.methods.table import explain
-from visattn.record import capture
+from visattn.record import Record, capture
 from visattn.training.classifier import Classifier
 
 _MOST_ON_A_PAGE, _MOST_LINES = 12, 20
 
 
-def run(
-    photos: list[str],
-    *,
-    model: str,
-    out: str = "maps",
-    method: str | None = None,
-    layer: str | None = None,
-    head: int | None = None,
-    target: str | None = None,
-    image_size: int | None = None,
-    pretrained: bool = False,
-    weights: str | None = None,
-    random: bool = False,
-    page: bool = False,
-    grid: Literal["heads"] | None = None,
-    colormap: str = "inferno",
-    blend: Literal["alpha", "contour", "mask"] = "alpha",
-    alpha: float = 0.5,
-    vmin: float | None = None,
-    vmax: float | None = None,
-    own_scale: bool = False,
-    batch_size: int = 8,
-):
-    """Draw what a model looks at: pictures with scale bar and predicted class, raw maps (NPZ) and index.json.
+@dataclass(frozen=True)
+class Question:
+    """What is asked of the model.
 
     Args:
-        photos: Photographs, folders or zips of them.
-        model: Folder of a run, a checkpoint, or timm:NAME.
-        out: Folder to write.
         method: Name of the method; raw takes --layer and --head. Without it rollout, or gradcam for a model in which no
             tokens attend tokens.
         layer: Number or name of the layer, as index.json names it; -1 is the last.
         head: One head of the layer, for method raw; without it the mean over heads.
         target: Class to explain, by name or number; without it the predicted class of each photograph.
-        image_size: Side of the square the model is given.
-        pretrained: Download timm's weights.
-        weights: File with weights for timm:NAME.
-        random: Take random weights for timm:NAME.
-        page: Write page.html too, an interactive page that works offline.
-        grid: heads = draw all heads of all layers of each photograph too.
+    """
+
+    method: str | None = None
+    layer: str | None = None
+    head: int | None = None
+    target: str | None = None
+
+
+@dataclass(frozen=True)
+class Look:
+    """How maps are drawn.
+
+    Args:
         colormap: Name of a matplotlib colormap.
         blend: How map and photograph are combined.
         alpha: Opacity of the map.
         vmin: Value of the first color; without it the smallest of all maps.
         vmax: Value of the last color; without it the largest of all maps.
         own_scale: Give each picture its own scale; without it all share one, so that they compare.
-        batch_size: Photographs run through the model at once.
     """
 
+    colormap: str = "inferno"
+    blend: Literal["alpha", "contour", "mask"] = "alpha"
+    alpha: float = 0.5
+    vmin: float | None = None
+    vmax: float | None = None
+    own_scale: bool = False
+
+
+def run(
+    photos: list[str],
+    *,
+    source: Source,
+    question: Question,
+    look: Look,
+    out: str = "maps",
+    page: bool = False,
+    grid: Literal["heads"] | None = None,
+    batch_size: int = 8,
+):
+    """Draw what a model looks at: pictures with scale bar and predicted class, raw maps (NPZ) and index.json.
+
+    Args:
+        photos: Photographs, folders or zips of them.
+        out: Folder to write.
+        page: Write page.html too, an interactive page that works offline.
+        grid: heads = draw all heads of all layers of each photograph too.
+        batch_size: Photographs run through the model at once.
+    """
     folder = writable(Path(out))
-    classifier = open_classifier(model, image_size=image_size, pretrained=pretrained, weights=weights, random=random)
-    goal = class_number(target, classifier.classes)
-    asked = _Question(
-        method or _suited(classifier), int(layer) if layer and layer.lstrip("-").isdigit() else layer, head, goal
-    )
+    classifier = open_classifier(source)
+    asked = _asked(question, classifier, page, grid)
     answers, heat, failed = _ask(classifier, photographs(photos), asked, batch_size)
     labels = [answer.label for answer in answers]
     drawn = (answer.picture(classifier) for answer in answers)
-    look = {"colormap": colormap, "blend": blend, "alpha": alpha, "vmin": vmin, "vmax": vmax, "own_scale": own_scale}
     names, facts = [Path(answer.name).stem for answer in answers], [answer.facts() for answer in answers]
-    items = save(heat, tracked(drawn, "drawing", len(answers)), folder, names=names, labels=labels, facts=facts, **look)
+    pictures = tracked(drawn, "drawing", len(answers))
+    items = save(heat, pictures, folder, names=names, labels=labels, facts=facts, **asdict(look))
     if grid:
-        _draw_heads(classifier, answers, items, folder, colormap)
+        _draw_heads(classifier, answers, items, folder, look.colormap)
     if page:
-        _write_page(classifier, answers[:_MOST_ON_A_PAGE], asked.method, heat, folder / "page.html", colormap)
+        _write_page(classifier, answers[:_MOST_ON_A_PAGE], heat, folder / "page.html", look.colormap)
     return _report(answers, items, failed, folder, page)
 
 
-def _suited(classifier: Classifier) -> str:
-    """Return the method for a model of which nothing is known: rollout, or gradcam where no tokens attend tokens."""
+def _asked(question: Question, classifier: Classifier, page: bool, grid: str | None) -> "_Asked":
+    """Settle what is asked, and refuse before anything is drawn what the model has nothing for."""
+    method, layer = question.method, question.layer
+    if method is None or page or grid:
+        records = _seen(classifier)
+        tokens = [record for record in records if record.kind == "token"]
+        if grid and not any(record.grid for record in tokens):
+            raise ValueError("--grid heads needs attention between tokens, and this model has none: leave it out")
+        if page and not any(layer_of(record) for record in records):
+            raise ValueError("--page needs attention that lies on the picture, and this model has none: leave it out")
+        method = method or ("rollout" if tokens and all(record.grid for record in tokens) else "gradcam")
+    layer = int(layer) if layer and layer.lstrip("-").isdigit() else layer
+    return _Asked(method, layer, question.head, class_number(question.target, classifier.classes))
+
+
+def _seen(classifier: Classifier) -> list[Record]:
+    """Return the attention that runs in a model of which nothing is known."""
     with torch.no_grad(), capture(classifier.model) as maps:
         classifier.model(torch.zeros(1, 3, *classifier.transform.image_size))
-    grids = [record.grid for record in maps.records if record.kind == "token"]
-    return "rollout" if grids and all(grids) else "gradcam"
+    return maps.records
 
 
-class _Question(NamedTuple):
+class _Asked(NamedTuple):
     method: str
     layer: int | str | None
     head: int | None
     target: int | None
 
-    def ask(self, model: nn.Module, batch: Tensor) -> Map:
+    def of(self, model: nn.Module, batch: Tensor) -> Map:
         if self.method == "raw":
             with torch.no_grad(), capture(model, keep="qk") as maps:
                 model(batch)
@@ -135,7 +166,7 @@ class _Answer(NamedTuple):
         return picture(self.photo(), classifier.transform)
 
 
-def _ask(classifier: Classifier, photos: list, question: _Question, batch_size: int) -> tuple[list, Map, list[str]]:
+def _ask(classifier: Classifier, photos: list, asked: _Asked, batch_size: int) -> tuple[list, Map, list[str]]:
     """Run all photographs through the model, the unreadable ones named and left out."""
     answers, heats, failed = [], [], []
     for group in tracked(list(batches(photos, batch_size)), "looking", -(-len(photos) // batch_size)):
@@ -143,7 +174,7 @@ def _ask(classifier: Classifier, photos: list, question: _Question, batch_size: 
         if not read:
             continue
         batch = torch.stack([tensor for _, tensor in read])
-        heats.append(question.ask(classifier.model, batch))
+        heats.append(asked.of(classifier.model, batch))
         winners = _winners(classifier, batch)
         answers += [_Answer(*photo, *winner) for (photo, _), winner in zip(read, winners, strict=True)]
     if not answers:
@@ -190,7 +221,7 @@ def _draw_heads(classifier: Classifier, answers: list, items: list[dict], folder
         drawn.save(folder / f"{item['name']}-heads.png")
 
 
-def _write_page(classifier: Classifier, answers: list, method: str, heat: Map, path: Path, colormap: str) -> None:
+def _write_page(classifier: Classifier, answers: list, heat: Map, path: Path, colormap: str) -> None:
     photos = [answer.photo() for answer in answers]
     with torch.no_grad(), capture(classifier.model) as maps:
         classifier.model(torch.stack([classifier.transform(photo) for photo in photos]))
@@ -198,7 +229,7 @@ def _write_page(classifier: Classifier, answers: list, method: str, heat: Map, p
     few = few if heat.prefix_mass is None else replace(few, prefix_mass=heat.prefix_mass[: len(answers)])
     pictures = [picture(photo, classifier.transform) for photo in photos]
     names, labels = [Path(answer.name).name for answer in answers], [answer.label for answer in answers]
-    write_page(maps, pictures, path, heats={method: few}, names=names, labels=labels, colormap=colormap)
+    write_page(maps, pictures, path, heats={heat.method: few}, names=names, labels=labels, colormap=colormap)
 
 
 def _report(answers: list, items: list[dict], failed: list[str], folder: Path, page: bool) -> int:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
+from torch import nn
 
 from visattn.data.images import list_images
 from visattn.data.transform import EvalTransform
@@ -16,27 +18,39 @@ from visattn.models.table import create_model
 from visattn.training.classifier import Classifier, load
 
 
-def open_classifier(
-    model: str,
-    *,
-    image_size: int | None = None,
-    pretrained: bool = False,
-    weights: str | None = None,
-    random: bool = False,
-) -> Classifier:
+@dataclass(frozen=True)
+class Source:
+    """Which model a command looks at.
+
+    Args:
+        model: Folder of a run, a checkpoint, or timm:NAME.
+        image_size: Side of the square the model is given.
+        pretrained: Download timm's weights.
+        weights: File with weights for timm:NAME.
+        random: Take random weights for timm:NAME.
+    """
+
+    model: str
+    image_size: int | None = None
+    pretrained: bool = False
+    weights: str | None = None
+    random: bool = False
+
+
+def open_classifier(source: Source) -> Classifier:
     """Return a run's or checkpoint's classifier, or a model of timm's with the weights that were asked for."""
-    ways = {"--pretrained": pretrained, "--weights FILE": weights, "--random": random}
+    ways = {"--pretrained": source.pretrained, "--weights FILE": source.weights, "--random": source.random}
     asked = [way for way, given in ways.items() if given]
-    if not model.startswith("timm:"):
+    if not source.model.startswith("timm:"):
         if asked:
-            raise ValueError(f"{asked[0]} is for timm:NAME; {model} brings its own weights")
-        return _resized(_loaded(model), image_size)
+            raise ValueError(f"{asked[0]} is for timm:NAME; {source.model} brings its own weights")
+        return _resized(_loaded(source.model), source.image_size)
     if len(asked) != 1:
         got = " and ".join(asked) or "none of them"
-        raise ValueError(f"{model} needs one of {', '.join(ways)}; got {got}")
-    if weights and not Path(weights).is_file():
-        raise FileNotFoundError(f"--weights: there is no file {weights!r}")
-    return _of_timm(model, image_size, pretrained, weights)
+        raise ValueError(f"{source.model} needs one of {', '.join(ways)}; got {got}")
+    if source.weights and not Path(source.weights).is_file():
+        raise FileNotFoundError(f"--weights: there is no file {source.weights!r}")
+    return _of_timm(source)
 
 
 def photographs(paths: Sequence[str]) -> list[tuple[str, object, int]]:
@@ -108,24 +122,30 @@ def _resized(classifier: Classifier, image_size: int | None) -> Classifier:
     return classifier
 
 
-def _of_timm(model: str, image_size: int | None, pretrained: bool, weights: str | None) -> Classifier:
-    from timm.data import ImageNetInfo, resolve_model_data_config
+def _of_timm(source: Source) -> Classifier:
+    from timm.data import resolve_model_data_config
 
+    network = _network(source)
+    facts = resolve_model_data_config(network)
+    size = (source.image_size,) * 2 if source.image_size else tuple(facts["input_size"][1:])
+    names = _class_names(getattr(network, "num_classes", 0) or 0, trained=not source.random)
+    return Classifier(network, EvalTransform(size, mean=facts["mean"], std=facts["std"]), names)
+
+
+def _network(source: Source) -> nn.Module:
     torch.manual_seed(0)
     # timm converts and resizes what its own loader reads, so a file takes the place of its download
-    options = {"pretrained_cfg_overlay": {"file": weights}} if weights else {}
+    options = {"pretrained_cfg_overlay": {"file": source.weights}} if source.weights else {}
     try:
-        network = create_model(model, image_size=image_size, pretrained=bool(pretrained or weights), **options)
+        return create_model(source.model, image_size=source.image_size, pretrained=not source.random, **options)
     except Exception as error:  # torch raises a dozen types for files that are damaged or made for another model
-        if weights is None:
+        if source.weights is None:
             raise
-        raise ValueError(f"--weights: {weights} does not fit {model} ({str(error).splitlines()[0]})") from error
-    facts = resolve_model_data_config(network)
-    size = (image_size, image_size) if image_size else tuple(facts["input_size"][1:])
-    count = getattr(network, "num_classes", 0) or 0
-    names = (
-        ImageNetInfo().label_descriptions()
-        if (pretrained or weights) and count == 1000
-        else [f"class {i}" for i in range(count)]
-    )
-    return Classifier(network, EvalTransform(size, mean=facts["mean"], std=facts["std"]), names)
+        first = str(error).splitlines()[0]
+        raise ValueError(f"--weights: {source.weights} does not fit {source.model} ({first})") from error
+
+
+def _class_names(count: int, trained: bool) -> Sequence[str]:
+    from timm.data import ImageNetInfo
+
+    return ImageNetInfo().label_descriptions() if trained and count == 1000 else [f"class {i}" for i in range(count)]

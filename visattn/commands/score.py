@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from visattn.bench.timing import table as markdown
-from visattn.commands.opened import batches, complained, open_classifier, photographs, tracked
+from visattn.commands.opened import Source, batches, complained, open_classifier, photographs, tracked
 from visattn.data.synthetic import PlacedCharacters
 from visattn.draw.files import writable
+from visattn.map import Map
 from visattn.methods.chain import EmptyMap
 from visattn.methods.table import METHODS, explain
 from visattn.metrics.pixels import deletion, insertion
@@ -28,7 +29,7 @@ _RESAMPLES = 1000
 
 def run(
     *,
-    model: str,
+    source: Source,
     data: str,
     methods: str = "rollout,gae,gradcam",
     out: str = "scores",
@@ -36,10 +37,6 @@ def run(
     steps: int = 50,
     batch_size: int = 16,
     seed: int = 0,
-    image_size: int | None = None,
-    pretrained: bool = False,
-    weights: str | None = None,
-    random: bool = False,
 ):
     """Measure which maps tell the truth: a table with 95 % confidence intervals, a plot, and every single value.
 
@@ -48,7 +45,6 @@ def run(
     its mean) are added. Random values and a spot in the center are scored beside the methods.
 
     Args:
-        model: Folder of a run, a checkpoint, or timm:NAME.
         data: Folder or zip of images, whose predicted classes are explained; or synthetic, explained by true class.
         methods: Names of methods, with commas.
         out: Folder for scores.json and scores.png.
@@ -56,16 +52,12 @@ def run(
         steps: Steps of insertion and deletion.
         batch_size: Images explained at once.
         seed: Seed of the random maps and the resampling.
-        image_size: Side of the square the model is given.
-        pretrained: Download timm's weights.
-        weights: File with weights for timm:NAME.
-        random: Take random weights for timm:NAME.
     """
     names = _checked(methods)
     folder = writable(Path(out))
-    classifier = open_classifier(model, image_size=image_size, pretrained=pretrained, weights=weights, random=random)
+    classifier = open_classifier(source)
     if not classifier.classes:
-        raise ValueError(f"--model: {model} predicts no classes, so no score can change")
+        raise ValueError(f"--model: {source.model} predicts no classes, so no score can change")
     samples, failed = _samples(data, classifier, limit)
     values, empty = _measured(classifier, samples, names, steps, batch_size, seed)
     table = {name: {key: _interval(each, seed) for key, each in row.items()} for name, row in values.items()}
@@ -73,13 +65,17 @@ def run(
     for name, count in empty.items():
         print(f"{name}: the maps of {count} images are zero everywhere, and scored as they are")
     _plot(table, len(samples)).savefig(folder / "scores.png")
-    facts = {"model": model, "data": data, "images": len(samples), "steps": steps, "seed": seed, "zero_maps": empty}
+    facts = {"model": source.model, "data": data, "images": len(samples), "steps": steps, "seed": seed}
+    _write(folder / "scores.json", facts | {"zero_maps": empty}, table, values)
+    print(f"\nplot and values: {folder / 'scores.png'}, {folder / 'scores.json'}")
+    return complained("visattn score", failed)
+
+
+def _write(path: Path, facts: dict, table: dict, values: dict) -> None:
     each = {name: {key: value.tolist() for key, value in row.items()} for name, row in values.items()}
     mean = {name: {key: entry._asdict() for key, entry in row.items()} for name, row in table.items()}
     text = json.dumps({**facts, "better": BETTER, "scores": mean, "values": each}, indent=1)
-    (folder / "scores.json").write_text(text + "\n", encoding="utf-8")
-    print(f"\nplot and values: {folder / 'scores.png'}, {folder / 'scores.json'}")
-    return complained("visattn score", failed)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 class Interval(NamedTuple):
@@ -149,8 +145,8 @@ def _measured(
         target = predicted if group[0].label is None else torch.tensor([sample.label for sample in group])
         truth = None if group[0].truth is None else torch.stack([sample.truth for sample in group])
         heats = {name: _heat(classifier.model, images, target, name) for name in names}
-        empty += Counter({name: int((heat == 0).flatten(1).all(1).sum()) for name, heat in heats.items()})
-        shape = heats[names[0]].shape
+        empty += Counter({name: int((heat.values == 0).flatten(1).all(1).sum()) for name, heat in heats.items()})
+        shape = heats[names[0]].values.shape
         heats |= {"random": torch.rand(shape, generator=generator), "center": _center(shape)}
         for name, heat in heats.items():
             for key, value in _measures(classifier.model, images, heat, target, truth, steps).items():
@@ -158,15 +154,15 @@ def _measured(
     return {name: {key: torch.cat(values) for key, values in row.items()} for name, row in parts.items()}, empty
 
 
-def _heat(model, images: Tensor, target: Tensor, method: str) -> Tensor:
+def _heat(model, images: Tensor, target: Tensor, method: str) -> Map:
     try:
-        return explain(model, images, target=target, method=method).values
+        return explain(model, images, target=target, method=method)
     except EmptyMap as error:
-        return error.heat.values
+        return error.heat
 
 
 def _measures(
-    model, images: Tensor, heat: Tensor, target: Tensor, truth: Tensor | None, steps: int
+    model, images: Tensor, heat: Map | Tensor, target: Tensor, truth: Tensor | None, steps: int
 ) -> dict[str, Tensor]:
     found = {
         "insertion": insertion(model, images, heat, target, steps),

@@ -81,7 +81,7 @@ def picture(heat: Map, image, label: str, scale: Scale, *, colormap: str, alpha:
     """Return the PIL picture of one map: overlay, scale bar, and below them the label and what map it is."""
     photo = enlarged(to_pil(image))
     limits = {"vmin": scale.low, "vmax": scale.high} if scale.low < scale.high else {}
-    drawn = overlay(photo, heat.values, colormap=colormap, alpha=alpha, blend=blend, **limits)
+    drawn = overlay(photo, replace(heat, limits=None), colormap=colormap, alpha=alpha, blend=blend, **limits)
     target = "" if heat.target is None else f"target {_plain(heat.target)}"
     mass = "" if heat.prefix_mass is None else f"{float(heat.prefix_mass):.0%} on prefix tokens"
     detail = ", ".join(part for part in (heat.method, target, mass, heat.layer) if part)
@@ -141,8 +141,9 @@ def _item(name: str, label: str, heat: Map, scale: Scale) -> dict:
     low, high = float(heat.values.min()), float(heat.values.max())
     files = {"name": name, "picture": f"{name}.png", "map": f"{name}.npz"}
     notes = {f"notes: {key}": _plain(value) for key, value in heat.notes.items()}
-    values = {"shape": list(heat.values.shape), "min": low, "max": high, "vmin": scale.low, "vmax": scale.high}
-    return {**files, "label": label, **values, **plain, **notes}
+    place = {"shape": list(heat.values.shape), "lattice": None if heat.lattice is None else heat.lattice._asdict()}
+    values = {"min": low, "max": high, "vmin": scale.low, "vmax": scale.high}
+    return {**files, "label": label, **place, **values, **plain, **notes}
 
 
 def _plain(value):

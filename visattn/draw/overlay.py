@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from visattn.draw.picture import like, to_rgb
 from visattn.draw.scale import Scale, color_bar, one_map, scale_of
+from visattn.map import Lattice, Map, resized
 
 
 def overlay(
@@ -32,7 +33,7 @@ def overlay(
 
     Args:
         image: PIL image, array (H, W), (H, W, 1|3|4) or tensor (1|3|4, H, W); uint8, or floats in [0, 1].
-        heat: The `Map` of this image, or its values (h, w); resized bilinearly to the image.
+        heat: The `Map` of this image, or its values (h, w); resized bilinearly between the centers of its patches.
         colormap: Name of a matplotlib colormap; the perceptual ones (inferno, viridis, cividis) do not invent edges.
         alpha: Opacity of the map, in [0, 1].
         vmin, vmax: Values of the first and the last color; None takes the smallest and largest value of all the maps
@@ -59,7 +60,8 @@ def overlay(
         raise ValueError(f"blend must be one of {', '.join(_BLENDS)}, got {blend!r}; nearest is {near!r}")
     rgb, values = to_rgb(image), one_map(heat)
     scale = scale_of([heat], "gray" if blend == "mask" else colormap, vmin, vmax)
-    drawn = _BLENDS[blend](rgb, _resized(values, rgb.shape[:2]), scale, alpha)
+    lattice = heat.lattice if isinstance(heat, Map) else None
+    drawn = _BLENDS[blend](rgb, _resized(values, rgb.shape[:2], lattice), scale, alpha)
     return like(_with_bar(drawn, scale) if scale_bar else drawn, image)
 
 
@@ -94,11 +96,10 @@ def _eroded(inside: np.ndarray, width: int) -> np.ndarray:
     return F.max_pool2d(outside, 2 * width + 1, 1, width)[0, 0].numpy() == 0
 
 
-def _resized(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    if values.shape == size:
+def _resized(values: np.ndarray, size: tuple[int, int], lattice: Lattice | None) -> np.ndarray:
+    if values.shape == size and lattice is None:
         return values
-    tensor = torch.from_numpy(np.ascontiguousarray(values))[None, None]
-    return F.interpolate(tensor, size, mode="bilinear", align_corners=False)[0, 0].numpy()
+    return resized(torch.from_numpy(np.ascontiguousarray(values))[None], size, lattice)[0].numpy()
 
 
 def _with_bar(drawn: np.ndarray, scale: Scale) -> np.ndarray:

@@ -18,7 +18,8 @@ const span = (view) => [view.low ?? Math.min(0, ...view.values), view.high ?? Ma
 function queryName(query, layer) {
   if (query.kind === "mean") return "all patches, mean";
   if (query.kind === "token") return data.prefix_names[query.index] ?? `token ${query.index}`;
-  return `patch row ${cell(query.y, layer.grid[0]) + 1}, column ${cell(query.x, layer.grid[1]) + 1}`;
+  const [y, x] = patchAt(layer, query);
+  return `patch row ${y + 1}, column ${x + 1}`;
 }
 
 async function draw() {
@@ -29,6 +30,7 @@ async function draw() {
   const [low, high] = state.held ?? span(view);
   state.view = { ...view, low, high };
   paint(element("heat"), view, low, high);
+  lay(element("heat"), view.lattice, [0, 0], [view.h, view.w]);
   element("low").textContent = number(low);
   element("high").textContent = number(high);
   mark(layer, query);
@@ -47,8 +49,14 @@ function mark(layer, query) {
   const marker = element("marker");
   marker.hidden = query.kind !== "patch" || !usesQuery();
   if (marker.hidden) return;
-  const [h, w] = layer.grid, y = cell(query.y, h), x = cell(query.x, w);
-  Object.assign(marker.style, { top: `${(100 * y) / h}%`, left: `${(100 * x) / w}%`, height: `${100 / h}%`, width: `${100 / w}%` });
+  lay(marker, layer.lattice, patchAt(layer, query), [1, 1]);
+}
+
+// Put an element over some patches: the one at a row and column, and those right of it and below.
+function lay(over, [y, x, down, right], [row, column], [rows, columns]) {
+  const share = (part) => `${100 * part}%`;
+  Object.assign(over.style, { top: share(y + (row - 0.5) * down), left: share(x + (column - 0.5) * right),
+    height: share(rows * down), width: share(columns * right) });
 }
 
 function describe(view, layer, query) {
@@ -131,21 +139,21 @@ function showImage(index) {
 }
 
 function pointed(event) {
-  const box = element("heat").getBoundingClientRect();
+  const box = element("stage").getBoundingClientRect();
   return { kind: "patch", x: (event.clientX - box.left) / box.width, y: (event.clientY - box.top) / box.height };
 }
 
 // Patches are remembered by their center, so that one patch is one question.
 function centered(query, layer) {
-  const [h, w] = layer.grid;
-  return { kind: "patch", y: (cell(query.y, h) + 0.5) / h, x: (cell(query.x, w) + 0.5) / w };
+  const [y, x, down, right] = layer.lattice, [row, column] = patchAt(layer, query);
+  return { kind: "patch", y: y + row * down, x: x + column * right };
 }
 
 function movePatch(dy, dx) {
   if (!usesQuery()) return;
-  const layer = data.layers[state.layer], [h, w] = layer.grid;
-  const now = state.query.kind === "patch" ? state.query : { y: 0.5 - dy / h, x: 0.5 - dx / w };
-  set({ hover: null, query: centered({ y: now.y + dy / h, x: now.x + dx / w }, layer) });
+  const layer = data.layers[state.layer], [, , down, right] = layer.lattice;
+  const now = state.query.kind === "patch" ? state.query : { y: 0.5 - dy * down, x: 0.5 - dx * right };
+  set({ hover: null, query: centered({ y: now.y + dy * down, x: now.x + dx * right }, layer) });
 }
 
 function stepLayer(by) {

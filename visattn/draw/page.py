@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from visattn.draw.payload import layer_of, rollouts
+from visattn.draw.payload import lattice, layer_of, rollouts
 from visattn.draw.picture import to_pil
 from visattn.draw.scale import Scale, scale_of, to_bytes, values_of
 from visattn.map import Map
@@ -108,8 +108,8 @@ def _heat(name: str, heat: Map) -> dict:
     scale = scale_of([heat])
     mass = None if heat.prefix_mass is None else heat.prefix_mass.tolist()
     detail = ", ".join(part for part in (heat.method, heat.layer) if part)
-    limits = {"low": min(0.0, scale.low), "high": scale.high}
-    return {"name": name, "detail": detail, "grid": list(heat.values.shape[1:]), "prefix": mass, **limits}
+    place = {"grid": list(heat.values.shape[1:]), "lattice": lattice(heat.lattice, heat.values.shape[1:])}
+    return {"name": name, "detail": detail, **place, "prefix": mass, "low": min(0.0, scale.low), "high": scale.high}
 
 
 def _abilities(layers: list[dict]) -> dict:

@@ -81,12 +81,17 @@ function headsOf(layer, head) {
 function starts(layer, query) {
   const first = layer.prefix;
   if (query.kind === "token") return [[query.index, 1]];
-  const [h, w] = layer.grid;
-  if (query.kind === "patch") return [[first + cell(query.y, h) * w + cell(query.x, w), 1]];
+  const [h, w] = layer.grid, [y, x] = query.kind === "patch" ? patchAt(layer, query) : [];
+  if (query.kind === "patch") return [[first + y * w + x, 1]];
   return Array.from({ length: h * w }, (_, i) => [first + i, 1 / (h * w)]);
 }
 
-const cell = (part, count) => Math.min(count - 1, Math.max(0, Math.floor(part * count)));
+// The patch whose center is next to a place of the picture: row and column.
+function patchAt(layer, query) {
+  const [y, x, down, right] = layer.lattice, [h, w] = layer.grid;
+  const nearest = (part, first, step, count) => Math.min(count - 1, Math.max(0, Math.floor((part - first) / step + 0.5)));
+  return [nearest(query.y, y, down, h), nearest(query.x, x, right, w)];
+}
 
 // Long sums let the browser breathe; a newer question ends them.
 function pacer(job) {
@@ -147,7 +152,7 @@ function onGrid(layer, row) {
   const [h, w] = layer.key_grid, values = Array.from(row.slice(layer.key_prefix, layer.key_prefix + h * w));
   let prefix = 0;
   for (let i = 0; i < layer.key_prefix; i++) prefix += row[i];
-  return { h, w, values, prefix, tokens: layer.key_prefix };
+  return { h, w, values, prefix, tokens: layer.key_prefix, lattice: layer.key_lattice };
 }
 
 function gateView(index, head) {
@@ -157,14 +162,14 @@ function gateView(index, head) {
     for (const one of heads) sum += all[one * h * w + i];
     return sum / heads.length;
   });
-  return { h, w, values, prefix: 0, tokens: 0 };
+  return { h, w, values, prefix: 0, tokens: 0, lattice: layer.key_lattice };
 }
 
 function heatView(name) {
   const heat = data.heats.find((one) => one.name === name), [h, w] = heat.grid;
   const values = Array.from(new Float32Array(bytes(`h-${data.heats.indexOf(heat)}-${state.image}`)));
   return { h, w, values, prefix: heat.prefix ? heat.prefix[state.image] : 0, tokens: heat.prefix ? 1 : 0,
-    low: heat.low, high: heat.high };
+    low: heat.low, high: heat.high, lattice: heat.lattice };
 }
 
 async function viewOf(method, index, head, query, job) {

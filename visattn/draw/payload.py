@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from visattn.map import Lattice
 from visattn.record.entry import Record
 
 MOST_TOKENS_AS_MAPS = 400  # above it, queries and keys in half precision are smaller than the maps themselves
@@ -15,7 +16,8 @@ def layer_of(record: Record) -> tuple[dict, dict[str, Tensor]] | None:
         raise ValueError(f"layer {record.name} holds single rows: a page needs capture(model, keep='qk') or 'maps'")
     gate = _gate(record)
     if gate is not None:
-        facts = {"form": "gate", "heads": gate.shape[1], "key_grid": list(gate.shape[2:])}
+        place = lattice(record.keys.lattice, gate.shape[2:])
+        facts = {"form": "gate", "heads": gate.shape[1], "key_grid": list(gate.shape[2:]), "key_lattice": place}
         parts = {"g": gate.float()}
     elif record.kind != "token" or record.grid is None or record.queries.grid is None:
         return None
@@ -36,7 +38,13 @@ def layer_of(record: Record) -> tuple[dict, dict[str, Tensor]] | None:
 def _sides(record: Record) -> dict:
     queries, keys = record.queries, record.keys
     mine = {"tokens": queries.tokens, "prefix": queries.prefix, "grid": list(queries.grid)}
-    return {**mine, "keys": keys.tokens, "key_prefix": keys.prefix, "key_grid": list(keys.grid)}
+    places = {"lattice": lattice(queries.lattice, queries.grid), "key_lattice": lattice(keys.lattice, keys.grid)}
+    return {**mine, "keys": keys.tokens, "key_prefix": keys.prefix, "key_grid": list(keys.grid), **places}
+
+
+def lattice(given: Lattice | None, grid: tuple[int, int]) -> list[float]:
+    """Return where the patches lie, as the page reads it: the first one's center down and across, and both steps."""
+    return list(given or Lattice.tiling(grid))
 
 
 def _gate(record: Record) -> Tensor | None:

@@ -65,7 +65,8 @@ def cam(weigh: Weigh, name: str, model: nn.Module, images: Tensor, target: Targe
             output = run(model, images)
         scores, target = scores_of(output, target)
         where, features, gradient = found.choose(scores.sum())
-    return checked(Map(weigh(features, gradient).float(), where, name, target))
+    lattice = maps._watch.lattice_of(tuple(features.shape[2:]))
+    return checked(Map(weigh(features, gradient).float(), where, name, target, lattice=lattice))
 
 
 class _Features:

@@ -94,7 +94,8 @@ def finished(row: Row, records: list[Record], method: str, target=None, **notes)
     layer = records[0].name if len(records) == 1 else f"{records[0].name} to {records[-1].name}"
     prefix, patches = row.prefix.sum(1), row.patches.sum((1, 2))
     share = prefix / (prefix + patches).clamp(min=torch.finfo(patches.dtype).tiny)
-    return checked(Map(row.patches.float(), layer, method, target, share.float(), notes))
+    lattice = next((r.keys.lattice for r in records if r.grid == tuple(row.patches.shape[1:])), None)
+    return checked(Map(row.patches.float(), layer, method, target, share.float(), notes, lattice=lattice))
 
 
 def checked(heat: Map) -> Map:

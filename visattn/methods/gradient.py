@@ -4,6 +4,8 @@ With O = A V, the gradient at the weights is G = dO V^T, so that any tile of G f
 at the output of the attention call, and nothing N x N is stored.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -65,13 +67,13 @@ def gradient_tile(record: Record, rows: slice) -> Tensor:
     return record.gradient.reshape(*v.shape[:2], -1, v.shape[3])[:, :, rows].to(wide) @ v.to(wide).transpose(-2, -1)
 
 
-def positive_share(record: Record):
-    """Return the tile of mean over heads of [A o G]+."""
-    return lambda tile, rows: (tile * gradient_tile(record, rows)).clamp_(min=0).mean(1)
+def positive_share(record: Record, rows: slice) -> Tensor:
+    """Return [A o G]+ for some queries: (B * G, H, r, Nk)."""
+    return (record.rows(rows) * gradient_tile(record, rows)).clamp_(min=0)
 
 
 def _attend(record: Record, u: Tensor) -> Tensor:
-    return record.apply(u, positive_share(record))
+    return record.apply(u, partial(positive_share, record))
 
 
 def gae(model: nn.Module, images: Tensor, target: Target = None, layers=None) -> Map:
@@ -113,17 +115,17 @@ def grad_rollout(model: nn.Module, images: Tensor, target: Target = None, layers
     maps, records, target = differentiate(model, images, target, layers)
 
     def step(record: Record, u: Tensor) -> tuple[Tensor, Tensor]:
-        share, moved = positive_share(record), []
+        kind = torch.promote_types(u.dtype, record.gradient.dtype)
+        moved = torch.zeros_like(record.queries.fold(u), dtype=kind)
 
-        def scaled(tile: Tensor, rows: slice) -> Tensor:
-            tile = share(tile, rows)
+        def scaled(rows: slice) -> Tensor:
+            tile = positive_share(record, rows).mean(1)
             tile = tile / (1 + tile.sum(-1, keepdim=True))
-            moved.append(tile.sum(-1))
+            moved[:, rows] = tile.sum(-1)
             return tile
 
         moves = record.apply(u, scaled)
-        share_moved = record.queries.unfold(torch.cat(moved, 1)[:, None])[:, 0]
-        return u * (1 - share_moved), moves
+        return u * (1 - record.queries.unfold(moved[:, None])[:, 0]), moves
 
     row, rest = opening(maps, records, _attend)
     return finished(chain(rest, row, step), records, "grad_rollout", target)

@@ -29,7 +29,7 @@ def raw(maps: Maps, layers=None) -> Map:
         raise ValueError(f"raw averages layers of one grid; these have {', '.join(map(str, sorted(sizes)))}")
     values, mass = (torch.stack([getattr(h, name) for h in heats]).mean(0) for name in ("values", "prefix_mass"))
     name = f"{heats[0].layer} to {heats[-1].layer}"
-    return checked(Map(values, name, "raw", prefix_mass=mass))
+    return checked(Map(values, name, "raw", prefix_mass=mass, lattice=heats[0].lattice))
 
 
 def dino(maps: Maps, layers: int | str = -1, head: int | None = None, mass: float = 0.6) -> Map:
@@ -55,7 +55,8 @@ def dino(maps: Maps, layers: int | str = -1, head: int | None = None, mass: floa
     heats = [maps.map(layers, h) for h in heads]
     values = torch.stack([mass_mask(heat.values, mass).float() for heat in heats]).mean(0)
     prefix_mass = torch.stack([heat.prefix_mass for heat in heats]).mean(0)
-    return checked(Map(values, record.name, "dino", prefix_mass=prefix_mass, notes={"mass": mass}))
+    about = {"prefix_mass": prefix_mass, "notes": {"mass": mass}, "lattice": record.keys.lattice}
+    return checked(Map(values, record.name, "dino", **about))
 
 
 def mass_mask(values: Tensor, mass: float) -> Tensor:

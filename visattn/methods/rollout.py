@@ -66,5 +66,5 @@ def rollout(maps: Maps, layers=None, head_fusion: str = "mean") -> Map:
 def _fusion(record: Record, head_fusion: str):
     sums_to_one = getattr(record.pair[1], "rows_sum_to_one", True)
     if head_fusion == "mean":
-        return None if sums_to_one else lambda tile, rows: F.normalize(tile, p=1, dim=-1).mean(1)
-    return lambda tile, rows: F.normalize(FUSIONS[head_fusion](tile, 1), p=1, dim=-1)
+        return None if sums_to_one else lambda rows: F.normalize(record.rows(rows), p=1, dim=-1)
+    return lambda rows: F.normalize(FUSIONS[head_fusion](record.rows(rows), 1), p=1, dim=-1)

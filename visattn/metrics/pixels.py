@@ -1,10 +1,12 @@
 """Faithfulness: what becomes of the score when pixels go, or come, in the order of the map."""
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visattn.map import Map
+from visattn.map import Map, resized
 from visattn.methods.target import Target, check_images, evaluating, logits_of, scores_of
 
 _BLUR_RADIUS, _BLUR_SIGMA = 5, 5.0  # the 11-pixel kernel of RISE
@@ -87,14 +89,14 @@ def perturbation(
     """
     if steps < 2:
         raise ValueError(f"steps must be at least 2; got {steps}")
-    values = heat.values if isinstance(heat, Map) else heat
+    negative = replace(heat, values=-heat.values) if isinstance(heat, Map) else -heat
     shares = torch.linspace(0.1, 0.9, steps, dtype=torch.double)
-    blank, order = torch.zeros_like(images), values if positive else -values
+    blank, order = torch.zeros_like(images), heat if positive else negative
     curve = _curve(model, images, blank, order, target, shares, batch_size, images, hits=True)
     return curve if return_curve else torch.trapezoid(curve, dx=1 / (steps - 1))
 
 
-def resized(heat: Map | Tensor, size: tuple[int, int], batch: int) -> Tensor:
+def at_size(heat: Map | Tensor, size: tuple[int, int], batch: int) -> Tensor:
     """Return the values of a map (B, H, W) at another size, checked."""
     values = heat.values if isinstance(heat, Map) else heat
     values = values[None] if values.ndim == 2 else values
@@ -102,9 +104,10 @@ def resized(heat: Map | Tensor, size: tuple[int, int], batch: int) -> Tensor:
         raise ValueError(f"heat must be one map per image, ({batch}, h, w); got {tuple(values.shape)}")
     if not values.isfinite().all():
         raise ValueError("heat must be finite; got NaN or infinity")
-    if tuple(values.shape[1:]) == tuple(size):
+    lattice = heat.lattice if isinstance(heat, Map) else None
+    if tuple(values.shape[1:]) == tuple(size) and lattice is None:
         return values
-    return F.interpolate(values[:, None].float(), tuple(size), mode="bilinear", align_corners=False)[:, 0]
+    return resized(values.float(), size, lattice)
 
 
 def _shares(steps: int) -> Tensor:
@@ -118,7 +121,7 @@ def _curve(model, before, after, heat, target, shares, batch_size, images, hits:
     """Return (B, shares): the target's probability (or being first) with that share of pixels from ``after``."""
     check_images(images)
     batch, pixels = len(images), images.shape[2] * images.shape[3]
-    values = resized(heat, images.shape[2:], batch).flatten(1).to(images.device)
+    values = at_size(heat, images.shape[2:], batch).flatten(1).to(images.device)
     rank = values.argsort(dim=1, descending=True, stable=True).argsort(dim=1).view(batch, 1, *images.shape[2:])
     counts = (shares * pixels).round().long().to(images.device)
     found = []

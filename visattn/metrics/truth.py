@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from visattn.map import Map
 from visattn.methods.table import explain
-from visattn.metrics.pixels import resized
+from visattn.metrics.pixels import at_size
 
 
 class Segmentation(NamedTuple):
@@ -118,7 +118,7 @@ def _paired(heat: Map | Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     empty = ~truth.flatten(1).any(1)
     if empty.any():
         raise ValueError(f"truth must mark something in every image; empty: {empty.nonzero().flatten().tolist()}")
-    return resized(heat, truth.shape[1:], len(truth)).to(truth.device), truth
+    return at_size(heat, truth.shape[1:], len(truth)).to(truth.device), truth
 
 
 def _overlap(a: Tensor, b: Tensor) -> Tensor:

@@ -7,15 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from visattn.record.space import pair
+
+POOLS = (F.max_pool2d, torch.max_pool2d, F.avg_pool2d)
 SOFTMAX = (F.softmax, torch.softmax, torch.special.softmax, Tensor.softmax)
 
 
 class Calls(TorchFunctionMode):
-    """Pass every torch function on, and tell a listener of attention calls and of the grids of convolutions.
+    """Pass every torch function on, and tell a listener of attention calls, and of convolutions and poolings.
 
     Args:
-        listener: An object with ``listening()``, ``fused(q, k, v, output, options)``, ``eager(alpha, heads)`` and
-            ``convolved(output)``.
+        listener: An object with ``listening()``, ``fused(q, k, v, output, options)``, ``eager(alpha, heads)``,
+            ``convolved(output)`` and ``strided(input, output, kernel, stride, padding)``.
 
     Example:
         >>> class Listener:
@@ -32,6 +35,7 @@ class Calls(TorchFunctionMode):
         self._listener = listener
         self._seen_by = {F.scaled_dot_product_attention: self._sdpa, F.multi_head_attention_forward: self._mha}
         self._seen_by |= dict.fromkeys((F.conv2d, torch.conv2d), self._conv)
+        self._seen_by |= {function: self._pool(function) for function in POOLS}
         self._seen_by |= {function: self._softmax(function) for function in SOFTMAX}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -65,7 +69,19 @@ class Calls(TorchFunctionMode):
         with torch._C.DisableTorchFunction():
             return copy(query, key, value, embed_dim_to_check, num_heads, *args, **kwargs)
 
-    def _conv(self, *args, **kwargs):
-        output = torch.conv2d(*args, **kwargs)
+    def _conv(self, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+        output = torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
         self._listener.convolved(output)
+        spread = [(size - 1) * by + 1 for size, by in zip(weight.shape[2:], pair(dilation), strict=True)]
+        named = {"valid": (0, 0), "same": [(size - 1) // 2 for size in spread]}
+        padding = named[padding] if isinstance(padding, str) else pair(padding)
+        self._listener.strided(input, output, spread, pair(stride), padding)
         return output
+
+    def _pool(self, function):
+        def pool(input, kernel_size, stride=None, padding=0, *args, **kwargs):
+            output = function(input, kernel_size, stride, padding, *args, **kwargs)
+            self._listener.strided(input, output, pair(kernel_size), pair(stride or kernel_size), pair(padding))
+            return output
+
+        return pool

@@ -94,10 +94,22 @@ class Record:
             return _wide(self.alpha[:, :, rows])
         if self.q is None:
             raise ValueError(f"{self.name!r} kept one row only; capture with keep='qk' or 'maps' for the others")
+        if self._plain():
+            return self._softmax(rows)
         own = next((p.dtype for part in self.pair if part is not None for p in part.parameters()), None)
         q, k = (_wide(x) if own is None else x.to(own) for x in (self.q, self.k))
         q = q if self.scale is None else q * (self.scale * q.shape[-1] ** 0.5)
         return _wide(attention_map(q, k, *self.pair, bias=self.bias, mask=self.mask, rows=rows))
+
+    def _plain(self) -> bool:
+        """Whether the weights are nothing but a softmax of scaled dots: by far the most, and asked for row by row."""
+        bare = self.pair == (None, None) and self.bias is None and self.mask is None
+        return bare and self.q.shape[1] == self.k.shape[1]
+
+    def _softmax(self, rows: slice) -> Tensor:
+        q, k = _wide(self.q[:, :, rows]), _wide(self.k)
+        scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
+        return torch.softmax((q * scale) @ k.transpose(-2, -1), -1)
 
     def weights(self) -> Tensor:
         """Return the whole map, (B * G, H, Nq, Nk)."""
@@ -107,26 +119,33 @@ class Record:
         """Return the weights of one query token over all tokens of the picture: (B, H, keys.tokens)."""
         group, place = self.queries.find(token)
         alpha = self.rows(slice(place, place + 1))
+        if self.keys.index is None and self.queries.index is None:
+            return alpha[:, :, 0]
         mine = alpha.new_zeros(alpha.shape).unflatten(0, (self.batch, -1))
         mine[:, group] = alpha.unflatten(0, (self.batch, -1))[:, group]
         return self.keys.unfold(mine.flatten(0, 1)[:, :, 0])
 
-    def apply(self, u: Tensor, fuse: Callable[[Tensor, slice], Tensor] | None = None) -> Tensor:
-        """Return u A of (B, queries.tokens): A is the mean over heads, or what ``fuse(alpha, rows)`` makes of tiles."""
-        return self._sweep(u, fuse).mean(1)
+    def apply(self, u: Tensor, tile: Callable[[slice], Tensor] | None = None) -> Tensor:
+        """Return u A of (B, queries.tokens), A the mean over heads.
+
+        ``tile(rows)`` puts other weights in place of A: (B * G, H, r, Nk), or (B * G, r, Nk) with the heads joined.
+        """
+        return self._sweep(u, tile or self.rows).mean(1)
 
     def apply_heads(self, u: Tensor) -> Tensor:
         """Return u A for every head: (B, H, keys.tokens)."""
-        return self._sweep(u, None)
+        return self._sweep(u, self.rows)
 
-    def _sweep(self, u: Tensor, fuse) -> Tensor:
+    def _sweep(self, u: Tensor, tile: Callable[[slice], Tensor]) -> Tensor:
         u, total = self.queries.fold(u)[:, None, None], 0
+        asked = u.flatten(0, 2).any(0).nonzero()[:, 0]  # at the top of a chain often one token alone
+        first, last = (int(asked[0]), int(asked[-1])) if len(asked) else (0, 0)
         step = self._tile_rows(u.shape[-1])
-        for start in range(0, u.shape[-1], step):
-            rows = slice(start, start + step)
-            tile = self.rows(rows)
-            tile = tile if fuse is None else fuse(tile, rows)[:, None]
-            total = total + (u[..., rows].to(tile.dtype) @ tile)[:, :, 0]
+        for start in range(first, last + 1, step):
+            rows = slice(start, min(start + step, last + 1))
+            alpha = tile(rows)
+            alpha = alpha[:, None] if alpha.ndim == 3 else alpha
+            total = total + (u[..., rows].to(alpha.dtype) @ alpha)[:, :, 0]
         return self.keys.unfold(total)
 
     def _tile_rows(self, queries: int) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from visattn.map import Map
 from visattn.record.entry import Record
+from visattn.record.memory import give_back
 from visattn.record.watch import Watch
 
 KEEP = ("qk", "rows", "maps", "graph")
@@ -222,13 +223,17 @@ def device_of(record: Record):
 def picture(row: Tensor, space, **about) -> Map:
     """Cut the patches out of a row over all tokens: (B, tokens) to a Map of (B, h, w)."""
     mass = row[:, : space.prefix].sum(1) if space.prefix else row.new_zeros(len(row))
-    return Map(row[:, space.prefix :].unflatten(1, space.grid).float(), prefix_mass=mass, **about)
+    values = row[:, space.prefix :].unflatten(1, space.grid).float()
+    return Map(values, prefix_mass=mass, lattice=space.lattice, **about)
 
 
 def _keep(record: Record, maps: Maps):
     if maps.keep == "graph":
+        give_back(record.output)
+        if record.output.requires_grad:
+            record.output.register_hook(give_back)
         return
-    record.v = record.output = None
+    output, record.v, record.output = record.output, None, None
     with torch.no_grad():
         if maps.keep == "rows" and record.kind == "token":
             record.row_kept = maps._row(record, "auto").clone()
@@ -243,6 +248,8 @@ def _keep(record: Record, maps: Maps):
     for name in ("bias", "mask"):
         held = getattr(record, name)
         setattr(record, name, None if held is None else held.detach())
+    if maps.keep != "rows":
+        give_back(output)
 
 
 def _number(records: list[Record], record: Record, times: int):
@@ -276,12 +283,12 @@ def _gate_map(record: Record, head: int | None) -> Map:
         raise ValueError(f"{record.name!r} mixes channels: its weights have no place in the picture")
     alpha = record.alpha.float()
     if record.kind == "channel" and head is None and record.energy is not None:
-        return Map(record.energy.float(), layer=record.name, method="gated energy")
+        return Map(record.energy.float(), layer=record.name, method="gated energy", lattice=record.keys.lattice)
     if record.kind == "branch":
         values = alpha[:, head].mean(1) if head is not None else alpha.flatten(3).mean(3)
     else:
         values = alpha.mean(1) if head is None else alpha[:, head]
-    return Map(values, layer=record.name, method=record.kind)
+    return Map(values, layer=record.name, method=record.kind, lattice=record.keys.lattice)
 
 
 def _uncompiled():

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from visattn.map import Lattice
+
 MOST_PREFIX_TOKENS = 16
 
 
@@ -19,6 +21,7 @@ class Space(NamedTuple):
         grid: (h, w) of the patches, or None where the tokens lie on no grid.
         index: (G, T) token numbers of each of the G groups (windows, strips) attention ran in, -1 for padding, or
             None where all tokens meet in one group.
+        lattice: Where the patches lie in the image, or None where they tile it.
 
     Example:
         >>> Space(7, 1, (2, 3)).fold(torch.rand(5, 7)).shape
@@ -29,6 +32,7 @@ class Space(NamedTuple):
     prefix: int = 0
     grid: tuple[int, int] | None = None
     index: Tensor | None = None
+    lattice: Lattice | None = None
 
     def fold(self, row: Tensor) -> Tensor:
         """Bring (B, tokens) into groups: (B * G, T), padding as zeros."""
@@ -127,7 +131,7 @@ def windowed_space(frames: list, groups: int, tokens: int) -> Space | None:
 
 def _partition(module, grid: tuple[int, int]) -> Tensor | None:
     if hasattr(module, "window_size") and hasattr(module, "shift_size"):
-        window, shift = _pair(module.window_size), _pair(module.shift_size)
+        window, shift = pair(module.window_size), pair(module.shift_size)
         # timm rolls, then pads; torchvision and transformers pad, then roll, and torchvision does not roll where one
         # window covers the whole side.
         pad_first = not type(module).__module__.startswith("timm.")
@@ -135,9 +139,9 @@ def _partition(module, grid: tuple[int, int]) -> Tensor | None:
             shift = tuple(0 if w >= side else s for s, w, side in zip(shift, window, grid, strict=True))
         return window_index(grid, window, shift, pad_first)
     if hasattr(module, "partition_size"):
-        by_window, size = getattr(module, "partition_block", True), _pair(module.partition_size)
+        by_window, size = getattr(module, "partition_block", True), pair(module.partition_size)
     elif hasattr(module, "partition_type"):
-        by_window, size = module.partition_type == "window", _pair(module.p)
+        by_window, size = module.partition_type == "window", pair(module.p)
         size = size if by_window else (grid[0] // size[0], grid[1] // size[1])
     else:
         return None
@@ -146,5 +150,6 @@ def _partition(module, grid: tuple[int, int]) -> Tensor | None:
     return window_index(grid, size, (0, 0), True) if by_window else strided_index(grid, size)
 
 
-def _pair(value) -> tuple[int, int]:
-    return (int(value), int(value)) if not isinstance(value, (tuple, list)) else (int(value[0]), int(value[1]))
+def pair(value) -> tuple[int, int]:
+    """Return what torch makes of one number or two."""
+    return (int(value), int(value)) if not isinstance(value, (tuple, list)) else (int(value[0]), int(value[-1]))

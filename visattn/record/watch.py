@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from visattn.core.formula import Attend
 from visattn.core.tap import Tap
+from visattn.map import Lattice
 from visattn.record.calls import Calls
 from visattn.record.entry import Record
 from visattn.record.space import Space, kernel_spaces, known_space, nearest_space, space_by_aspect, windowed_space
-from visattn.record.trace import Frame, Trace
+from visattn.record.trace import Frame, Trace, modules_of
 
 POOLED_BY_MEAN = ("avg", "avgmax", "max", "mean")
 
@@ -45,16 +46,18 @@ class Watch:
         self._on_record, self._on_start, self._on_exit = on_record, on_start, on_exit
         self._grid, self._prefix = grid, prefix
         self.grids: list[tuple[int, int]] = []
+        self._lattices: dict[tuple[int, int], Lattice] = {}
         self._queries = 0
+        self._modules = modules_of(model)
         self._items = {
             f"{name}.{child}" if name else child
-            for name, module in self.model.named_modules()
+            for name, module in self._modules
             if isinstance(module, (nn.ModuleList, nn.Sequential))
             for child in module._modules
         }
 
     def __enter__(self):
-        self._trace = Trace(self.model, self._start, self._exit, every=self._on_exit is not None)
+        self._trace = Trace(self._modules, self._start, self._exit, every=self._on_exit is not None)
         self._mode = Calls(self)
         self._mode.__enter__()
         return self
@@ -72,6 +75,17 @@ class Watch:
 
     def convolved(self, output: Tensor):
         self.grids.append(tuple(output.shape[-2:]))
+
+    def strided(self, input: Tensor, output: Tensor, kernel, stride, padding):
+        before, grid = (tuple(x.shape[-2:]) for x in (input, output))
+        if before in self._lattices:
+            # The first way to a grid is the one that is followed, not the shortcut beside it.
+            self._lattices.setdefault(grid, self._lattices[before].through(kernel, stride, padding))
+
+    def lattice_of(self, grid: tuple[int, int] | None) -> Lattice | None:
+        """Return where the patches of a grid lie, or None where they tile the image or nothing is known of them."""
+        lattice = self._lattices.get(grid)
+        return None if lattice is None or lattice.tiles(grid) else lattice
 
     def fused(self, query: Tensor, key: Tensor, value: Tensor, output: Tensor, options: dict):
         if self._own_code():
@@ -107,6 +121,7 @@ class Watch:
         self.batch = image.shape[0]
         self.image_size = tuple(image.shape[-2:]) if image.ndim == 4 else None
         self.grids, self._queries = [], 0
+        self._lattices = {self.image_size: Lattice.tiling(self.image_size)} if self.image_size else {}
         self.seen.clear()
         self._on_start()
 
@@ -174,6 +189,9 @@ class Watch:
         self._record(parent, record)
 
     def _record(self, owner: Frame, record: Record):
+        for side in ("queries", "keys"):
+            space = getattr(record, side)
+            setattr(record, side, space._replace(lattice=self.lattice_of(space.grid)))
         record.name = owner.name or type(owner.module).__name__
         above = [f.name for f in self._trace.frames if f is not owner and f.name in self._items]
         record.block = above[-1] if above else ""
@@ -205,10 +223,9 @@ class Watch:
                 raise ValueError(f"grid={self._grid} has more patches than the {tokens} tokens that attend")
             return known_space(tokens, [self._grid], (tokens - math.prod(self._grid),))
         hint = getattr(self.model, "num_prefix_tokens", None)
-        inside = [grid for frame in self._trace.frames for grid in frame.grids() if not frame.outermost]
         space = (
             known_space(tokens, self.grids, (hint, 0) if prefix is None else (prefix,))
-            or known_space(tokens, inside, (prefix or 0,))
+            or known_space(tokens, self._grids_inside(), (prefix or 0,))
             or (known_space(tokens, [image], (prefix or 0,)) if image else None)
         )
         if space is None and guess:
@@ -216,6 +233,9 @@ class Watch:
             guesses = (0, 1, 2, 5) if prefix is None else (prefix,)
             space = space or (space_by_aspect(tokens, image, guesses) if image else None)
         return space or Space(tokens, prefix or 0)
+
+    def _grids_inside(self) -> list[tuple[int, int]]:
+        return [grid for frame in self._trace.frames for grid in frame.grids() if not frame.outermost]
 
 
 def _own_spaces(layout, keys: int) -> tuple[Space, Space, bool]:

@@ -1,0 +1,93 @@
+"""CAM methods and integrated gradients against slow twins."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from map_cases import SmallCNN, exact
+
+from visattn.methods.table import explain
+
+CAMS = ("gradcam", "gradcam++", "hirescam", "layercam", "eigencam")
+
+
+def _cam_twins(features: np.ndarray, gradient: np.ndarray) -> dict:
+    """One image, (C, h, w), by loops over channels."""
+    channels, height, width = features.shape
+    out = {name: np.zeros((height, width)) for name in CAMS}
+    for c in range(channels):
+        f, g = features[c], gradient[c]
+        out["gradcam"] += g.mean() * f
+        out["hirescam"] += g * f
+        out["layercam"] += np.maximum(g, 0) * f
+        below = 2 * g**2 + f.sum() * g**3
+        alpha = np.where(below == 0, 0, g**2 / np.where(below == 0, 1, below))
+        out["gradcam++"] += (alpha * np.maximum(g, 0)).sum() * f
+    for name in ("gradcam", "gradcam++", "layercam"):
+        out[name] = np.maximum(out[name], 0)
+    flat = features.reshape(channels, -1).T
+    values, vectors = np.linalg.eigh(flat.T @ flat)
+    first = flat @ vectors[:, values.argmax()]
+    out["eigencam"] = (first * np.sign(first.sum())).reshape(height, width)
+    return out
+
+
+@pytest.mark.parametrize("method", CAMS)
+def test_cams_on_a_cnn(method):
+    torch.manual_seed(0)
+    model, images = SmallCNN().eval().double(), torch.randn(3, 3, 21, 29, dtype=torch.double)
+    features = model.body(F.relu(model.stem(images))).detach().requires_grad_()
+    (model.head(F.relu(features).mean((2, 3)))[:, 1]).sum().backward()
+    heat = explain(model, images, 1, method)
+    assert heat.layer == "body"
+    for b in range(3):
+        expected = _cam_twins(features[b].detach().numpy(), features.grad[b].numpy())[method]
+        np.testing.assert_allclose(heat.values[b].numpy(), expected, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", CAMS)
+def test_cams_on_tokens(method):
+    """A class token alone goes on after the last block, so its beginning is read, as a picture without the prefix."""
+    model, _, images, _ = exact("timm_dinov2_registers")
+    x = model._pos_embed(model.patch_embed(images))
+    x = model.blocks[0](model.norm_pre(x)).detach().requires_grad_()
+    model.forward_head(model.norm(model.blocks[1](x)))[:, 2].sum().backward()
+    heat = explain(model, images, 2, method)
+    assert heat.layer == "blocks.1 (input)"
+    for b in range(2):
+        features, gradient = (t[b, 5:].T.reshape(-1, 3, 7).detach().double().numpy() for t in (x, x.grad))
+        expected = _cam_twins(features, gradient)[method]
+        np.testing.assert_allclose(heat.values[b].numpy(), expected, rtol=1e-4, atol=1e-6 * np.abs(expected).max())
+
+
+def test_hirescam_is_exact_for_a_linear_head():
+    torch.manual_seed(0)
+    model, images = SmallCNN().eval(), torch.randn(3, 3, 21, 29)
+    total = explain(model, images, 1, "hirescam").values.sum((1, 2))
+    torch.testing.assert_close(total, (model(images)[:, 1] - model.head.bias[1]).detach())
+
+
+def test_cams_take_a_layer_by_name():
+    torch.manual_seed(0)
+    model, images = SmallCNN().eval(), torch.randn(3, 3, 21, 29)
+    assert explain(model, images, 1, "layercam", layers="stem").values.shape == (3, 11, 15)
+    with pytest.raises(ValueError, match="layers must be the name of one module, such as stem; got 'stemm'"):
+        explain(model, images, 1, "gradcam", layers="stemm")
+    with pytest.raises(ValueError, match="the output of 'head' is no picture"):
+        explain(model, images, 1, "gradcam", layers="head")
+
+
+def test_integrated_gradients_is_a_sum_along_the_line():
+    pytest.importorskip("captum")
+    torch.manual_seed(0)
+    model, images = SmallCNN().eval().double(), torch.randn(2, 3, 13, 11, dtype=torch.double)
+    target = torch.tensor([3, 0])
+    heat = explain(model, images, target, "integrated_gradients")
+    along = (torch.arange(200, dtype=torch.double) + 0.5) / 200
+    for b in range(2):
+        line = (along.view(-1, 1, 1, 1) * images[b]).requires_grad_()
+        (gradient,) = torch.autograd.grad(model(line)[:, target[b]].sum(), line)
+        expected = (images[b] * gradient.mean(0)).sum(0).float()
+        assert (heat.values[b] - expected).abs().max() < 0.02 * expected.abs().max()
+    change = (model(images) - model(torch.zeros_like(images))).gather(1, target[:, None])[:, 0]
+    torch.testing.assert_close(heat.values.sum((1, 2)), change.detach().float(), atol=1e-3, rtol=1e-2)

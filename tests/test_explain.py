@@ -1,0 +1,202 @@
+"""What all methods promise: given back as it was, targets, bad input, memory."""
+
+import copy
+
+import pytest
+import torch
+from map_cases import CLASSES, FAMILIES, NAMED, SmallCNN, built, tiny
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from visattn.methods.legrad import legrad
+from visattn.methods.rollout import rollout
+from visattn.methods.table import METHODS, explain
+from visattn.record import capture, entry
+
+ATTENTION = ("raw", "rollout", "grad_attention", "grad_rollout", "gae", "legrad", "dino")
+CAMS = ("gradcam", "gradcam++", "hirescam", "layercam", "eigencam")
+
+
+def test_the_table_holds_the_methods_of_the_contract():
+    assert tuple(METHODS) == (*ATTENTION, *CAMS, "integrated_gradients")
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_every_family_is_explained_as_shipped(family):
+    model, images = built(family)
+    target = (lambda output: output.pooler_output[:, 3]) if family.name == "hf_clip_vision" else torch.tensor([3, 1])
+    for method in ("rollout", "gae", "hirescam"):
+        heat = explain(model, images, target, method)
+        assert heat.values.ndim == 3 and len(heat) == 2 and heat.values.isfinite().all()
+        assert heat.values.dtype == torch.float32 and not heat.values.requires_grad
+        assert heat.notes["outliers"].shape == heat.values.shape
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_is_given_back_as_it_was(method):
+    if method == "integrated_gradients":
+        pytest.importorskip("captum")
+    model, images = built(NAMED["timm_vit"])
+    model.train()
+    model.blocks[0].eval()
+    model.head.weight.requires_grad_(False)
+    model.norm.weight.grad = torch.ones_like(model.norm.weight)
+    modes = [module.training for module in model.modules()]
+    weights = copy.deepcopy(model.state_dict())
+    given = images.clone()
+    heat = explain(model, images, 3, method)
+    assert [module.training for module in model.modules()] == modes
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == {"norm.weight"}
+    assert torch.equal(model.norm.weight.grad, torch.ones_like(model.norm.weight))
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["head.weight"]
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert torch.equal(images, given) and images.grad is None and not images.requires_grad
+    assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
+    with torch.inference_mode():
+        torch.testing.assert_close(explain(model, images, 3, method).values, heat.values)
+    alone = [explain(model, images[b : b + 1], 3, method).values[0] for b in range(2)]
+    scale = heat.values.abs().max().item()
+    torch.testing.assert_close(torch.stack(alone), heat.values, atol=1e-4 * scale, rtol=1e-3)
+
+
+def test_a_compiled_model_is_explained_uncompiled():
+    model, images = built(NAMED["timm_vit"])
+    compiled = torch.compile(model, backend="eager")
+    for method in ("rollout", "legrad", "gradcam"):
+        expected = explain(model, images, 3, method).values
+        torch.testing.assert_close(explain(compiled, images, 3, method).values, expected)
+
+
+def test_targets():
+    model, images = built(NAMED["timm_vit"])
+    predicted = model(images).argmax(1)
+    heat = explain(model, images)
+    assert torch.equal(heat.target, predicted)
+    for same in (predicted, lambda output: output.gather(1, predicted[:, None])):
+        torch.testing.assert_close(explain(model, images, same).values, heat.values)
+    with pytest.raises(ValueError, match=r"target must lie in 0 to 6; got \[7\]"):
+        explain(model, images, 7)
+    with pytest.raises(ValueError, match=r"target must be a class or one class per image, \(2,\); got shape \(3,\)"):
+        explain(model, images, torch.tensor([1, 2, 3]))
+    with pytest.raises(ValueError, match=r"target must hold class numbers; got torch\.float32"):
+        explain(model, images, torch.tensor([1.0, 2.0]))
+
+
+def test_bad_input():
+    model, images = built(NAMED["timm_vit"])
+    with pytest.raises(ValueError, match=r"method must be one of raw, rollout, .*; got 'rolout': rollout"):
+        explain(model, images, method="rolout")
+    with pytest.raises(ValueError, match="images must be finite"):
+        explain(model, images * torch.nan)
+    with pytest.raises(ValueError, match=r"images must be a float tensor \(B, C, H, W\); got \(3, 48, 80\)"):
+        explain(model, images[0])
+    for wrong in (images[:, :1], images[:, :, :33]):
+        with pytest.raises(ValueError, match=r"the model refused images of shape \(2, "):
+            explain(model, wrong)
+    with pytest.raises(ValueError, match=r"layer 'blocks.7.attn' does not exist; did you mean"):
+        explain(model, images, layers=["blocks.7.attn"])
+    with pytest.raises(ValueError, match=r"no attention was seen in SmallCNN: .*method='gradcam'"):
+        explain(SmallCNN(), images)
+    with torch.no_grad():
+        model.blocks[0].attn.qkv.weight[5] = torch.nan
+    for method in ("rollout", "gae", "gradcam"):
+        with pytest.raises(ValueError, match="values that are not finite"):
+            explain(model, images, 1, method)
+
+
+def test_a_map_of_zeros_is_no_silent_answer():
+    model, images = built(NAMED["timm_vit"])
+    with torch.no_grad():
+        model.head.weight[3] = 0
+    for method in ("gae", "legrad", "gradcam", "grad_rollout"):
+        with pytest.raises(ValueError, match=f"{method} gave a map of zeros"):
+            explain(model, images, 3, method)
+    heat = explain(model, images, torch.tensor([3, 4]), "gae")
+    assert heat.notes["all_zero"].tolist() == [True, False] and heat[0].notes["all_zero"]
+
+
+class Unlisted(nn.Module):
+    """Two blocks that stand in no list."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Conv2d(3, 12, 4, 4), nn.Linear(12, CLASSES)
+        self.one, self.two = (nn.TransformerEncoderLayer(12, 3, 24, batch_first=True, dropout=0.0) for _ in range(2))
+
+    def forward(self, images):
+        return self.head(self.two(self.one(self.embed(images).flatten(2).transpose(1, 2))).mean(1))
+
+
+def test_legrad_takes_a_head_where_it_finds_none():
+    torch.manual_seed(0)
+    model, images = Unlisted().eval(), torch.randn(2, 3, 12, 20)
+    with pytest.raises(ValueError, match="inside blocks that are listed in a module list; pass head="):
+        explain(model, images, 1, "legrad")
+    heat = legrad(model, images, 1, head=lambda tokens: model.head(tokens.mean(1)))
+    assert heat.layer == "one.self_attn to two.self_attn"
+
+    class Listed(Unlisted):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList([model.one, model.two])
+            self.embed, self.head = model.embed, model.head
+            del self.one, self.two
+
+        def forward(self, images):
+            x = self.embed(images).flatten(2).transpose(1, 2)
+            for block in self.blocks:
+                x = block(x)
+            return self.head(x.mean(1))
+
+    torch.testing.assert_close(explain(Listed().eval(), images, 1, "legrad").values, heat.values)
+    with pytest.raises(ValueError, match="legrad found no block around the attention"):
+        legrad(tiny()[0], images, 1, head=lambda tokens: tokens)
+
+
+def test_legrad_needs_a_head_for_blocks_of_several_shapes():
+    model, images = built(NAMED["timm_swin"])
+    with pytest.raises(ValueError, match=r"legrad needs blocks that return tokens of one shape.*pass head="):
+        explain(model, images, 1, "legrad")
+    draw = torch.Generator().manual_seed(0)
+    weights = {width: torch.randn(width, CLASSES, generator=draw) for width in (24, 48)}
+    heat = legrad(model, images, 1, head=lambda tokens: tokens.flatten(1, -2).mean(1) @ weights[tokens.shape[-1]])
+    assert heat.values.shape == (2, 16, 24) and heat.values.min() >= 0 and heat.values.std() > 0
+
+
+def test_outlier_patches_are_flagged():
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(12, 3, 24, batch_first=True).eval()
+    x = torch.randn(1, 100, 12) * 0.1
+    model.self_attn.in_proj_weight.data[:24] = torch.cat([torch.eye(12), torch.eye(12)]) * 20
+    x[0, :, 0] = 1
+    x[0, 37, 0] = 3
+    with torch.no_grad(), capture(model, grid=(10, 10)) as maps:
+        model(x)
+    flagged = rollout(maps).notes["outliers"]
+    assert flagged.nonzero().tolist() == [[0, 3, 7]]
+
+
+class _Largest(TorchDispatchMode):
+    """Remember the most elements any operation returned."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        for x in output if isinstance(output, (tuple, list)) else [output]:
+            if isinstance(x, torch.Tensor):
+                self.elements = max(self.elements, x.numel())
+        return output
+
+
+@pytest.mark.parametrize("method", ["rollout", "gae", "grad_rollout", "legrad"])
+def test_no_matrix_of_all_pairs_is_formed(method, monkeypatch):
+    """400 tokens, 3 heads: a map has 480,000 weights; the widest activation of the MLP has 77,000."""
+    monkeypatch.setattr(entry, "TILE", 2**15)
+    model = NAMED["timm_deit3"].build().eval()
+    model, images = nn.Sequential(model), torch.randn(1, 3, 320, 320)
+    model[0].patch_embed.img_size = (320, 320)
+    model[0].pos_embed = nn.Parameter(torch.randn(1, 400, 48))
+    with _Largest() as largest:
+        explain(model, images, 1, method)
+    assert 400 * 3 * 16 <= largest.elements <= 320 * 320 * 3
