@@ -1,6 +1,6 @@
 """From tensors to kernels: the problem, the tiles, the grid."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -84,10 +84,7 @@ def backward_bias(
     parts = grad.new_empty(count, *shape[:2], problem.keys, problem.queries, dtype=torch.float32)
     meta = (kind, kind in ENTMAX, precision(grad.dtype), *widths(problem), tiles.rows, tiles.keys)
     sizes = (parts, grad.shape[0], shape[0], shape[1], share)
-    with on(grad.device):
-        bias_grad[(spots * count,)](
-            problem, Rows.of(grad), statistic, delta, *sizes, *meta, num_warps=tiles.warps, num_stages=tiles.stages
-        )
+    _run(bias_grad, spots * count, grad.device, tiles, problem, Rows.of(grad), statistic, delta, *sizes, *meta)
     return parts.sum(0).transpose(2, 3)
 
 
@@ -106,19 +103,18 @@ def row_chain(problem: Problem, kind: str, u: Tensor, grad: Tensor | None, q: Te
 
 def launch(kernel, like: Tensor, count: int, size: int, tiles: Tiles, *arguments) -> None:
     """Run one program per tile of ``count`` tokens, for every image and head of ``like``."""
-    grid = (triton.cdiv(count, size) * like.shape[0] * like.shape[1],)
-    with on(like.device):
-        kernel[grid](*arguments, num_warps=tiles.warps, num_stages=tiles.stages)
+    _run(kernel, triton.cdiv(count, size) * like.shape[0] * like.shape[1], like.device, tiles, *arguments)
 
 
-def on(device: torch.device) -> AbstractContextManager:
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+def _run(kernel, programs: int, device: torch.device, tiles: Tiles, *arguments) -> None:
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        kernel[(programs,)](*arguments, num_warps=tiles.warps, num_stages=tiles.stages, enable_fp_fusion=True)
 
 
 def precision(dtype: torch.dtype) -> str:
-    """Return how float32 is multiplied, as torch's own products do."""
-    exact = dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
-    return "ieee" if exact else "tf32"
+    """Return how tensor cores multiply float32: by three products in tf32, or by one where torch was told so."""
+    exact = torch.get_float32_matmul_precision() == "highest"
+    return "ieee" if dtype != torch.float32 else "tf32x3" if exact else "tf32"
 
 
 def widths(problem: Problem) -> tuple[int, int]:
@@ -142,13 +138,9 @@ def stream_tiles(problem: Problem, dtype: torch.dtype, *, backward: bool = False
 
 def _on_chip_tiles(problem: Problem, dtype: torch.dtype) -> Tiles:
     """Choose how many whole rows of scores fit into the registers of a program."""
-    keys = 64 if max(widths(problem)) * dtype.itemsize <= 512 else 32
-    if problem.keys <= 256:
-        tiles = Tiles(64, keys, 4, 1)
-    elif problem.keys <= 512:
-        tiles = Tiles(64, keys, 8, 1)
-    else:
-        tiles = Tiles(32, keys, 8, 1)
+    size = max(widths(problem)) * dtype.itemsize
+    keys = min(128 if problem.keys <= 640 else 256, 32768 // size)
+    tiles = Tiles(64, keys, 4, 1) if problem.keys <= 256 else Tiles(32, keys, 8, 1)
     return tiles._replace(rows=_fit(tiles.rows, problem.queries), keys=_fit(tiles.keys, problem.keys))
 
 
