@@ -63,6 +63,7 @@ CHAINS = {
     "softmax_bias": Case("softmax", bias=(1, 3, 5, 37)),
     "entmax15": Case("entmax15", mask=(2, 1, 1, 37)),
     "sigmoid_bfloat16": Case("sigmoid", dtype=BFLOAT),
+    "softmax_gradient": Case("softmax", (2, 3, 19, 37, 9, 11)),
 }
 
 
@@ -136,21 +137,53 @@ def errors(case: Case, device: str) -> list[float]:
     return [_error(x, y) for x, y in zip(got, _run(case, "dense", device, torch.float64), strict=True)]
 
 
-def chain_error(case: Case, device: str) -> float:
-    """Return the relative error of u A against the definition in float64."""
-    from visattn.core import gpu
-    from visattn.core.call import check
+def chain_error(case: Case, device: str, weigh: bool) -> float:
+    """Return the relative error of u A, or of u [A o G]+, against the definition in float64."""
     from visattn.core.formula import attention_map
+    from visattn.core.gpu import row_chain
 
-    (q, k, *rest), mask = _inputs(case)
-    bias, mask = (rest[1].to(device) if len(rest) > 1 else None), (None if mask is None else mask.to(device))
-    q, k, u = q.to(device), k.to(device), _random(6, case.sizes[0], case.sizes[2]).to(device)
-    similarity, normalize = _modules(case, device, FLOAT)
-    got = gpu.row_chain(check(q, k, None, similarity, normalize, bias, mask, 0.0), u)
-    modules = _modules(case, device, torch.float64)
-    bias = None if bias is None else bias.double()
-    alpha = attention_map(q.double(), k.double(), *modules, bias=bias, mask=mask)
-    return _error(got, (u.double()[:, None, None] @ alpha)[:, :, 0])
+    (q, k, v, *rest), mask = _inputs(case)
+    grad = _random(7, *case.sizes[:3], case.sizes[5]).to(device, case.dtype)
+    bias, mask = (rest[0].to(device) if rest else None), (None if mask is None else mask.to(device))
+    q, k, v, u = q.to(device), k.to(device), v.to(device), _random(6, case.sizes[0], case.sizes[2]).to(device)
+    with torch.no_grad():
+        weighed = (grad, v) if weigh else None
+        got = row_chain(u, q, k, _modules(case, device, FLOAT), bias=bias, mask=mask, weighed=weighed)
+        modules = _modules(case, device, torch.float64)
+        bias = None if bias is None else bias.double()
+        alpha = attention_map(q.double(), k.double(), *modules, bias=bias, mask=mask)
+        alpha = (alpha * (grad.double() @ v.double().transpose(2, 3))).clamp(min=0) if weigh else alpha
+        return _error(got, (u.double()[:, None, None] @ alpha)[:, :, 0])
+
+
+def _same_maps() -> dict[str, float]:
+    """Return how far rollout and GAE by the kernels are from the same by tiles, as shares of their largest value."""
+    from timm import create_model
+
+    from visattn.core import gpu
+    from visattn.methods.gradient import gae
+    from visattn.methods.rollout import rollout
+    from visattn.record.session import capture
+
+    torch.manual_seed(0)
+    model, images = create_model("test_vit", img_size=48).eval(), torch.rand(1, 3, 48, 48)
+    served, plain = [], gpu.ops.row_chain
+
+    def counted(*arguments):
+        served.append(True)
+        return plain(*arguments)
+
+    def both() -> list[Tensor]:
+        with torch.no_grad(), capture(model) as maps:
+            model(images)
+        return [rollout(maps).values, gae(model, images, 3).values]
+
+    gpu.ops.row_chain = counted
+    by_kernel = both()
+    calls, gpu.unavailable = len(served), lambda device: "told so"
+    by_tile = both()
+    found = [((x - y).abs().max() / y.abs().max()).item() for x, y in zip(by_kernel, by_tile, strict=True)]
+    return {"rollout": found[0], "gae": found[1], "calls": calls, "calls_of_tiles": len(served) - calls}
 
 
 def _widen_bfloat16_products() -> None:
@@ -201,9 +234,10 @@ def _report() -> dict:
     _widen_bfloat16_products()
     return {
         "cases": {name: errors(case, "cpu") for name, case in CASES.items()},
-        "chains": {name: chain_error(case, "cpu") for name, case in CHAINS.items()},
+        "chains": {name: chain_error(case, "cpu", "gradient" in name) for name, case in CHAINS.items()},
         "compiled": _compiled(),
         "opcheck": _opcheck(),
+        "maps": _same_maps(),
     }
 
 

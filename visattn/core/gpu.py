@@ -5,9 +5,11 @@ import warnings
 import torch
 from torch import Tensor
 
-from visattn.core.call import Call, inner_form, name_of
+from visattn.core.call import Call, check, inner_form, name_of
 from visattn.core.kernels.triton import ops
 from visattn.core.kernels.triton.device import unavailable
+from visattn.core.normalize.definition import Normalizer
+from visattn.core.similarity.definition import Similarity
 
 HEAD_DIM = 128
 
@@ -49,17 +51,34 @@ def evaluated(call: Call) -> Tensor:
     return ops.fused(q, k, call.v, bias, call.mask, call.normalize.exponent(), call.normalize.kernel, scale)
 
 
-def row_chain(call: Call, u: Tensor, factor: float = 1.0) -> Tensor | None:
+def row_chain(
+    u: Tensor,
+    q: Tensor,
+    k: Tensor,
+    pair: tuple[Similarity | None, Normalizer | None] = (None, None),
+    *,
+    bias: Tensor | None = None,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+    weighed: tuple[Tensor, Tensor] | None = None,
+) -> Tensor | None:
     """Return u A of every head, (B, H, Nk), by a fused GPU kernel; None where none serves the call.
 
     Args:
         u: (B, Nq), one row for all heads.
-        factor: Number by which the scores of a scaled dot product are multiplied beforehand.
+        q: As in ``attend``, like k, bias and mask.
+        pair: The similarity and the normalizer, None standing for a scaled dot product and for softmax.
+        scale: Factor of a scaled dot product where it is not 1 / sqrt(D).
+        weighed: Gradients (B, H, Nq, Dv) and values (B, H, Nk, Dv), to weigh A by [G]+, G = gradients values^T.
     """
+    if unavailable(q.device) or (torch.is_grad_enabled() and any(x.requires_grad for x in (u, q, k))):
+        return None
+    call = check(q, k, None, *pair, bias, mask, 0.0)
     if refuses(call, (*ops.KINDS, "softmax")):
         return None
-    q, k, bias, scale = inner_form(call)
+    q, k, bias, own = inner_form(call)
     dtype, p = torch.promote_types(q.dtype, k.dtype), call.normalize.exponent()
     p = None if p is None else p.float()
-    parts = (u.float(), q.to(dtype), k.to(dtype), bias, call.mask, p, call.normalize.kernel, factor * scale)
-    return ops.row_chain(*parts, None, None)
+    gradient, v = (None, None) if weighed is None else (x.to(dtype) for x in weighed)
+    operands = (u.float(), q.to(dtype), k.to(dtype), bias, call.mask, p)
+    return ops.row_chain(*operands, call.normalize.kernel, own if scale is None else scale, gradient, v)

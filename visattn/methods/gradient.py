@@ -73,7 +73,8 @@ def positive_share(record: Record, rows: slice) -> Tensor:
 
 
 def _attend(record: Record, u: Tensor) -> Tensor:
-    return record.apply(u, partial(positive_share, record))
+    moved = record.apply_positive(u)
+    return record.apply(u, partial(positive_share, record)) if moved is None else moved
 
 
 def gae(model: nn.Module, images: Tensor, target: Target = None, layers=None) -> Map:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from visattn.core.formula import attention_map
+from visattn.core.gpu import row_chain
 from visattn.record.space import Space
 
 TILE = 2**21  # weights computed at a time: 8 MiB in float32, which stays in the last-level cache
@@ -130,11 +131,32 @@ class Record:
 
         ``tile(rows)`` puts other weights in place of A: (B * G, H, r, Nk), or (B * G, r, Nk) with the heads joined.
         """
-        return self._sweep(u, tile or self.rows).mean(1)
+        return (self.apply_heads(u) if tile is None else self._sweep(u, tile)).mean(1)
 
     def apply_heads(self, u: Tensor) -> Tensor:
         """Return u A for every head: (B, H, keys.tokens)."""
-        return self._sweep(u, self.rows)
+        carried = self._carried(u, None)
+        return self._sweep(u, self.rows) if carried is None else carried
+
+    def apply_positive(self, u: Tensor) -> Tensor | None:
+        """Return u A of (B, queries.tokens), A the mean over heads of [A o G]+, G = dO V^T, by a fused GPU kernel.
+
+        None where none serves this record.
+        """
+        if self.v is None or self.q is None:
+            return None
+        group = self.q.shape[1] // self.v.shape[1]
+        v = self.v if group == 1 else self.v.repeat_interleave(group, 1)
+        carried = self._carried(u, (self.gradient.reshape(*v.shape[:2], -1, v.shape[3]), v))
+        return None if carried is None else carried.mean(1)
+
+    def _carried(self, u: Tensor, weighed: tuple[Tensor, Tensor] | None) -> Tensor | None:
+        if self.alpha is not None or self.q is None:
+            return None
+        own = next((p.dtype for part in self.pair if part is not None for p in part.parameters()), self.q.dtype)
+        options = {"bias": self.bias, "mask": self.mask, "scale": self.scale, "weighed": weighed}
+        moved = row_chain(self.queries.fold(u), self.q.to(own), self.k.to(own), self.pair, **options)
+        return None if moved is None else self.keys.unfold(moved)
 
     def _sweep(self, u: Tensor, tile: Callable[[slice], Tensor]) -> Tensor:
         u, total = self.queries.fold(u)[:, None, None], 0
