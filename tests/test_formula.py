@@ -12,6 +12,7 @@ from visattn.core.kernels import recompute
 from visattn.core.kernels.threshold import threshold
 from visattn.core.normalize import NORMALIZERS
 from visattn.core.similarity import SIMILARITIES
+from visattn.core.similarity.definition import Similarity
 
 
 def test_default_is_scaled_dot_product_attention():
@@ -56,10 +57,19 @@ def test_threshold_gives_unit_mass(p, scale, keys):
     torch.testing.assert_close(mass, torch.ones(7, dtype=x.dtype), rtol=1e-9, atol=1e-9)
 
 
+class Mixing(Similarity):
+    """A similarity of one's own whose heads see each other."""
+
+    def forward(self, q, k):
+        return (q @ k.transpose(2, 3)).cumsum(1)
+
+
 @pytest.mark.parametrize("budget", [8, 8 * 50, 8 * 200, 8 * 500])
-@pytest.mark.parametrize("normalizer", ["entmax15", "l1", "topk"])
-def test_any_tile_size_gives_the_same(budget, normalizer, monkeypatch):
-    f_sim, f_norm = make_similarity("cosine", D, H), make_normalizer(normalizer, H)
+@pytest.mark.parametrize("normalizer", ["entmax15", "l1", "topk", "entmax"])
+@pytest.mark.parametrize("similarity", ["cosine", "additive", "laplacian", "bilinear", "mixing"])
+def test_any_tile_size_gives_the_same(budget, normalizer, similarity, monkeypatch):
+    f_sim = Mixing(D, H) if similarity == "mixing" else make_similarity(similarity, D, H)
+    f_norm = make_normalizer(normalizer, H)
     bias = tokens(1, H, 1, NK, seed=6)
 
     def run(impl):
