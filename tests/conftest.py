@@ -22,3 +22,34 @@ def shapes(tmp_path_factory):
     from training_cases import draw_folder
 
     return draw_folder(tmp_path_factory.mktemp("shapes"))
+
+
+@pytest.fixture(scope="session")
+def run(shapes, tmp_path_factory):
+    """A finished run on them: two epochs of seven steps, with a checkpoint every three steps."""
+    from training_cases import keys
+
+    from visattn.training import cli
+
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    cli.main(["fit", *keys(shapes, out, checkpoint_steps=3, overlays=2)])
+    return out
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """Do something once, when a step of training begins."""
+    from visattn.training.module import ImageClassifier
+
+    def do(step: int, act) -> None:
+        start, done = ImageClassifier.on_train_batch_start, []
+
+        def act_once(module, batch, batch_idx):
+            start(module, batch, batch_idx)
+            if module.global_step == step and not done:
+                done.append(step)
+                act()
+
+        monkeypatch.setattr(ImageClassifier, "on_train_batch_start", act_once)
+
+    return do

@@ -10,11 +10,14 @@ import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from visattn.training import cli
 from visattn.training.checkpoint import read_checkpoint
+from visattn.training.classifier import load
 
 HOUSE = Path(__file__).parent.parent
 SMALL = '{"dim": 16, "depth": 2, "num_heads": 2}'
@@ -65,7 +68,7 @@ def test_from_training_to_a_map(tmp_path):
     said = finished(command("fit", *keys(tmp_path / "run", overlays=3)))
     assert "validation accuracy" in said
     assert "images/s" in said
-    following = re.search(r"uv run visattn (map \S+ --model \S+) --out out/", said)
+    following = re.search(r"visattn (map \S+ --model \S+) --out out/", said)
     maps = [sys.executable, "-m", "visattn", *following[1].split(), "--out", str(tmp_path / "maps")]
     finished(maps)
     entries = json.loads((tmp_path / "maps" / "index.json").read_text())
@@ -114,7 +117,8 @@ def some_images(root: Path, train: int = 8, val: int = 7) -> Path:
 
 def test_two_processes_train_and_count_every_image_once(tmp_path, capsys):
     small = {"model__name": "resnet8", "model__options": "{}", "data__root": some_images(tmp_path / "few")}
-    small |= {"data__batch_size": 5, "trainer__max_epochs": 8}
+    small |= {"data__batch_size": 5, "trainer__max_epochs": 8, "model__ema": 0.8}
+    small |= {"model__freeze": "conv1", "model__unfreeze_epoch": 2}  # which all processes must do together
     both = {**small, "trainer__devices": 2, "trainer__strategy": "ddp"}
     # one process gets 11 images in 3 batches, the other 10 in 2: waiting for each other in every batch would hang
     finished(command("fit", *keys(tmp_path / "run", **both)))
@@ -125,3 +129,40 @@ def test_two_processes_train_and_count_every_image_once(tmp_path, capsys):
     counts = [re.search(r"\((\d+) of (\d+) images\)", said).groups() for said in (by_two, capsys.readouterr().out)]
     assert counts[0] == counts[1]
     assert counts[0][1] == "21"
+
+
+def test_two_processes_share_the_parameters_and_go_on(tmp_path):
+    small = {"model__image_size": 16, "data__root": some_images(tmp_path / "few"), "data__batch_size": 4}
+    small |= {"trainer__devices": 2, "trainer__strategy": "fsdp", "overlays": 2}
+    finished(command("fit", *keys(tmp_path / "run", **small, trainer__max_epochs=1)))
+    first = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    finished(command("fit", *keys(tmp_path / "run", **small), "--ckpt_path", "last"))
+    second = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert second["global_step"] == 2 * first["global_step"]
+    moments = [content["optimizer_states"][0]["state"][0]["step"] for content in (first, second)]
+    assert [int(step) for step in moments] == [first["global_step"], second["global_step"]]  # it went on
+    assert not same(first["state_dict"], second["state_dict"])
+    classifier = load(tmp_path / "run")  # one process reads what several wrote
+    assert len(classifier(Image.new("RGB", (20, 20)))) == 3
+
+
+@pytest.mark.slow
+def test_a_run_killed_five_times_ends_with_the_same_weights(tmp_path):
+    small = {"trainer__max_epochs": 3, "trainer__limit_train_batches": 20, "model__ema": 0.9}
+    cli.main(["fit", *keys(tmp_path / "whole", trainer__enable_progress_bar="false", **small)])
+    cut, generator = tmp_path / "cut" / "checkpoints" / "last.ckpt", np.random.default_rng(0)
+    arguments, again = keys(tmp_path / "cut", checkpoint_steps=1, **small), []
+    for wanted in np.sort(generator.choice(np.arange(2, 56), 5, replace=False)).tolist():
+        process = subprocess.Popen(
+            command("fit", *arguments, *again), cwd=HOUSE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while process.poll() is None and not (cut.is_file() and read_checkpoint(cut)["global_step"] >= wanted):
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
+        again = ["--ckpt_path", "last"]
+    cli.main(["fit", *arguments, *again, "--trainer.enable_progress_bar", "false"])
+    ends = [read_checkpoint(path) for path in (cut, tmp_path / "whole" / "checkpoints" / "last.ckpt")]
+    for part in ("state_dict", "current_model_state"):
+        assert same(ends[0][part], ends[1][part]), part

@@ -1,7 +1,6 @@
 """The contract of the vision transformers: timm's keys and numbers, any image size, every option by name."""
 
 import copy
-import inspect
 import io
 import pickle
 import re
@@ -17,7 +16,7 @@ from visattn.core.formula import Attend
 from visattn.core.normalize import NORMALIZERS
 from visattn.core.position import POSITIONS
 from visattn.core.similarity import SIMILARITIES
-from visattn.models.build import MIXERS, build_vit
+from visattn.models.build import MIXERS, build_vit, known_options
 from visattn.models.stem import STEMS
 from visattn.models.table import MODELS, create_model
 from visattn.models.vit import resize_positions
@@ -37,7 +36,7 @@ def test_the_cases_use_every_option():
     used = {option for options in MODEL_CASES.values() for option in options}
     used |= {"dim", "depth", "num_heads", "patch_size", "image_size", "num_classes"}  # all cases
     tested_below = {"in_channels", "mlp_ratio", "drop_path", "dropout"}
-    assert used | tested_below == set(inspect.signature(build_vit).parameters)
+    assert used | tested_below == set(known_options(build_vit))
     positions = {options.get("position", "learned") for options in MODEL_CASES.values()}
     assert positions == {"learned", "none", *POSITIONS}
 

@@ -5,7 +5,8 @@ from lightning.pytorch.callbacks.progress.rich_progress import BatchesProcessedC
 from rich.progress import TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-TEXTS = 74  # columns that all but the bar itself take at most, up to 9999 batches and 999 epochs
+METRICS = len("loss: 10.000 acc: 100% val: 99.9% img/s: 10000")
+REST = len(" ") * 4 + len("00:00")
 
 
 class Bar(RichProgressBar):
@@ -23,7 +24,9 @@ class Bar(RichProgressBar):
         return {name: format(float(metrics[key]), form) for key, name, form in self.SHOWN if key in metrics}
 
     def configure_columns(self, trainer) -> list:
-        width = min(40, max(4, self._console.width - TEXTS))
+        epoch = max(len("Validation"), len(self._get_train_description((trainer.max_epochs or 1) - 1)))
+        batches = 2 * len(str(trainer.num_training_batches)) + 1
+        width = min(40, max(3, self._console.width - epoch - batches - METRICS - REST))
         styles = {
             "complete_style": self.theme.progress_bar,
             "finished_style": self.theme.progress_bar_finished,

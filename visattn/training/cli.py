@@ -58,14 +58,6 @@ KEYS = (
 )
 
 
-class SaveConfig(SaveConfigCallback):
-    """Save config.yaml into the run's folder when training starts, and only then."""
-
-    def setup(self, trainer, pl_module, stage: str) -> None:
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
-
-
 class TrainingCLI(LightningCLI):
     """fit, validate, test and predict an ImageClassifier on ImageData, with everything about a run in one folder."""
 
@@ -108,7 +100,8 @@ class TrainingCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         self.folder = Path(config.out or Path("runs", config.name))
-        config.weights_only = True
+        if "weights_only" in config:
+            config.weights_only = True
         self.resumed_step, self.checkpoint_classes = None, []
         if "verbose" in config:
             config.verbose = False  # one line of our own says it
@@ -127,6 +120,7 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs):
         config = self.config_init[self.subcommand]
         fit = self.subcommand == "fit"
+        self.save_config_callback = self.save_config_callback if fit else None
         if config.trainer.logger is not False:
             own = loggers(self.folder, self.resumed_step) if fit else []
             kwargs["logger"] = [*own, *given_loggers(config.trainer.logger)] or False
@@ -140,6 +134,8 @@ class TrainingCLI(LightningCLI):
             added += [PredictionWriter(self.folder)] if self.subcommand == "predict" else []
         self.trainer_defaults["callbacks"] = added
         trainer = super().instantiate_trainer(**kwargs)
+        if config.trainer.sync_batchnorm and trainer.strategy.root_device.type == "cpu":
+            raise ValueError("trainer.sync_batchnorm needs GPUs: torch has no such layer for the CPU")
         if fit and rank_zero_only.rank == 0:  # model, data and trainer stand: what is misspelt moves no run aside
             notice = claim(self.folder, resumed=bool(config.ckpt_path))
             if notice:
@@ -165,7 +161,9 @@ class TrainingCLI(LightningCLI):
     def after_validate(self) -> None:
         self._say_accuracy("val")
         device, config = self.trainer.strategy.root_device, self.config[self.subcommand]
-        if config.knn:
+        if config.knn and self.trainer.world_size > 1:
+            print("knn is left out: it compares all images in one process")
+        elif config.knn:
             accuracy = neighbors_accuracy(self.model.model, self.datamodule, config.knn, device)
             print(f"accuracy of {config.knn} nearest neighbors {100 * accuracy:.2f} %")
         self._write_mistakes(self.model.model)
@@ -223,7 +221,7 @@ def construct(kind: type[TrainingCLI], args: list[str] | None = None) -> Trainin
             ImageData,
             trainer_class=Trainer,
             parser_class=Parser,
-            save_config_callback=SaveConfig,
+            save_config_callback=SaveConfigCallback,
             save_config_kwargs={"overwrite": True},
             trainer_defaults=dict(DEFAULTS),
             seed_everything_default=0,
@@ -244,8 +242,8 @@ def main(args: list[str] | None = None) -> None:
     except RuntimeError as error:
         if not lost_worker(error):
             raise
-        hint = "Too little memory? Try fewer --data.num_workers, or a smaller --data.batch_size"
-        _leave(f"error: a data worker died; the last step is saved. {hint}; go on with --ckpt_path last", 1)
+        hint = "too little memory? Try fewer --data.num_workers or a smaller --data.batch_size"
+        _leave(f"error: a data worker died; {hint}, and go on with --ckpt_path last", 1)
     except NotFinite as error:
         _leave(
             f"error: {error}; what was saved before stays. Try a lower --model.lr or --trainer.gradient_clip_val 1", 1

@@ -107,6 +107,7 @@ def draw_heads(rows: list[dict], path: Path) -> None:
             if drawn:
                 axis.plot(*zip(*drawn, strict=True), color=color, marker=".", label=layer)
         axis.set(xlabel="step", ylabel={"entropy": "entropy / ln N", "distance": "distance / side"}[quantity])
+        axis.set_ylim(0, 1.05 if quantity == "entropy" else None)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(frameon=False, fontsize=7)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=7)
     figure.savefig(path, dpi=120)

@@ -95,6 +95,7 @@ def mistyped(message: str) -> str | None:
     """Say in one line that a value has the wrong type, which jsonargparse says in ten."""
     key = re.search(r'Parser key "([\w.]+)"', message)
     value = re.search(r"(?:Given value|Got value): (.*)", message)
+    message = message.partition("Given value type")[0]
     words = [word for part in re.findall(r"Literal\[(.*?)\]", message) for word in re.findall(r"'([^']+)'|(\w+)", part)]
     choices = list(dict.fromkeys(quoted or bare for quoted, bare in words))
     kinds = [KINDS[kind] for kind in dict.fromkeys(re.findall(r"<class '(\w+)'>", message)) if kind in KINDS]

@@ -21,6 +21,8 @@ main {{ display: flex; flex-wrap: wrap; gap: 1em }}
 figure {{ margin: 0; padding: .6em; border: 1px solid #ddd; border-radius: 6px }}
 img {{ width: 160px; display: inline-block; vertical-align: top }}
 b {{ color: #b00020 }}
+figcaption {{ max-width: 330px; overflow-wrap: anywhere }}
+small {{ color: #666 }}
 </style>
 <h1>The most confident mistakes of {title}</h1>
 <p>{wrong} of {total} images were mistaken. Left the image as the network gets it, right where it looked ({method}).</p>
@@ -29,7 +31,7 @@ b {{ color: #b00020 }}
 </main></html>
 """
 FIGURE = """<figure><img alt="image" src="{picture}"><img alt="attention" src="{seen}">
-<figcaption>{truth}, taken for <b>{answer}</b> with {probability:.3f}</figcaption></figure>"""
+<figcaption>{truth}, taken for <b>{answer}</b> with {probability:.3f}<br><small>{name}</small></figcaption></figure>"""
 
 
 class Mistakes:
@@ -43,6 +45,7 @@ class Mistakes:
         self.count = count
         self.kept: list[tuple[float, int, Tensor, int, int]] = []
         self.wrong, self.total = 0, 0
+        self.names: list[str] = []
 
     def add(self, images: Tensor, labels: Tensor, probabilities: Tensor) -> None:
         """Look through a batch."""
@@ -59,6 +62,11 @@ def collect(model: nn.Module, loader, device: torch.device, count: int = 24) -> 
     found = Mistakes(count)
     for images, labels in loader:
         found.add(images, labels, model(images.to(device)).float().softmax(1).cpu())
+    seen = loader.dataset
+    if (
+        len(seen) == found.total
+    ):  # none was unreadable, and no other process has a share: the order is that of the files
+        found.names = [seen.source.name(int(index)) for index in seen.indices]
     return found
 
 
@@ -66,7 +74,7 @@ def write_mistakes(found: Mistakes, model: nn.Module, data, path: Path, device: 
     """Draw the mistakes with what the model looked at; an image without a mistake leaves a page that says so."""
     figures, method = [], "nothing to show"
     if found.kept:
-        values, _, images, labels, answers = zip(*found.kept, strict=True)
+        values, places, images, labels, answers = zip(*found.kept, strict=True)
         seen = look(model, torch.stack(images).to(device))
         method = seen.heat.method
         pictures = photographs(torch.stack(images), data.transform_config())
@@ -79,6 +87,7 @@ def write_mistakes(found: Mistakes, model: nn.Module, data, path: Path, device: 
                     truth=html.escape(data.classes[labels[number]]),
                     answer=html.escape(data.classes[answers[number]]),
                     probability=values[number],
+                    name=html.escape(found.names[-places[number]]) if found.names else "",
                 )
             )
     title, body = html.escape(path.parent.name), "\n".join(figures)

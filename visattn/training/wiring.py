@@ -30,7 +30,9 @@ def callbacks(config, folder: Path, module: ImageClassifier) -> list[Callback]:
     """Return what the plain keys of a training ask for, and what every training has."""
     checkpoints = (folder / "checkpoints").absolute()
     resumed = bool(config.ckpt_path) and Path(config.ckpt_path).absolute().parent == checkpoints
-    chosen = [AttentionOverlays(folder / "attention", config.overlays)] if config.overlays else []
+    # with sharded parameters no process holds a network that it could look at alone
+    drawn = config.overlays and config.trainer.strategy != "fsdp"
+    chosen = [AttentionOverlays(folder / "attention", config.overlays)] if drawn else []
     if module.recipe.ema:  # behind what looks at the validated network, before what saves it
         chosen.append(AverageWeights(module.recipe.ema))
     if module.frozen:
