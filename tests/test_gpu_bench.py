@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 import time
 
 import pytest
@@ -137,6 +139,15 @@ def test_a_section_that_fails_or_comes_late_leaves_the_others(here, monkeypatch)
     late = Report()
     gpu.measured(late, here, time.monotonic() - 1)
     assert not late.checks and set(late.missing.values()) == {"the time was up"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="would measure")
+def test_it_needs_no_more_than_torch_torchvision_timm_and_triton():
+    absent = ("lightning", "rich", "jsonargparse", "albumentations", "matplotlib", "torchmetrics", "tensorboard", "cv2")
+    start = "runpy.run_module('visattn.bench.gpu', run_name='__main__')"
+    code = f"import runpy, sys; sys.modules.update(dict.fromkeys({absent})); {start}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "nothing was measured: there is no CUDA device\n", "")
 
 
 def test_without_a_gpu_it_says_so_in_one_line(monkeypatch, tmp_path, capsys):

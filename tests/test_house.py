@@ -2,7 +2,7 @@
 
 import ast
 import doctest
-import importlib
+import importlib.util
 import pkgutil
 import re
 import subprocess
@@ -19,8 +19,12 @@ from visattn.core.tap import Tap
 
 ROOT = Path(visattn.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
+KERNELS = "visattn.core.kernels.triton."
+HERE = KERNELS if importlib.util.find_spec("triton") else (f"{KERNELS}device", f"{KERNELS}ops")
 MODULES = sorted(
-    module.name for module in pkgutil.walk_packages([str(ROOT)], "visattn.") if not module.name.endswith("__main__")
+    module.name
+    for module in pkgutil.walk_packages([str(ROOT)], "visattn.")
+    if not module.name.endswith("__main__") and (not module.name.startswith(KERNELS) or module.name.startswith(HERE))
 )
 FUNCTIONS = [
     "attend",

@@ -23,6 +23,28 @@ def pulled(problem, b, h, q, grad, rows, first, origin, shift, p, KIND, PRECISIO
 
 
 @triton.jit
+def mean_grad(problem, b, h, q, grad, rows, origin, shift, p, turns, KIND, PRECISION, WIDTH, VALUE_WIDTH, KEYS):
+    """Return delta and, where ``turns`` is given, the gradient by alpha of every row (zero otherwise).
+
+    At fixed scores alpha_i = r_i^p turns with alpha by d_i - s_i sum d / sum s, d_i = p^2 alpha_i (1 - ln r_i).
+    """
+    total, weight = tl.zeros_like(origin), tl.zeros_like(origin)
+    turn, turned = tl.zeros_like(origin), tl.zeros_like(origin)
+    for first in range(0, problem.keys, KEYS):
+        alpha, slope, dalpha, _ = pulled(
+            problem, b, h, q, grad, rows, first, origin, shift, p, KIND, PRECISION, WIDTH, VALUE_WIDTH, KEYS
+        )
+        total += tl.sum(slope * dalpha, 1)
+        weight += tl.sum(slope, 1)
+        if turns is not None:
+            direction = p * p * alpha * (1 - tl.log(tl.maximum(alpha, TINY)) / p)
+            turn += tl.sum(direction * dalpha, 1)
+            turned += tl.sum(direction, 1)
+    delta = tl.where(weight > 0, total / tl.maximum(weight, TINY), 0.0)
+    return delta, turn - delta * turned
+
+
+@triton.jit
 def query_grad(
     problem,
     grads,
@@ -50,21 +72,12 @@ def query_grad(
     p = exponent(problem, h, KIND)
     delta = tl.zeros_like(origin)
     if SUMS_TO_ONE:
-        total, weight, turn, turned = delta, delta, delta, delta
-        for first in range(0, problem.keys, KEYS):
-            alpha, slope, dalpha, _ = pulled(
-                problem, b, h, q, grad, rows, first, origin, shift, p, KIND, PRECISION, WIDTH, VALUE_WIDTH, KEYS
-            )
-            total += tl.sum(slope * dalpha, 1)
-            weight += tl.sum(slope, 1)
-            if turns is not None:
-                direction = p * p * alpha * (1 - tl.log(tl.maximum(alpha, TINY)) / p)
-                turn += tl.sum(direction * dalpha, 1)
-                turned += tl.sum(direction, 1)
-        delta = tl.where(weight > 0, total / tl.maximum(weight, TINY), 0.0)
+        delta, turn = mean_grad(
+            problem, b, h, q, grad, rows, origin, shift, p, turns, KIND, PRECISION, WIDTH, VALUE_WIDTH, KEYS
+        )
         tl.store(deltas + place, delta, mask=inside)
         if turns is not None:
-            tl.store(turns + place, turn - delta * turned, mask=inside)
+            tl.store(turns + place, turn, mask=inside)
     result, row_sum = tl.zeros((ROWS, WIDTH), tl.float32), tl.zeros_like(delta)
     for first in range(0, problem.keys, KEYS):
         _, slope, dalpha, keys = pulled(

@@ -72,7 +72,7 @@ def threshold(
         power, slope = tl.zeros_like(top), tl.zeros_like(top)
         for first in range(0, problem.keys, KEYS):
             e = key_scores(problem, b, h, q, rows, first + tl.arange(0, KEYS), PRECISION, WIDTH)
-            tile_power, tile_slope = powers(tl.maximum((e - origin[:, None]) / p - shift[:, None], 0.0), p, KIND)
+            tile_power, tile_slope = powers(tl.maximum((e - origin[:, None]) * (1 / p) - shift[:, None], 0.0), p, KIND)
             power += tl.sum(tile_power, 1)
             slope += tl.sum(tile_slope, 1)
         move = newton(power, slope, p, KIND)
@@ -94,7 +94,7 @@ def threshold_on_chip(e, p, KIND: tl.constexpr, TILES: tl.constexpr):
     origin = finite(top)
     x = ()
     for i in tl.static_range(TILES):
-        x = x + ((e[i] - origin[:, None]) / p,)  # noqa: RUF005 (the compiler knows no star)
+        x = x + ((e[i] - origin[:, None]) * (1 / p),)  # noqa: RUF005 (the compiler knows no star)
     shift = start(origin, total, count, p)
     step, moved = 0, 1.0
     while (step < STEPS) & (moved > TOLERANCE):

@@ -47,7 +47,7 @@ def weigh(e, origin, shift, p, KIND: tl.constexpr):
         alpha = tl.maximum(e, 0.0) * shift
         slope = tl.where(e > 0, shift, 0.0)
     else:
-        alpha, slope = powers(tl.maximum((e - origin) / p - shift, 0.0), p, KIND)
+        alpha, slope = powers(tl.maximum((e - origin) * (1 / p) - shift, 0.0), p, KIND)
     return alpha, slope
 
 
