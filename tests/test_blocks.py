@@ -1,6 +1,7 @@
 """The contract of every attention block: what holds for one holds for all in BLOCKS."""
 
 import copy
+import inspect
 import json
 import pickle
 import re
@@ -283,6 +284,35 @@ def test_refuses_wrong_inputs(case):
     for bad in (wrong, wrong[0], tensors[0].flatten(2)):
         with pytest.raises(ValueError, match=rf"{case.channels}.*{re.escape(str(tuple(bad.shape)))}"):
             block(bad, *tensors[1:])
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_refuses_even_kernels(name):
+    """Every kernel of which a block has a choice; those of lka and lska go by kernel_size / dilation, see REFUSALS."""
+    parameters = inspect.signature(BLOCKS[name].block).parameters
+    extents = (
+        {"kernel_size", "spatial_kernel_size"} & set(parameters) if name not in ("lka", "lska", "lka_attention") else ()
+    )
+    case = next(case for case in CASES if case.name == name)
+    for extent in extents:
+        with pytest.raises(ValueError, match=f"{extent} must be odd.*got 4"):
+            create_block(name, case.channels, **{**case.options, extent: 4})
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_fewer_channels_than_the_reduction_leave_one_hidden_or_are_refused(name):
+    """A bottleneck never loses its last channel silently."""
+    if "reduction" not in inspect.signature(BLOCKS[name].block).parameters:
+        return
+    case = next(case for case in CASES if case.name == name)
+    options = {**case.options, "reduction": 2 * case.channels}
+    try:
+        block = create_block(name, case.channels, **options).eval()
+    except ValueError as error:
+        assert re.search(r"channels must be a multiple of .*reduction", str(error))
+        return
+    assert all(value.numel() for value in block.parameters())
+    assert block(*inputs(case)).isfinite().all()
 
 
 def test_refuses_unknown_names_and_options():

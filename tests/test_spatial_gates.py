@@ -1,12 +1,19 @@
 """What the contract of the blocks does not ask of the gates over positions and strips."""
 
+import math
+
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
+from torch.func import functional_call
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
+from visattn.blocks import products
+from visattn.blocks.norm import BatchNorm
 from visattn.blocks.plane_conv import PlaneConv
-from visattn.blocks.pool import axis_max
+from visattn.blocks.pool import max_and_mean
+from visattn.blocks.products import contracted, product, scaled, scaled_by_sum
 from visattn.blocks.reference import load_reference
 from visattn.blocks.table import create_block
 
@@ -123,16 +130,106 @@ def test_names_of_the_authors_load(name):
     torch.testing.assert_close(ours(x), trained(x), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("axis", [1, 2, 3, (2, 3)], ids=str)
 @pytest.mark.parametrize("size", [(5, 8), (1, 1), (7, 3)], ids=str)
-def test_axis_max_is_amax(axis, size):
-    x = normal(2, 3, *size, dtype=torch.float64).requires_grad_()
-    torch.testing.assert_close(axis_max(x, axis), x.amax(axis, keepdim=True), rtol=0, atol=0)
-    torch.testing.assert_close(axis_max(x.detach(), axis), x.amax(axis, keepdim=True).detach(), rtol=0, atol=0)
-    assert gradcheck(lambda x: axis_max(x, axis), (x,), fast_mode=True)
+def test_max_and_mean(size):
+    axes, x = ((1,), (2,), (3,), (2, 3)), normal(2, 3, *size, dtype=torch.float64).requires_grad_()
+    for given in (x, x.detach()):
+        for axis, pooled in zip(axes, max_and_mean(given, *axes), strict=True):
+            for own, wanted in zip(pooled, (x.amax(axis, True), x.mean(axis, True)), strict=True):
+                torch.testing.assert_close(own, wanted)
+    assert gradcheck(lambda x: sum(max_and_mean(x, *axes), ()), (x,), fast_mode=True)
+
+
+def test_equal_maxima_share_the_gradient_as_for_amax():
+    x = torch.tensor([[1.0, 5, 5, 2], [5, 0, 5, 5], [5, 5, 1, 1]], requires_grad=True).view(1, 3, 2, 2)
+    for axis in ((1,), (2,), (3,), (2, 3)):
+        weight = normal(*x.amax(axis, True).shape)
+        own = torch.autograd.grad((max_and_mean(x, axis)[0][0] * weight).sum(), x, retain_graph=True)
+        torch.testing.assert_close(own, torch.autograd.grad((x.amax(axis, True) * weight).sum(), x))
+
+
+GATES = {  # what each gate of a map (2, 3, 5, 4) may look like
+    "channel": [(2, 3, 1, 1)],
+    "spatial": [(2, 1, 5, 4)],
+    "strips": [(2, 3, 5, 1), (2, 3, 1, 4)],
+    "planes": [(2, 3, 1, 4), (2, 3, 5, 1), (2, 1, 5, 4)],
+    "axes": [(2, 1, 1, 4), (2, 1, 5, 1), (2, 3, 1, 1)],
+}
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("kind", GATES)
+def test_a_scaled_map_and_its_gradients(kind, order, monkeypatch):
+    monkeypatch.setattr(products, "_BYTES", 1)  # every image a piece of its own
+    x = normal(2, 3, 5, 4, dtype=torch.float64).contiguous(memory_format=order).requires_grad_()
+    gates = [normal(*shape, seed=i, dtype=torch.float64).requires_grad_() for i, shape in enumerate(GATES[kind], 1)]
+    product = math.prod(gates)
+    torch.testing.assert_close(scaled(x, *gates), x * product)
+    torch.testing.assert_close(scaled_by_sum(x, *gates), x * sum(gates))
+    for function in (scaled, scaled_by_sum):
+        assert function(x, *gates).is_contiguous(memory_format=order)
+        assert gradcheck(function, (x, *gates), fast_mode=True)
+        assert gradgradcheck(function, (x, *gates), fast_mode=True)
+
+
+def test_a_gate_that_is_not_one_per_image_scales_too():
+    x = normal(2, 3, 5, 4).requires_grad_()
+    for gate in (normal(1, 1, 5, 4), normal(2, 3, 5, 4), normal(3, 1, 1)):
+        torch.testing.assert_close(scaled(x, gate), x * gate, rtol=0, atol=0)
+
+
+def test_no_gradient_of_a_gate_takes_a_map():
+    """A gradient of the map is all of its size that comes into being."""
+    x, gate = normal(16, 64, 56, 56).requires_grad_(), normal(16, 64, 1, 1).requires_grad_()
+    y, gradient = scaled(x, gate), normal(16, 64, 56, 56)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as taken:
+        y.backward(gradient)
+    large = [e for e in taken.events() if e.self_cpu_memory_usage >= x.nbytes // 2]
+    assert sum(e.self_cpu_memory_usage for e in large) <= x.nbytes
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_contracted(axis):
+    x = normal(2, 3, 5, dtype=torch.float64).requires_grad_()
+    weights = normal(2, (3, 5)[axis - 1], seed=1, dtype=torch.float64).requires_grad_()
+    torch.testing.assert_close(contracted(x, weights, axis), (x * weights.unsqueeze(3 - axis)).sum(axis))
+    assert gradcheck(lambda x, w: contracted(x, w, axis), (x, weights), fast_mode=True)
+    assert gradgradcheck(lambda x, w: contracted(x, w, axis), (x, weights), fast_mode=True)
+
+
+@pytest.mark.parametrize("turned", [(False, False), (True, False), (False, True), (True, True)], ids=str)
+def test_a_product_gives_gradients_that_lie_as_their_matrices(turned):
+    a, b = (normal(2, *shape, dtype=torch.float64) for shape in ((3, 5), (5, 4)))
+    a, b = ((x.mT.contiguous().mT if turn else x).requires_grad_() for x, turn in zip((a, b), turned, strict=True))
+    torch.testing.assert_close(product(a, b), a @ b)
+    assert gradcheck(product, (a, b), fast_mode=True) and gradgradcheck(product, (a, b), fast_mode=True)
+    seen = []
+    a.register_hook(lambda g: seen.append(g.stride()))
+    product(a, b).sum().backward()
+    assert seen == [a.stride()]
+
+
+@pytest.mark.parametrize("size", [(7, 5), (1, 1)], ids=str)
+def test_batch_norm_trains_as_torch_does(size):
+    own, theirs = BatchNorm(3).double(), torch.nn.BatchNorm2d(3).double()
+    results = []
+    for norm in (own, theirs):
+        x = normal(4, 3, *size, dtype=torch.float64).requires_grad_()
+        torch.nn.init.constant_(norm.weight, 1.3)
+        y = norm(x)
+        y.backward(normal(4, 3, *size, seed=1, dtype=torch.float64))
+        results.append((y, x.grad, norm.weight.grad, norm.bias.grad, *norm.buffers()))
+    torch.testing.assert_close(*results)
+    x = normal(4, 3, *size, dtype=torch.float64).requires_grad_()
+    assert gradcheck(own, (x,), fast_mode=True) and gradgradcheck(own, (x,), fast_mode=True)
 
 
 def test_plane_conv_is_a_convolution():
     conv, x = PlaneConv(2, 5).double(), normal(3, 2, 7, 11, dtype=torch.float64).requires_grad_()
     torch.testing.assert_close(conv(x), F.conv2d(x, conv.weight, padding=2))
-    assert gradcheck(conv, (x,), fast_mode=True)
+    names, weights = zip(*conv.named_parameters(), strict=True)
+
+    def run(x, *weights):
+        return functional_call(conv, dict(zip(names, weights, strict=True)), (x,))
+
+    assert gradcheck(run, (x, *weights), fast_mode=True) and gradgradcheck(run, (x, *weights), fast_mode=True)

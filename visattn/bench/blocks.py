@@ -56,12 +56,14 @@ def _say(what: str, ratios: dict[str, tuple[float, float]]) -> None:
 def _rows(name: str, x: Tensor, repeats: int) -> tuple[list[tuple], tuple[float, float]]:
     """The rows of one block, one per peer, and the ratios to the fastest peer."""
     builders: dict[str, Callable[[int], nn.Module]] = {
-        "it": lambda channels: create_block(name, channels, **OURS.get(name, {})),
+        "it": lambda channels: create_block(name, channels, **OURS.get(name, lambda _: {})(channels)),
         **PEERS[name],
     }
     models = {label: build(x.shape[1]) for label, build in builders.items()}
     forward = measure({label: partial(_forward, model.eval(), x) for label, model in models.items()}, repeats=repeats)
-    both = measure({label: partial(_both, model.train(), x) for label, model in models.items()}, repeats=repeats)
+    gradient = torch.randn_like(x)
+    both = {label: partial(_both, model.train(), x, gradient) for label, model in models.items()}
+    both = measure(both, repeats=repeats)
     own = forward.pop("it"), both.pop("it")
     rows = [
         (name, label, *own, forward[label], both[label], _ratio(forward[label], own[0]), _ratio(both[label], own[1]))
@@ -82,7 +84,5 @@ def _forward(model: nn.Module, x: Tensor) -> None:
         model(x)
 
 
-def _both(model: nn.Module, x: Tensor) -> None:
-    x = x.detach().requires_grad_()
-    y = model(x)
-    y.backward(torch.ones_like(y))
+def _both(model: nn.Module, x: Tensor, gradient: Tensor) -> None:
+    model(x.detach().requires_grad_()).backward(gradient)

@@ -201,5 +201,8 @@ PEERS: dict[str, dict[str, Build]] = {
 }
 """block: {label: builder of a peer for so many channels}."""
 
-OURS: dict[str, dict] = {"criss_cross": {"recurrence": 1}}
-"""Options under which ours does what the peer does, where the defaults differ for each number of channels."""
+OURS: dict[str, Callable[[int], dict]] = {
+    "criss_cross": lambda c: {"recurrence": 1},
+    "shuffle": lambda c: {"groups": min(64, c // 2)},
+}
+"""Options under which ours does what the peer does, where the defaults differ, for each number of channels."""

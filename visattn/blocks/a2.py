@@ -1,10 +1,10 @@
 """Double attention of A2-Nets: gather features into a few descriptors, then hand them out again."""
 
-import torch
 from torch import Tensor, nn
 
 from visattn.blocks.check import hidden_width, require_map, require_positive
-from visattn.blocks.tokens import like_format
+from visattn.blocks.products import product
+from visattn.blocks.tokens import like_format, project
 from visattn.core.tap import Tap
 
 
@@ -55,10 +55,10 @@ class DoubleAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
-        gather = self.gather(x).flatten(2).softmax(2).unflatten(2, x.shape[2:])
-        distribute = self.tap_distribute(self.distribute(x).softmax(1))
-        gather = self.tap_gather(gather).flatten(2)
+        value, gather, distribute = project(x, self.value, self.gather, self.distribute)
+        distribute = self.tap_distribute(distribute.softmax(1).unflatten(2, x.shape[2:]))
+        gather = self.tap_gather(gather.softmax(2).unflatten(2, x.shape[2:])).flatten(2)
         # The projection goes to the few descriptors first: the same product in another order, and no map in between.
-        descriptors = self.proj.weight.flatten(1) @ (self.value(x).flatten(2) @ gather.transpose(1, 2))
-        y = torch.baddbmm(self.proj.bias[:, None].to(descriptors.dtype), descriptors, distribute.flatten(2))
+        descriptors = self.proj.weight.flatten(1) @ product(value, gather.mT)
+        y = product(descriptors, distribute.flatten(2)).add(self.proj.bias[:, None])
         return like_format(y.unflatten(2, x.shape[2:]).to(x.dtype), x)

@@ -5,6 +5,7 @@ from torch.nn import functional as F
 
 from visattn.blocks.check import hidden_width, require_map, require_positive
 from visattn.blocks.norm import make_norm
+from visattn.blocks.products import scaled
 from visattn.core.tap import Tap
 
 
@@ -35,7 +36,7 @@ class AttentionGate(nn.Module):
         ValueError: A width, ``reduction`` or ``subsample`` is below 1, or x is smaller than ``subsample``.
 
     Reference:
-        Oktay et al. 2018, "Attention U-Net: Learning Where to Look for the Pancreas", eq. 1-2,
+        Oktay et al. 2018, "Attention U-Net: Learning Where to Look for the Pancreas",
         https://arxiv.org/abs/1804.03999. Differs from the authors' code in: there the gated map is projected
         (``project=True``), by a convolution whose bias, idle before batch norm, is left out here.
 
@@ -77,7 +78,7 @@ class AttentionGate(nn.Module):
         inner = self.project_x(x)
         inner = (inner + _resized(self.project_gate(gate), inner)).relu()
         alpha = self.tap(_resized(self.score(inner).sigmoid(), x))
-        return self.project(x * alpha)
+        return self.project(scaled(x, alpha))
 
 
 def _resized(x: Tensor, like: Tensor) -> Tensor:

@@ -1,13 +1,67 @@
 """BAM: one gate for every value, the sum of a channel branch and a branch of dilated convolutions."""
 
+import torch
 from torch import Tensor, nn
 
 from visattn.blocks.check import hidden_width, require_choice, require_map, require_positive
 from visattn.blocks.norm import make_norm
 from visattn.blocks.pool import axis_mean
+from visattn.blocks.products import pieces, plain
 from visattn.core.tap import Tap
 
 COMBINE = ("add", "multiply")
+
+
+class _Raised(torch.autograd.Function):
+    """x + x gate in one pass, and its gradient in one more."""
+
+    @staticmethod
+    def forward(x: Tensor, gate: Tensor) -> Tensor:
+        return torch.addcmul(x, x, gate)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        x, gate = ctx.saved_tensors
+        return torch.addcmul(gradient, gradient, gate), (gradient * x).sum_to_size(gate.shape)
+
+
+class _SumGate(torch.autograd.Function):
+    """The sigmoid of the sum of one value per channel and one per position."""
+
+    @staticmethod
+    def forward(channel: Tensor, spatial: Tensor) -> Tensor:
+        return (channel + spatial).sigmoid_()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        (gate,) = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is wanted
+            gradient = gradient * gate * (1 - gate)
+            return gradient.sum((2, 3), keepdim=True), gradient.sum(1, keepdim=True)
+        channel, spatial = gate.new_empty(*gate.shape[:2], 1, 1), gate.new_empty(gate.size(0), 1, *gate.shape[2:])
+        for g, alpha, c, s in zip(*(t.split(pieces(gate)) for t in (gradient, gate, channel, spatial)), strict=True):
+            g = torch.ops.aten.sigmoid_backward(g, alpha)
+            torch.sum(g, (2, 3), keepdim=True, out=c)
+            torch.sum(g, 1, keepdim=True, out=s)
+        return channel, spatial
+
+
+def sum_gate(channel: Tensor, spatial: Tensor) -> Tensor:
+    """sigmoid(channel + spatial) for (B, C, 1, 1) and (B, 1, H, W)."""
+    return (channel + spatial).sigmoid() if plain(channel, spatial) else _SumGate.apply(channel, spatial)
+
+
+def raised(x: Tensor, gate: Tensor) -> Tensor:
+    """x (1 + gate)."""
+    return x * (1 + gate) if plain(x, gate) else _Raised.apply(x, gate)
 
 
 class BAM(nn.Module):
@@ -38,7 +92,7 @@ class BAM(nn.Module):
         ValueError: A size is below 1, ``combine`` or ``norm`` is unknown; in training on one image with batch norm.
 
     Reference:
-        Park et al. 2018, "BAM: Bottleneck Attention Module", eq. 1-4, https://arxiv.org/abs/1807.06514.
+        Park et al. 2018, "BAM: Bottleneck Attention Module", https://arxiv.org/abs/1807.06514.
         Differs from: the authors' code multiplies the branches (``combine="multiply"``). The norms stand where the code
         has them; the paper's equations have one at the end of each branch.
 
@@ -71,11 +125,10 @@ class BAM(nn.Module):
             conv = nn.Conv2d(hidden, hidden, 3, padding=dilation, dilation=dilation)
             layers += [conv, make_norm(norm, hidden), nn.ReLU()]
         self.spatial = nn.Sequential(*layers, nn.Conv2d(hidden, 1, 1))
-        self.gate = nn.Sigmoid()
         self.tap = Tap("spatial")
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
         channel, spatial = self.channel(axis_mean(x, (2, 3))), self.spatial(x)
-        gate = self.gate(channel + spatial if self.combine == "add" else channel * spatial)
-        return x * (1 + self.tap(gate).to(x.dtype))
+        gate = sum_gate(channel, spatial) if self.combine == "add" else (channel * spatial).sigmoid()
+        return raised(x, self.tap(gate).to(x.dtype))

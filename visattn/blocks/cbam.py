@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from visattn.blocks.check import hidden_width, require_choice, require_map, require_odd
 from visattn.blocks.norm import make_norm
 from visattn.blocks.plane_conv import PlaneConv
-from visattn.blocks.pool import axis_mean, channel_max, global_max, global_mean, wide
+from visattn.blocks.pool import global_mean, max_and_mean, wide
+from visattn.blocks.products import scaled
 from visattn.core.tap import Tap
 
 POOLS = ("avg", "max", "lp", "lse")
@@ -84,21 +85,24 @@ class CBAM(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
         # One call for all pools: the rows of a batch do not see each other.
-        hidden = self.act(self.fc1(torch.stack([global_pool(x, pool) for pool in self.pools])))
+        hidden = self.act(self.fc1(global_pools(x, self.pools)))
         gate = self.gate(self.fc2(hidden).sum(0))
-        x = x * self.tap_channel(gate[:, :, None, None])
+        x = scaled(x, self.tap_channel(gate[:, :, None, None]))
         if not self.spatial:
             return x
-        pooled = torch.cat([channel_max(x), axis_mean(x, 1)], 1)
-        return x * self.tap_spatial(self.gate(self.norm(self.conv(pooled))))
+        pooled = torch.cat(max_and_mean(x, (1,))[0], 1)
+        return scaled(x, self.tap_spatial(self.gate(self.norm(self.conv(pooled)))))
 
 
-def global_pool(x: Tensor, pool: str) -> Tensor:
-    """One number per channel, (B, C, H, W) -> (B, C)."""
-    if pool == "avg":
-        return global_mean(x)
-    if pool == "max":
-        return global_max(x)
-    if pool == "lp":
-        return torch.linalg.vector_norm(x, dim=(2, 3))
-    return torch.logsumexp(x.to(wide(x)), (2, 3)).to(x.dtype)
+def global_pools(x: Tensor, pools: tuple[str, ...]) -> Tensor:
+    """One number per channel and pool, (B, C, H, W) -> (pools, B, C)."""
+    found = {}
+    if "max" in pools:  # the mean costs no more beside it
+        found["max"], found["avg"] = (pooled[:, :, 0, 0] for pooled in max_and_mean(x, (2, 3))[0])
+    elif "avg" in pools:
+        found["avg"] = global_mean(x)
+    if "lp" in pools:
+        found["lp"] = torch.linalg.vector_norm(x, dim=(2, 3))
+    if "lse" in pools:
+        found["lse"] = torch.logsumexp(x.to(wide(x)), (2, 3)).to(x.dtype)
+    return torch.stack([found[pool] for pool in pools])

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from visattn.blocks.check import hidden_width, require_map
 from visattn.blocks.norm import make_norm
 from visattn.blocks.pool import axis_mean
+from visattn.blocks.products import scaled
 from visattn.core.tap import Tap
 
 
@@ -33,7 +34,7 @@ class CoordinateAttention(nn.Module):
         ValueError: ``channels`` or ``reduction`` is below 1, or ``norm`` is unknown.
 
     Reference:
-        Hou, Zhou, Feng 2021, "Coordinate Attention for Efficient Mobile Network Design", eq. 4-9,
+        Hou, Zhou, Feng 2021, "Coordinate Attention for Efficient Mobile Network Design",
         https://arxiv.org/abs/2103.02907. Differs from: the paper's general non-linearity is the h-swish of the
         authors' code.
 
@@ -62,4 +63,4 @@ class CoordinateAttention(nn.Module):
         rows, columns = self.act(self.norm(self.conv(strips))).split([height, width], 2)
         gate_h = self.tap_h(self.gate(self.conv_h(rows)))
         gate_w = self.tap_w(self.gate(self.conv_w(columns.transpose(2, 3))))
-        return x * gate_h * gate_w
+        return scaled(x, gate_h, gate_w)

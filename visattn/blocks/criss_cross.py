@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from visattn.blocks.check import hidden_width, require_map, require_positive
-from visattn.blocks.tokens import to_map, to_tokens
+from visattn.blocks.tokens import project_tokens, to_map
 from visattn.core.formula import Attend
 from visattn.core.layout import CrissCross
 from visattn.core.normalize.exponential import Softmax
@@ -31,7 +31,7 @@ class CrissCrossAttend(Attend):
         ValueError: A bias, a mask or another layout is given.
 
     Reference:
-        Huang et al. 2019, "CCNet", eq. 1-2, https://arxiv.org/abs/1811.11721. Differs from: any f_sim and f_norm.
+        Huang et al. 2019, "CCNet", https://arxiv.org/abs/1811.11721. Differs from: any f_sim and f_norm.
 
     Example:
         >>> x = torch.rand(2, 1, 6, 5)
@@ -82,7 +82,7 @@ class CrissCrossAttention(nn.Module):
         ValueError: A size is below 1.
 
     Reference:
-        Huang et al. 2019, "CCNet: Criss-Cross Attention for Semantic Segmentation", eq. 1-2,
+        Huang et al. 2019, "CCNet: Criss-Cross Attention for Semantic Segmentation",
         https://arxiv.org/abs/1811.11721. Differs from the authors' code in: nothing; their module is ``recurrence=1``,
         and the head around it repeats it.
 
@@ -107,7 +107,7 @@ class CrissCrossAttention(nn.Module):
         require_map(x, self.channels)
         layout = CrissCross(tuple(x.shape[2:]))
         for _ in range(self.recurrence):
-            q, k, v = (to_tokens(conv(x)) for conv in (self.query, self.key, self.value))
+            q, k, v = project_tokens(x, self.query, self.key, self.value)
             m = self.attend(q, k, v, layout=layout)
             x = torch.addcmul(x, self.gamma.to(x.dtype), to_map(m, x).to(x.dtype))
         return x

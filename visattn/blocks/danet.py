@@ -1,10 +1,13 @@
 """Dual attention: positions attend positions, channels attend channels."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visattn.blocks.check import hidden_width, require_map, require_positive
-from visattn.blocks.tokens import like_format, to_channels, to_map, to_tokens
+from visattn.blocks.map_attend import MapAttend
+from visattn.blocks.products import plain, product
+from visattn.blocks.tokens import like_format, project_tokens, to_channels, to_map
 from visattn.core.formula import Attend
 from visattn.core.layout import Channels
 from visattn.core.normalize.exponential import Softmax
@@ -31,7 +34,7 @@ class PositionAttention(nn.Module):
         ValueError: A size is below 1.
 
     Reference:
-        Fu et al. 2019, "Dual Attention Network for Scene Segmentation", eq. 1-2, https://arxiv.org/abs/1809.02983.
+        Fu et al. 2019, "Dual Attention Network for Scene Segmentation", https://arxiv.org/abs/1809.02983.
         Differs from the authors' code in: nothing but that no N x N matrix is formed.
 
     Example:
@@ -47,12 +50,12 @@ class PositionAttention(nn.Module):
         self.query = nn.Conv2d(channels, inner, 1)
         self.key = nn.Conv2d(channels, inner, 1)
         self.value = nn.Conv2d(channels, channels, 1)
-        self.attend = Attend(Dot(inner), Softmax())
+        self.attend = MapAttend(Dot(inner), Softmax())
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
-        m = self.attend(to_tokens(self.query(x)), to_tokens(self.key(x)), to_tokens(self.value(x)))
+        m = self.attend(*project_tokens(x, self.query, self.key, self.value))
         return torch.addcmul(x, self.gamma.to(x.dtype), to_map(m, x).to(x.dtype))
 
 
@@ -86,7 +89,38 @@ class FlushedSoftmax(Softmax):
 
     def weights(self, e: Tensor, count: int | Tensor) -> Tensor:
         alpha = super().weights(e, count)
-        return alpha.masked_fill(alpha < 1e-30, 0.0)
+        return F.threshold(alpha, 1e-30, 0.0)
+
+
+class Likeness(Dot):
+    r"""The inner product of long vectors.
+
+    .. math::
+        e_{ij} = q_i \cdot k_j
+
+    Args:
+        As ``visattn.core.similarity.product.Dot``.
+
+    Shape:
+        As Dot.
+
+    Map:
+        None.
+
+    Raises:
+        As Dot.
+
+    Reference:
+        As Dot, https://arxiv.org/abs/1508.04025. Differs from it in: the gradient of the keys lies in memory as they
+        do, not transposed, which matters where a key is a whole channel.
+
+    Example:
+        >>> Likeness(3)(torch.ones(1, 1, 2, 3), torch.ones(1, 1, 5, 3))[0, 0, 0]
+        tensor([3., 3., 3., 3., 3.])
+    """
+
+    def forward(self, q: Tensor, k: Tensor) -> Tensor:
+        return super().forward(q, k) if plain(q, k) else product(q, k.mT)
 
 
 class ChannelAttentionModule(nn.Module):
@@ -109,7 +143,7 @@ class ChannelAttentionModule(nn.Module):
         ValueError: ``channels`` is below 1.
 
     Reference:
-        Fu et al. 2019, "Dual Attention Network for Scene Segmentation", eq. 3-4, https://arxiv.org/abs/1809.02983.
+        Fu et al. 2019, "Dual Attention Network for Scene Segmentation", https://arxiv.org/abs/1809.02983.
         Differs from the authors' code in: theirs is ``inverted=True``. Weights below 1e-30 count as zero in both.
 
     Example:
@@ -123,7 +157,7 @@ class ChannelAttentionModule(nn.Module):
         require_positive(channels=channels)
         self.channels, self.inverted = channels, inverted
         # C x C is small beside the map, so the matrix is formed.
-        self.attend = Attend(Dot(1), FlushedSoftmax(), impl="dense")
+        self.attend = Attend(Likeness(1), FlushedSoftmax(), impl="dense")
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -155,7 +189,7 @@ class DualAttention(nn.Module):
         ValueError: A size is below 1.
 
     Reference:
-        Fu et al. 2019, "Dual Attention Network for Scene Segmentation", figure 2, https://arxiv.org/abs/1809.02983.
+        Fu et al. 2019, "Dual Attention Network for Scene Segmentation", https://arxiv.org/abs/1809.02983.
         Differs from the paper in: the convolutions of the segmentation head before and after each branch are left out.
 
     Example:

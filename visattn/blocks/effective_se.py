@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from visattn.blocks.check import require_map, require_positive
 from visattn.blocks.gate import make_gate
 from visattn.blocks.pool import global_mean
+from visattn.blocks.products import scaled
 from visattn.core.tap import Tap
 
 
@@ -49,4 +50,4 @@ class EffectiveSqueezeExcite(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
         gate = self.gate(self.fc(global_mean(x)))
-        return x * self.tap(gate[:, :, None, None])
+        return scaled(x, self.tap(gate[:, :, None, None]))

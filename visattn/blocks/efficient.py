@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from visattn.blocks.check import hidden_width, require_divisible, require_map
-from visattn.blocks.tokens import to_map, to_tokens
+from visattn.blocks.tokens import project_back, project_tokens
 from visattn.core.formula import Attend
 from visattn.core.normalize.linear import L1
 from visattn.core.similarity.features import Efficient
@@ -53,5 +53,5 @@ class EfficientAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
-        q, k, v = (to_tokens(conv(x), self.num_heads) for conv in (self.query, self.key, self.value))
-        return x + self.proj(to_map(self.attend(q, k, v), x)).to(x.dtype)
+        q, k, v = project_tokens(x, self.query, self.key, self.value, num_heads=self.num_heads)
+        return x + project_back(self.attend(q, k, v), self.proj, x).to(x.dtype)

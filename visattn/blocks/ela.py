@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from visattn.blocks.check import require_divisible, require_map, require_odd, require_positive
 from visattn.blocks.pool import axis_mean
+from visattn.blocks.products import scaled
 from visattn.core.tap import Tap
 
 
@@ -74,4 +75,4 @@ class ELA(nn.Module):
         require_map(x, self.channels)
         gate_h = self.act(self.norm_h(self.conv_h(axis_mean(x, 3)))).sigmoid()
         gate_w = self.act(self.norm_w(self.conv_w(axis_mean(x, 2)))).sigmoid()
-        return x * self.tap_h(gate_h) * self.tap_w(gate_w)
+        return scaled(x, self.tap_h(gate_h), self.tap_w(gate_w))

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from visattn.blocks.check import require_divisible, require_map, require_positive
 from visattn.blocks.pool import axis_mean, global_mean, wide
+from visattn.blocks.products import contracted, scaled
 from visattn.core.tap import Tap
 
 
@@ -58,13 +59,13 @@ class EMA(nn.Module):
         require_map(x, self.channels)
         grouped = x.unflatten(1, (self.groups, -1))
         gate = self._score(grouped.flatten(0, 1)).sigmoid().view(x.size(0), -1, x.size(2), x.size(3))
-        return (grouped * self.tap(gate.to(x.dtype)).unsqueeze(2)).flatten(1, 2)
+        return scaled(grouped, self.tap(gate.to(x.dtype)).unsqueeze(2)).flatten(1, 2)
 
     def _score(self, x: Tensor) -> Tensor:
         """What the two scales make of each group, taken as an image: (B * G, C / G, H, W) -> (B * G, 1, H * W)."""
         strips = self.conv_strip(torch.cat((axis_mean(x, 3)[..., 0], axis_mean(x, 2)[:, :, 0]), 2)).sigmoid()
         gate_h, gate_w = strips.split((x.size(2), x.size(3)), 2)
-        near = self.norm(x * gate_h.unsqueeze(3) * gate_w.unsqueeze(2))
+        near = self.norm(scaled(x, gate_h.unsqueeze(3), gate_w.unsqueeze(2)))
         local = self.conv_local(x)
         return _weighed(local, near) + _weighed(near, local)
 
@@ -72,4 +73,4 @@ class EMA(nn.Module):
 def _weighed(x: Tensor, by: Tensor) -> Tensor:
     """The channels of `x` summed with weights from the averages of `by`: (B, C, H, W) twice -> (B, 1, H * W)."""
     weights = global_mean(by).softmax(1, dtype=wide(by))
-    return weights.to(x.dtype).unsqueeze(1) @ x.flatten(2)
+    return contracted(x.flatten(2), weights.to(x.dtype), 1).unsqueeze(1)

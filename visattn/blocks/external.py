@@ -35,7 +35,7 @@ class ExternalAttention(nn.Module):
     Reference:
         Guo et al. 2021, "Beyond Self-attention: External Attention using Two Linear Layers for Visual Tasks",
         https://arxiv.org/abs/2105.02358. Differs from the authors' code in: no 1e-9 beside the sum over slots; the
-        paper has no eq. for the convolutions, the norm and the ReLU around, which are the code's.
+        paper has no equation for the convolutions, the norm and the ReLU around, which are the code's.
 
     Example:
         >>> ExternalAttention(12).eval()(torch.rand(2, 12, 7, 11)).shape

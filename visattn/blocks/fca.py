@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from visattn.blocks.check import hidden_width, require_divisible, require_map
 from visattn.blocks.pool import interval_means
+from visattn.blocks.products import scaled
 from visattn.core.tap import Tap
 
 # The frequencies (along H, along W) of a 7 x 7 grid, best first: table of the authors' code.
@@ -82,7 +83,7 @@ class FrequencyChannelAttention(nn.Module):
         columns = self.cosines_w @ interval_means(x.size(3), self.size, self.cosines_w)
         coefficients = (x * (rows[:, :, None] * columns[:, None, :])).sum((2, 3))
         gate = self.gate(self.fc2(self.act(self.fc1(coefficients))))
-        return x * self.tap(gate[:, :, None, None])
+        return scaled(x, self.tap(gate[:, :, None, None]))
 
 
 def cosine(frequency: int, size: int) -> list[float]:

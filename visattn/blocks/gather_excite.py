@@ -6,6 +6,7 @@ from torch.nn import functional as F
 from visattn.blocks.check import hidden_width, require_choice, require_map, require_positive
 from visattn.blocks.norm import make_norm
 from visattn.blocks.pool import axis_mean
+from visattn.blocks.products import scaled
 from visattn.core.tap import Tap
 
 EXTENTS = (0, 2, 4, 8)
@@ -84,7 +85,7 @@ class GatherExcite(nn.Module):
         gate = self.gate(self.excite(self._gathered(x)))
         if self.extent:
             gate = F.interpolate(gate, size=x.shape[2:])
-        return x * self.tap(gate)
+        return scaled(x, self.tap(gate))
 
     def _gathered(self, x: Tensor) -> Tensor:
         if self.gather is not None:

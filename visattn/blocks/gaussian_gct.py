@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from visattn.blocks.check import require_map, require_positive
 from visattn.blocks.pool import global_mean, wide
+from visattn.blocks.products import scaled
 from visattn.core.tap import Tap
 
 
@@ -68,4 +69,4 @@ class GaussianContextTransformer(nn.Module):
             low, high = self.bounds
             width = low + (high - low) * torch.sigmoid(self.theta)
         gate = torch.exp(-0.5 * (z / width).square())
-        return x * self.tap(gate[:, :, None, None].to(x.dtype))
+        return scaled(x, self.tap(gate[:, :, None, None].to(x.dtype)))

@@ -1,10 +1,10 @@
 """Global context: one attended average of the map, transformed, for every position."""
 
-import torch
 from torch import Tensor, nn
 
 from visattn.blocks.check import hidden_width, require_choice, require_map
 from visattn.blocks.pool import global_mean
+from visattn.blocks.products import contracted, scaled
 from visattn.core.tap import Tap
 
 POOLINGS = ("attention", "average")
@@ -65,7 +65,7 @@ class GlobalContext(nn.Module):
         require_map(x, self.channels)
         context, y = self._context(x), x
         if self.scale is not None:
-            y = y * self.tap_scale(self.scale(context).sigmoid()[:, :, None, None])
+            y = scaled(y, self.tap_scale(self.scale(context).sigmoid()[:, :, None, None]))
         if self.add is not None:
             y = y + self.tap_add(self.add(context)[:, :, None, None])
         return y.to(x.dtype)
@@ -74,8 +74,10 @@ class GlobalContext(nn.Module):
         """The average of the map, (B, C)."""
         if self.score is None:
             return global_mean(x)
-        alpha = self.tap_spatial(self.score(x).flatten(1).softmax(1).unflatten(1, (1, *x.shape[2:])))
-        return torch.matmul(x.flatten(2), alpha.flatten(1)[..., None].to(x.dtype))[..., 0]
+        weight = self.score.weight.view(1, -1).expand(x.size(0), -1)
+        score = contracted(x.flatten(2), weight, 1) + self.score.bias
+        alpha = self.tap_spatial(score.softmax(1).unflatten(1, (1, *x.shape[2:])))
+        return contracted(x.flatten(2), alpha.flatten(1).to(x.dtype), 2)
 
 
 def _bottleneck(channels: int, hidden: int) -> nn.Sequential:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from visattn.blocks.check import require_choice, require_map, require_positive
 from visattn.blocks.pool import wide
+from visattn.blocks.products import scaled
 from visattn.core.tap import Tap
 
 
@@ -61,4 +62,4 @@ class GatedChannelTransform(nn.Module):
             s = self.alpha * norm
             spread = s.abs().mean(1, keepdim=True) + self.eps
         gate = 1 + torch.tanh(self.gamma * s / spread + self.beta)
-        return x * self.tap(gate[:, :, None, None].to(x.dtype))
+        return scaled(x, self.tap(gate[:, :, None, None].to(x.dtype)))

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from visattn.blocks.check import require_map, require_positive
 from visattn.blocks.norm import make_norm
 from visattn.blocks.pool import axis_mean
+from visattn.blocks.products import scaled
 from visattn.core.tap import Tap
 
 
@@ -63,4 +64,4 @@ class SecondOrderPooling(nn.Module):
         covariance = z @ z.transpose(1, 2) / z.size(2)
         rows = self.rows(self.row_norm(covariance[..., None]))
         gate = self.gate(self.fc(rows.flatten(1)))
-        return x * self.tap(gate[:, :, None, None])
+        return scaled(x, self.tap(gate[:, :, None, None]))

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from visattn.blocks.check import require_divisible, require_map, require_positive
 from visattn.blocks.pool import global_mean, wide
+from visattn.blocks.products import scaled
 from visattn.core.tap import Tap
 
 
@@ -56,4 +57,4 @@ class LinearContextTransform(nn.Module):
         mean = global_mean(x, dtype=wide(x)).unflatten(1, (self.groups, -1))
         normed = F.layer_norm(mean, mean.shape[2:], eps=self.eps).flatten(1)
         gate = self.gate(self.weight * normed + self.bias)
-        return x * self.tap(gate[:, :, None, None].to(x.dtype))
+        return scaled(x, self.tap(gate[:, :, None, None].to(x.dtype)))

@@ -37,7 +37,7 @@ class LKA(nn.Module):
         ValueError: ``channels``, ``kernel_size`` or ``dilation`` is below 1, or ⌈K / d⌉ is even.
 
     Reference:
-        Guo, Lu, Liu, Cheng, Hu 2022, "Visual Attention Network", eq. 1-2, https://arxiv.org/abs/2202.09741.
+        Guo, Lu, Liu, Cheng, Hu 2022, "Visual Attention Network", https://arxiv.org/abs/2202.09741.
         Differs from: nothing.
 
     Example:
@@ -84,7 +84,7 @@ class VANAttention(nn.Module):
         ValueError: As for ``LKA``.
 
     Reference:
-        Guo, Lu, Liu, Cheng, Hu 2022, "Visual Attention Network", figure 3, https://arxiv.org/abs/2202.09741.
+        Guo, Lu, Liu, Cheng, Hu 2022, "Visual Attention Network", https://arxiv.org/abs/2202.09741.
         Differs from: nothing.
 
     Example:

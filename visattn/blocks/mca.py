@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from visattn.blocks.check import require_map, require_odd, require_positive
 from visattn.blocks.moments import centered, root
+from visattn.blocks.products import scaled_by_sum
 from visattn.core.tap import Tap
 
 
@@ -95,10 +96,10 @@ class MCA(nn.Module):
         gate_h = self.tap_h(gate_h[:, None, :, None].to(x.dtype))
         gate_w = self.tap_w(gate_w[:, None, None, :].to(x.dtype))
         if self.gate_c is None:
-            return x * (gate_h / 2 + gate_w / 2)
+            return scaled_by_sum(x, gate_h / 2, gate_w / 2)
         gate_c = self.gate_c(*_pooled(row_mean[..., 0], row_norm[..., 0], 2, width))
         gate_c = self.tap_c(gate_c[:, :, None, None].to(x.dtype))
-        return x * (gate_c / 3 + gate_h / 3 + gate_w / 3)
+        return scaled_by_sum(x, gate_h / 3, gate_w / 3, gate_c / 3)
 
 
 def _pooled(mean: Tensor, norm: Tensor, axis: int, count: int) -> tuple[Tensor, Tensor]:

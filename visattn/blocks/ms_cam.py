@@ -43,7 +43,7 @@ class MSCAM(nn.Module):
         ValueError: ``channels`` or ``reduction`` is below 1; or, with batch norm, a single image in training.
 
     Reference:
-        Dai, Gieseke, Oehmcke, Wu, Barnard 2021, "Attentional Feature Fusion", eq. 2-3,
+        Dai, Gieseke, Oehmcke, Wu, Barnard 2021, "Attentional Feature Fusion",
         https://arxiv.org/abs/2009.14082. Differs from the authors' code in: convolutions have no bias (one before batch
         norm changes nothing).
 
@@ -89,7 +89,7 @@ class AFF(nn.Module):
         ValueError: ``channels`` or ``reduction`` is below 1; or, with batch norm, a single image in training.
 
     Reference:
-        Dai, Gieseke, Oehmcke, Wu, Barnard 2021, "Attentional Feature Fusion", eq. 4, https://arxiv.org/abs/2009.14082.
+        Dai, Gieseke, Oehmcke, Wu, Barnard 2021, "Attentional Feature Fusion", https://arxiv.org/abs/2009.14082.
         Differs from the authors' code in: there the result is doubled (``factor=2``); convolutions have no bias (one
         before batch norm changes nothing).
 
@@ -141,7 +141,7 @@ class IAFF(nn.Module):
         ValueError: ``channels`` or ``reduction`` is below 1; or, with batch norm, a single image in training.
 
     Reference:
-        Dai, Gieseke, Oehmcke, Wu, Barnard 2021, "Attentional Feature Fusion", eq. 4-5,
+        Dai, Gieseke, Oehmcke, Wu, Barnard 2021, "Attentional Feature Fusion",
         https://arxiv.org/abs/2009.14082. Differs from the authors' code in: there the second global branch is built but
         the first is used again (``shared_global=True``); convolutions have no bias (one before batch norm changes
         nothing).

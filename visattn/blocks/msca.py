@@ -32,7 +32,7 @@ class MSCA(nn.Module):
 
     Reference:
         Guo, Lu, Hou, Liu, Cheng, Hu 2022, "SegNeXt: Rethinking Convolutional Attention Design for Semantic
-        Segmentation", eq. 1-2, https://arxiv.org/abs/2209.08575. Differs from: nothing.
+        Segmentation", https://arxiv.org/abs/2209.08575. Differs from: nothing.
 
     Example:
         >>> import torch

@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visattn.blocks.check import hidden_width, require_choice, require_map
+from visattn.blocks.map_attend import MapAttend
 from visattn.blocks.norm import make_norm
-from visattn.blocks.tokens import to_map, to_tokens
-from visattn.core.formula import Attend
+from visattn.blocks.tokens import project_back, project_tokens, to_tokens
 from visattn.core.normalize import NORMALIZERS
 from visattn.core.similarity import SIMILARITIES
 
@@ -48,7 +48,7 @@ class NonLocal(nn.Module):
         ValueError: A size is below 1, or a word is unknown.
 
     Reference:
-        Wang, Girshick, Gupta, He 2018, "Non-local Neural Networks", eq. 1-6, https://arxiv.org/abs/1711.07971.
+        Wang, Girshick, Gupta, He 2018, "Non-local Neural Networks", https://arxiv.org/abs/1711.07971.
         Differs from: nothing but that an odd last row or column is pooled on its own. mmcv scales embedded_gaussian by
         (C / r)^-0.5 and has no norm, timm scales by C^-0.5: ``scale=``.
 
@@ -77,7 +77,7 @@ class NonLocal(nn.Module):
         self.key = nn.Conv2d(channels, inner, 1) if embeds else nn.Identity()
         self.value = nn.Conv2d(channels, inner, 1)
         similarity, normalize = MODES[mode]
-        self.attend = Attend(SIMILARITIES[similarity](inner if embeds else channels), NORMALIZERS[normalize]())
+        self.attend = MapAttend(SIMILARITIES[similarity](inner if embeds else channels), NORMALIZERS[normalize]())
         self.proj = nn.Conv2d(inner, channels, 1)
         self.norm = make_norm(norm, channels)
         last = self.proj if norm == "none" else self.norm
@@ -86,12 +86,18 @@ class NonLocal(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
+        query, key, value = self._tokens(x)
+        query = query if self.scale == 1 else query * self.scale
+        m = self.attend(query, key.to(query.dtype), value.to(query.dtype))
+        return x + self.norm(project_back(m, self.proj, x)).to(x.dtype)
+
+    def _tokens(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if not self.subsample and isinstance(self.query, nn.Conv2d):
+            return project_tokens(x, self.query, self.key, self.value)
         query, key, value = self.query(x), self.key(x), self.value(x)
         if self.subsample:
             key, value = halve(key), halve(value)
-        query = query if self.scale == 1 else query * self.scale
-        m = self.attend(to_tokens(query), to_tokens(key).to(query.dtype), to_tokens(value).to(query.dtype))
-        return x + self.norm(self.proj(to_map(m, x))).to(x.dtype)
+        return to_tokens(query), to_tokens(key), to_tokens(value)
 
 
 def halve(x: Tensor) -> Tensor:

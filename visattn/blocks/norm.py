@@ -1,10 +1,43 @@
 """The `norm=` option of blocks: batch norm as most papers have it, or one that does not look at other images."""
 
+import torch
 from torch import Tensor, nn
 
 from visattn.blocks.check import require_choice
+from visattn.blocks.products import plain
 
 NORMS = ("batch", "layer", "none")
+
+
+class _Normalized(torch.autograd.Function):
+    """Batch norm by the statistics of the batch; its gradient takes sums from the vectorized one of a group norm."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, momentum: float, eps: float):
+        return torch.native_batch_norm(x, weight, bias, mean, var, True, momentum, eps)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs[:2], *output[1:])
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.eps = inputs[-1]
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor, *_) -> tuple[Tensor | None, ...]:
+        x, weight, mean, rstd = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is wanted
+            backward = torch.ops.aten.native_batch_norm_backward
+            given = backward(gradient, x, weight, None, None, mean, rstd, True, ctx.eps, [True] * 3)
+            return *given, None, None, None, None
+        size, area = x.shape[:2], x.size(2) * x.size(3)
+        statistics = (one.expand(size).contiguous() for one in (mean, rstd))
+        backward, wanted = torch.ops.aten.native_group_norm_backward, [False, True, True]
+        _, dweight, dbias = backward(gradient.contiguous(), x, *statistics, weight, *size, area, size[1], wanted)
+        scale = weight * rstd
+        slope = -scale * rstd * dweight / (size[0] * area)
+        offset = -scale * dbias / (size[0] * area) - slope * mean
+        scale, slope, offset = (one[:, None, None] for one in (scale, slope, offset))
+        return torch.addcmul(offset, gradient, scale).addcmul_(x, slope), dweight, dbias, None, None, None, None
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -33,7 +66,12 @@ class BatchNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         self.check(x)
-        return super().forward(x)
+        if not self.training or plain(x, self.weight) or not x.is_contiguous() or x.numel() == 0:
+            return super().forward(x)
+        self.num_batches_tracked.add_(1)
+        return _Normalized.apply(
+            x, self.weight, self.bias, self.running_mean, self.running_var, self.momentum, self.eps
+        )[0]
 
     def check(self, x: Tensor) -> None:
         """Refuse to train on a single value per channel."""

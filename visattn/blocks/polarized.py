@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from visattn.blocks.check import hidden_width, require_choice, require_map
 from visattn.blocks.pool import global_mean, wide
+from visattn.blocks.products import contracted, scaled, scaled_by_sum
 from visattn.core.tap import Tap
 
 
@@ -63,9 +64,9 @@ class PolarizedAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
         if self.parallel:
-            return x * (self.channel(x) + self.spatial(x))
-        x = x * self.channel(x)
-        return x * self.spatial(x)
+            return scaled_by_sum(x, self.channel(x), self.spatial(x))
+        x = scaled(x, self.channel(x))
+        return scaled(x, self.spatial(x))
 
 
 def _excitation(channels: int, mode: str, form: str) -> nn.Module:
@@ -91,9 +92,10 @@ class ChannelBranch(nn.Module):
         self.tap = Tap("channel")
 
     def forward(self, x: Tensor) -> Tensor:
-        weights = self.query(x).flatten(2).softmax(-1, dtype=wide(x))
+        query = self.query.weight.view(1, -1).expand(x.size(0), -1)
+        weights = contracted(x.flatten(2), query, 1).softmax(-1, dtype=wide(x))
         # The weights sum to one, so to pool first and project one vector is the same as to project every position.
-        pooled = (x.flatten(2) @ weights.to(x.dtype).transpose(1, 2)).squeeze(2)
+        pooled = contracted(x.flatten(2), weights.to(x.dtype), 2)
         return self.tap(self.excite(self.value(pooled)).sigmoid()[:, :, None, None])
 
 
@@ -113,8 +115,8 @@ class SpatialBranch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         query = self.query_norm(self.query(global_mean(x)))
         # q (W x) = (q W) x: one vector per image instead of a projection of every position.
-        direction = (query @ self.value.weight.flatten(1)).unsqueeze(1).to(x.dtype)
-        score = direction @ x.flatten(2)
+        direction = (query @ self.value.weight.flatten(1)).to(x.dtype)
+        score = contracted(x.flatten(2), direction, 1).unsqueeze(1)
         if self.value.bias is not None:
             score = score + (query @ self.value.bias)[:, None, None]
         score = self.score_norm(score)

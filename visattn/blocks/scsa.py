@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from visattn.blocks.check import require_divisible, require_map, require_odd, require_positive
 from visattn.blocks.pool import axis_mean
+from visattn.blocks.products import scaled
 from visattn.core.formula import Attend
 from visattn.core.layout import Channels
 from visattn.core.similarity.product import Dot
@@ -85,8 +86,8 @@ class SCSA(nn.Module):
         require_map(x, self.channels)
         gate_h = self.tap_h(self.norm_h(self._strip(axis_mean(x, 3)[..., 0])).sigmoid().unsqueeze(3))
         gate_w = self.tap_w(self.norm_w(self._strip(axis_mean(x, 2)[:, :, 0])).sigmoid().unsqueeze(2))
-        x = x * gate_h * gate_w
-        return x * self.tap_channel(self._channel_gate(x))
+        x = scaled(x, gate_h, gate_w)
+        return scaled(x, self.tap_channel(self._channel_gate(x)))
 
     def _strip(self, strip: Tensor) -> Tensor:
         """Each part of the channels of (B, C, L) convolved with its own extent."""

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from visattn.blocks.check import hidden_width, require_choice, require_map
 from visattn.blocks.pool import global_mean
+from visattn.blocks.products import scaled, scaled_by_sum
 from visattn.core.tap import Tap
 
 MERGE = ("add", "max")
@@ -62,5 +63,5 @@ class ConcurrentSqueezeExcite(nn.Module):
         channel = self.tap_channel(gate[:, :, None, None])
         spatial = self.tap_spatial(self.gate(self.conv(x)))
         if self.merge == "add":
-            return x * (channel + spatial)
-        return torch.maximum(x * channel, x * spatial)
+            return scaled_by_sum(x, channel, spatial)
+        return torch.maximum(scaled(x, channel), scaled(x, spatial))

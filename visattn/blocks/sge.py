@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from visattn.blocks.check import require_divisible, require_map, require_positive
 from visattn.blocks.moments import centered, root
-from visattn.blocks.pool import axis_mean
+from visattn.blocks.pool import global_mean
+from visattn.blocks.products import contracted, scaled
 from visattn.core.tap import Tap
 
 
@@ -57,9 +58,9 @@ class SpatialGroupEnhance(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
         grouped = x.unflatten(1, (self.groups, -1))
-        mean = axis_mean(grouped, (3, 4))[..., 0, 0].unsqueeze(2)
-        similarity = (mean @ grouped.flatten(3)).view(x.size(0), -1, x.size(2), x.size(3))
+        mean = global_mean(x).unflatten(1, (self.groups, -1)).flatten(0, 1)
+        similarity = contracted(grouped.flatten(0, 1).flatten(2), mean, 1).view(x.size(0), -1, x.size(2), x.size(3))
         similarity, _, norm = centered(similarity, (2, 3))
         deviation = norm / root(torch.sym_max(x.size(2) * x.size(3) - 1, 1), norm) + self.eps
         gate = (similarity * (self.weight / deviation)).add_(self.bias).sigmoid_()
-        return (grouped * self.tap(gate.to(x.dtype)).unsqueeze(2)).flatten(1, 2)
+        return scaled(grouped, self.tap(gate.to(x.dtype)).unsqueeze(2)).flatten(1, 2)

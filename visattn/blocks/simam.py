@@ -9,7 +9,7 @@ from visattn.core.tap import Tap
 
 
 class _EnergyGate(torch.autograd.Function):
-    """The gate with its own gradient, in half the passes over memory that its parts would take."""
+    """The gate with its own gradient: it keeps the input and the gate, and forms the rest again."""
 
     @staticmethod
     def forward(x: Tensor, regularizer: float) -> Tensor:

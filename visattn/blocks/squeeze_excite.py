@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from visattn.blocks.check import hidden_width, require_map
 from visattn.blocks.gate import make_gate
 from visattn.blocks.pool import global_mean
+from visattn.blocks.products import scaled
 from visattn.core.tap import Tap
 
 
@@ -32,7 +33,7 @@ class SqueezeExcite(nn.Module):
         ValueError: ``channels`` or ``reduction`` is below 1, or ``gate`` is unknown.
 
     Reference:
-        Hu, Shen, Sun 2018, "Squeeze-and-Excitation Networks", eq. 2-4, https://arxiv.org/abs/1709.01507.
+        Hu, Shen, Sun 2018, "Squeeze-and-Excitation Networks", https://arxiv.org/abs/1709.01507.
         Differs from: nothing. Most ports leave the biases of the authors' code out (``bias=False``).
 
     Example:
@@ -54,4 +55,4 @@ class SqueezeExcite(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
         gate = self.gate(self.fc2(self.act(self.fc1(global_mean(x)))))
-        return x * self.tap(gate[:, :, None, None])
+        return scaled(x, self.tap(gate[:, :, None, None]))

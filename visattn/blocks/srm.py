@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from visattn.blocks.check import require_map, require_positive
 from visattn.blocks.norm import make_norm
 from visattn.blocks.pool import global_mean_std
+from visattn.blocks.products import scaled
 from visattn.core.tap import Tap
 
 
@@ -57,4 +58,4 @@ class StyleRecalibration(nn.Module):
             raise ValueError(f"unbiased needs two positions at least; got {tuple(x.shape)}")
         mean, std = global_mean_std(x, unbiased=self.unbiased)
         style = (self.weight[:, 0] * mean + self.weight[:, 1] * std).to(x.dtype)
-        return x * self.tap(self.gate(self.norm(style[:, :, None, None])))
+        return scaled(x, self.tap(self.gate(self.norm(style[:, :, None, None]))))

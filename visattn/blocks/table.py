@@ -1,7 +1,6 @@
 """BLOCKS: every attention block by name."""
 
 import inspect
-from difflib import get_close_matches
 from typing import NamedTuple
 
 from torch import nn
@@ -53,6 +52,7 @@ from visattn.blocks.srm import StyleRecalibration
 from visattn.blocks.strip_pooling import StripPooling
 from visattn.blocks.triplet import TripletAttention
 from visattn.blocks.xca import CrossCovarianceAttention
+from visattn.core.names import find, nearest
 
 
 class Entry(NamedTuple):
@@ -125,18 +125,9 @@ BLOCKS = {
 
 def create_block(name: str, channels: int, **options) -> nn.Module:
     """Build the block called `name` for maps of `channels` channels; `options` are its constructor's."""
-    if name not in BLOCKS:
-        raise ValueError(f"unknown block {name!r}; {_nearest(name, BLOCKS)}")
-    block = BLOCKS[name].block
+    block = find(BLOCKS, name, "block").block
     known = list(inspect.signature(block).parameters)[1:]
     for option in options:
         if option not in known:
-            raise ValueError(f"block {name!r} has no option {option!r}; {_nearest(option, known)}")
+            raise ValueError(f"block {name!r} has no option {option!r}; {nearest(option, known)}")
     return block(channels, **options)
-
-
-def _nearest(word: str, known) -> str:
-    """What the reader may have meant, then all there is."""
-    close = get_close_matches(word, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-    return f"{hint}known: {', '.join(known) or 'none'}"

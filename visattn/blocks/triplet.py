@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from visattn.blocks.check import require_map, require_odd, require_positive
 from visattn.blocks.norm import make_norm
 from visattn.blocks.plane_conv import PlaneConv
-from visattn.blocks.pool import axis_max, axis_mean
+from visattn.blocks.pool import max_and_mean
+from visattn.blocks.products import scaled_by_sum
 from visattn.core.tap import Tap
 
 
@@ -21,8 +22,8 @@ class PlaneGate(nn.Module):
         norm: ``"batch"``, ``"layer"`` or ``"none"``.
 
     Shape:
-        - Input: (B, C, H, W) and the axis d to pool, 1, 2 or 3.
-        - Output: as the input, with size one along d.
+        - Input: maximum and mean of a map (B, C, H, W) over the axis d, each with size one along it; d is 1, 2 or 3.
+        - Output: as either.
 
     Map:
         ``tap``, kind spatial: the output, values in (0, 1), no sum.
@@ -32,7 +33,8 @@ class PlaneGate(nn.Module):
 
     Example:
         >>> import torch
-        >>> PlaneGate(7, "batch")(torch.rand(2, 12, 7, 11), 2).shape
+        >>> x = torch.rand(2, 12, 7, 11)
+        >>> PlaneGate(7, "batch")(x.amax(2, keepdim=True), x.mean(2, keepdim=True), 2).shape
         torch.Size([2, 12, 1, 11])
     """
 
@@ -42,9 +44,9 @@ class PlaneGate(nn.Module):
         self.norm = make_norm(norm, 1, momentum=0.01)
         self.tap = Tap("spatial")
 
-    def forward(self, x: Tensor, axis: int) -> Tensor:
+    def forward(self, highest: Tensor, mean: Tensor, axis: int) -> Tensor:
         # Only the pooled plane is turned, never the map: a turned map costs four to five passes over memory.
-        plane = torch.cat((axis_max(x, axis), axis_mean(x, axis)), axis).movedim(axis, 1)
+        plane = torch.cat((highest, mean), axis).movedim(axis, 1)
         return self.tap(self.norm(self.conv(plane)).sigmoid().movedim(1, axis))
 
 
@@ -96,6 +98,7 @@ class TripletAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
-        if self.gate_hw is None:
-            return x * (self.gate_cw(x, 2) / 2 + self.gate_ch(x, 3) / 2)
-        return x * (self.gate_cw(x, 2) / 3 + self.gate_ch(x, 3) / 3 + self.gate_hw(x, 1) / 3)
+        gates = {2: self.gate_cw, 3: self.gate_ch} | ({} if self.gate_hw is None else {1: self.gate_hw})
+        planes = max_and_mean(x, *((axis,) for axis in gates))
+        weighted = [gate(*plane, axis) / len(gates) for (axis, gate), plane in zip(gates.items(), planes, strict=True)]
+        return scaled_by_sum(x, *weighted)
