@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
@@ -39,16 +40,16 @@ def draw_methods(classifier: Classifier, data: PlacedCharacters) -> None:
         label, found = data.classes[labels[row]], int(probabilities[row].argmax())
         grid[row, 0].imshow(picture)
         grid[row, 0].set_ylabel(f"{label}\nread as {data.classes[found]} {probabilities[row, found]:.0%}", fontsize=8)
-        for column, heat in enumerate(maps.values(), 1):
-            values = heat[row].resize(picture.size[::-1]).values
-            limits = {"vmin": min(0.0, heat.values.min().item()), "vmax": heat.values.max().item()}
-            shown = grid[row, column].imshow(values, cmap="inferno", **limits)
-            grid[row, column].contour(picture.convert("L"), levels=[128], colors="white", linewidths=0.5)
-            if row == len(pictures) - 1:
-                figure.colorbar(shown, ax=grid[:, column], location="bottom", fraction=0.03, pad=0.01, format="%.2g")
+        for axes, heat in zip(grid[row, 1:], maps.values(), strict=True):
+            values, largest = heat[row].resize(picture.size[::-1]).values, heat[row].values.max().item()
+            axes.imshow(values, cmap="inferno", vmin=0, vmax=largest)
+            axes.contour(picture.convert("L"), levels=[128], colors="white", linewidths=0.5)
+            axes.text(0.97, 0.03, f"{largest:.2g}", color="white", fontsize=7, ha="right", transform=axes.transAxes)
         _frame(grid[row], data.box(row))
     for axes, name in zip(grid[0], ("image, letter framed", *METHODS), strict=True):
         axes.set_title(name, fontsize=9)
+    bar = figure.colorbar(ScalarMappable(cmap="inferno"), ax=grid, aspect=40, fraction=0.015, pad=0.01, ticks=[0, 1])
+    bar.set_ticklabels(["0", "largest value of the map,\nwritten in its corner"], fontsize=7, rotation=90, va="center")
     figure.savefig(ASSETS / "synthetic.png")
 
 

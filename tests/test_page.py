@@ -82,15 +82,21 @@ def click(tab, y, x, grid=GRID):
     tab.mouse.click(box["x"] + part[0], box["y"] + part[1])
 
 
+def view_of(tab):
+    """The values behind the picture."""
+    tab.wait_for_function("document.getElementById('readout').textContent.endsWith('.')")
+    view = tab.evaluate("({values: state.view.values, h: state.view.h, w: state.view.w})")
+    return np.array(view["values"]).reshape(view["h"], view["w"])
+
+
 def shown(tab):
     """The values behind the picture, and its pixels."""
-    tab.wait_for_function("document.getElementById('readout').textContent.endsWith('.')")
-    view = tab.evaluate("({values: state.view.values, h: state.view.h, w: state.view.w, high: state.view.high})")
+    values = view_of(tab)
     pixels = tab.evaluate(
         "(() => { const c = document.getElementById('heat');"
         " return [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]; })()"
     )
-    return np.array(view["values"]).reshape(view["h"], view["w"]), np.array(pixels).reshape(view["h"], view["w"], 4)
+    return values, np.array(pixels).reshape(*values.shape, 4)
 
 
 def patches(record, token, image=0):
@@ -129,14 +135,19 @@ def test_patches_lie_where_their_lattice_says(show):
         box = tab.locator("#stage").bounding_box()
         tab.mouse.click(box["x"] + spot[1] * box["width"], box["y"] + spot[0] * box["height"])
         expected = patches(record, 2 + patch[0] * 5 + patch[1])
-        assert np.allclose(shown(tab)[0], expected, atol=expected.max() / 250)
+        assert np.allclose(view_of(tab), expected, atol=expected.max() / 250)
         said = tab.locator("#readout").text_content()
         assert said.startswith(f"patch row {patch[0] + 1}, column {patch[1] + 1} looks")
-        assert placed(tab, "marker") == pytest.approx([(patch[0] - 0.5) / 3, (patch[1] - 0.5) / 5, 1 / 3, 1 / 5])
-    assert placed(tab, "heat") == pytest.approx([-0.5 / 3, -0.1, 1, 1])
+        assert placed(tab, "marker") == pytest.approx(
+            [(patch[0] - 0.5) / 3, (patch[1] - 0.5) / 5, 1 / 3, 1 / 5], abs=1e-4
+        )
+    assert placed(tab, "heat") == pytest.approx([-1.5 / 3, -0.3, 5 / 3, 7 / 5], abs=1e-4)
+    pixels = tab.evaluate("[...document.getElementById('heat').getContext('2d').getImageData(0, 0, 7, 5).data]")
+    pixels = np.array(pixels).reshape(5, 7, 4)
+    assert np.array_equal(pixels, np.pad(pixels[1:-1, 1:-1], ((1, 1), (1, 1), (0, 0)), mode="edge"))
     tab.get_by_role("button", name="gae").click()
-    shown(tab)
-    assert placed(tab, "heat") == pytest.approx([0, 0.15, 0.6, 0.5])
+    tab.wait_for_function("state.view.high > 0.5")
+    assert placed(tab, "heat") == pytest.approx([-0.2, 0.05, 1, 0.7], abs=1e-4)
 
 
 def placed(tab, name):

@@ -1,14 +1,24 @@
 // What the page shows, and what its controls do; the numbers come from page_rows.js.
-function paint(canvas, view, low, high) {
-  canvas.width = view.w;
-  canvas.height = view.h;
-  const pen = canvas.getContext("2d"), pixels = pen.createImageData(view.w, view.h), reach = high - low;
-  view.values.forEach((value, i) => {
+// One pixel per patch; a margin repeats the outermost patches.
+function paint(canvas, view, low, high, margin = 0) {
+  const [h, w] = [view.h + 2 * margin, view.w + 2 * margin], inside = (at, count) => Math.min(count - 1, Math.max(0, at - margin));
+  Object.assign(canvas, { width: w, height: h });
+  const pen = canvas.getContext("2d"), pixels = pen.createImageData(w, h), reach = high - low;
+  for (let i = 0; i < h * w; i++) {
+    const value = view.values[inside(Math.floor(i / w), view.h) * view.w + inside(i % w, view.w)];
     const part = reach > 0 ? Math.min(1, Math.max(0, (value - low) / reach)) : 0, color = Math.min(255, Math.floor(part * 256));
     for (let c = 0; c < 3; c++) pixels.data[4 * i + c] = data.colors[3 * color + c];
     pixels.data[4 * i + 3] = 255;
-  });
+  }
   pen.putImageData(pixels, 0, 0);
+}
+
+// Patches that do not tile the picture leave a rim, which the outermost ones fill.
+function cover(canvas, view, low, high) {
+  const [y, x, down, right] = view.lattice, off = Math.max(Math.abs(y - down / 2), Math.abs(x - right / 2));
+  const margin = off > 1e-6 ? 1 : 0;
+  paint(canvas, view, low, high, margin);
+  lay(canvas, view.lattice, [-margin, -margin], [view.h + 2 * margin, view.w + 2 * margin]);
 }
 
 const number = (value) => (value === 0 ? "0" : Math.abs(value) >= 0.001 ? value.toPrecision(3) : value.toExponential(1));
@@ -29,8 +39,7 @@ async function draw() {
   if (!view || job !== state.job) return;
   const [low, high] = state.held ?? span(view);
   state.view = { ...view, low, high };
-  paint(element("heat"), view, low, high);
-  lay(element("heat"), view.lattice, [0, 0], [view.h, view.w]);
+  cover(element("heat"), view, low, high);
   element("low").textContent = number(low);
   element("high").textContent = number(high);
   mark(layer, query);
