@@ -16,6 +16,10 @@ class Lattice(NamedTuple):
     2 x 2 squares; three of them in a row leave each patch centered 3.5 pixels above and left of the middle of its
     square of 8 x 8.
 
+    Reference:
+        Araujo, Norris, Sim 2019, "Computing Receptive Fields of Convolutional Neural Networks",
+        https://distill.pub/2019/computing-receptive-fields. Differs from: places are shares of the image, not pixels.
+
     Example:
         >>> Lattice.tiling((8, 8)).through((4, 4), stride=(4, 4), padding=(0, 0)) == Lattice.tiling((2, 2))
         True
