@@ -169,6 +169,12 @@ def _loose(folder: Path) -> None:
     picture(0).save(folder / "0.png")
 
 
+def _zipped(folder: Path) -> None:
+    folder.mkdir()
+    for name in ("train.zip", "test.zip"):
+        (folder / name).write_bytes(b"")
+
+
 def _empty_class(folder: Path) -> None:
     make_split(folder, COUNTS["train"])
     (folder / "dog").mkdir()
@@ -199,6 +205,7 @@ REFUSALS = [
     (_nothing, {}, ValueError, r"root: .*photos.* at least two class folders.*got none"),
     (_loose, {}, ValueError, r"got none and 1 files outside"),
     (_one_class, {}, ValueError, r"at least two class folders.*got \['ant'\]"),
+    (_zipped, {}, ValueError, r"got none; unzip test\.zip, train\.zip there, or give one of them"),
     (_empty_class, {}, ValueError, r"class folders without an image: dog"),
     (_mismatch, {}, ValueError, r"only in train/ \['cat'\], only in val/ \['dog'\]"),
     (_no_train, {}, ValueError, r"has \['val'\] but no train/"),

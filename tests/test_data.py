@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 import zipfile
@@ -26,6 +27,8 @@ from data_cases import (
 )
 from PIL import Image
 
+from visattn.__main__ import main
+from visattn.bench.data import _make_files, begin
 from visattn.data.images import Names, list_classes
 from visattn.data.module import ImageData
 
@@ -220,3 +223,17 @@ def test_the_transform_alone_imports_neither_lightning_nor_albumentations():
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]" and done.stderr == ""
+
+
+def test_bench_tells_what_reading_costs(tree, capsys):
+    assert main(["bench", "data", "--photos", str(tree), "--image-size", "16", "--repeats", "1", "--files", "0"]) == 0
+    rows = dict(re.findall(r"^\| (\w[\w ]*?) +\| (\d+) +\|", capsys.readouterr().out, re.MULTILINE))
+    assert (
+        set(rows) == {"decode alone", "validation", "light", "strong", "trivial"} and min(map(int, rows.values())) > 0
+    )
+
+
+def test_bench_lists_the_files_it_made(tmp_path):
+    _make_files(tmp_path, 30, 3)
+    images, labels = begin(str(tmp_path))()
+    assert images.shape == (24, 3, 32, 32) and labels.bincount().tolist() == [8, 8, 8]

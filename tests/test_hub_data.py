@@ -6,7 +6,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from data_cases import CLASSES, HALF, batches, picture, png
 
-from visattn.data.libraries import HubImages, hub_images
+from visattn.data.libraries import LibraryImages, hub_images
 from visattn.data.module import ImageData
 
 
@@ -129,7 +129,7 @@ def test_the_library_itself(tmp_path):
     rows = {"image": [{"bytes": png(picture(n)), "path": None} for n in range(9)], "label": [n % 3 for n in range(9)]}
     datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows, features)}).save_to_disk(tmp_path / "saved")
     source = hub_images(str(tmp_path / "saved"))["train"]
-    assert isinstance(source, HubImages) and source.classes == CLASSES and source.labels.tolist() == [0, 1, 2] * 3
+    assert isinstance(source, LibraryImages) and source.classes == CLASSES and source.labels.tolist() == [0, 1, 2] * 3
     assert source.image(4).tobytes() == picture(4).tobytes()
     with pytest.raises(FileNotFoundError, match="download: true"):
         hub_images("someone/no-such-data-set")

@@ -12,6 +12,7 @@ from data_cases import CLASSES, COUNTS, assert_same, batches, image_data, make_s
 from visattn.data import module as data_module
 from visattn.data.loader import EpochSampler
 from visattn.data.module import ImageData
+from visattn.data.transform import build_transform
 
 
 @pytest.fixture(scope="module")
@@ -202,3 +203,12 @@ def test_opencv_threads_are_off_in_workers_only(tree):
     loader.dataset.transform = _ThreadCount()
     assert next(iter(loader))[0].max() <= 1
     assert cv2.getNumThreads() == before
+
+
+def test_another_look_at_the_training_images_leaves_the_training_alone(flawed, reference):
+    data = image_data(flawed, augment="strong", batch_size=5)
+    loader = data.train_dataloader()
+    images, _ = next(iter(data.ordered_dataloader("train")))
+    torch.testing.assert_close(images[0], build_transform(data.transform_config())(data._part("train")[0].image(0)))
+    assert_same(batches(loader), reference[: len(reference) // 2])
+    assert data.skipped == ["train/bee/03.png"]

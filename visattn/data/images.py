@@ -122,12 +122,17 @@ def _one_split(store: Folder | Archive, prefix: str, files: list[str], folders: 
     if len(classes) < 2:
         raise ValueError(
             f"root: {where} must hold at least two class folders with images, or train/ and val/ with class folders in "
-            f"them; got {classes or 'none'}" + (f" and {len(ignored)} files outside" if ignored else "")
+            f"them; got {classes or 'none'}" + (f" and {len(ignored)} files outside" if ignored else "") + _zips(files)
         )
     empty = [classes[number] for number in np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)]
     if empty:
         raise ValueError(f"root: {where} has class folders without an image: {', '.join(empty)}")
     return FileImages(store, names, np.asarray(labels, dtype=np.int64), classes, ignored)
+
+
+def _zips(files: list[str]) -> str:
+    zips = [name for name in files if name.lower().endswith(".zip")]
+    return f"; unzip {', '.join(zips[:3])} there, or give one of them" if zips else ""
 
 
 def _labeled(files: list[str], prefix: str, classes: list[str]) -> tuple[list[str], list[int], list[str]]:

@@ -25,11 +25,11 @@ TORCHVISION: dict[str, tuple[str, dict, dict, str]] = {
 }
 
 
-class TorchvisionImages:
-    """One split of a torchvision data set."""
+class LibraryImages:
+    """One split of another library's data set; ``read(index)`` gives a file's bytes or a PIL image."""
 
-    def __init__(self, dataset, labels, classes: list[str]):
-        self.dataset, self.classes, self.ignored = dataset, classes, []
+    def __init__(self, read: Callable[[int], bytes | Image.Image], labels, classes: list[str]):
+        self.read, self.classes, self.ignored = read, classes, []
         self.labels = np.asarray(labels, dtype=np.int64)
 
     def __len__(self) -> int:
@@ -41,38 +41,17 @@ class TorchvisionImages:
 
     def image(self, index: int, long_side: int | None = None) -> Image.Image:
         """The decoded image, RGB or L."""
+        name = self.name(index)
         try:
-            return to_eight_bit(self.dataset[index][0], long_side)
+            given = self.read(index)
+            if not isinstance(given, bytes):
+                return to_eight_bit(given, long_side)
         except (OSError, ValueError, SyntaxError) as error:
-            raise ValueError(f"cannot read image {self.name(index)!r}: {error}") from error
+            raise ValueError(f"cannot read image {name!r}: {error}") from error
+        return read_image(given, name, long_side)
 
 
-class HubImages:
-    """One split of a Hugging Face data set with a column of undecoded images and one of class numbers."""
-
-    def __init__(self, rows, picture: str, labels, classes: list[str]):
-        self.rows, self.picture, self.classes, self.ignored = rows, picture, classes, []
-        self.labels = np.asarray(labels, dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def name(self, index: int) -> str:
-        """Class and number, since these images have no file of their own."""
-        return f"{self.classes[self.labels[index]]}/{index}"
-
-    def image(self, index: int, long_side: int | None = None) -> Image.Image:
-        """The decoded image, RGB or L."""
-        entry = self.rows[index][self.picture] or {}
-        data, path = entry.get("bytes"), entry.get("path")
-        if data is None and path is not None and Path(path).is_file():
-            data = Path(path).read_bytes()
-        if data is None:
-            raise ValueError(f"cannot read image {self.name(index)!r}: its row holds no image")
-        return read_image(data, self.name(index), long_side)
-
-
-def torchvision_images(name: str, root: str | os.PathLike, download: bool = False) -> dict[str, TorchvisionImages]:
+def torchvision_images(name: str, root: str | os.PathLike, download: bool = False) -> dict[str, LibraryImages]:
     """The ``train`` and ``test`` parts of a torchvision data set that lies in ``root``."""
     import torchvision.datasets
 
@@ -87,10 +66,17 @@ def torchvision_images(name: str, root: str | os.PathLike, download: bool = Fals
             f"dataset: {name!r} does not lie in root {str(root)!r}; set download: true to fetch it from the network"
         ) from error
     classes = getattr(parts["train"], "classes", None) or [str(digit) for digit in range(10)]  # SVHN names none
-    return {part: TorchvisionImages(data, getattr(data, labels), list(classes)) for part, data in parts.items()}
+    return {
+        part: LibraryImages(partial(_picture, data), getattr(data, labels), list(classes))
+        for part, data in parts.items()
+    }
 
 
-def hub_images(name: str, download: bool = False) -> dict[str, HubImages]:
+def _picture(dataset, index: int) -> Image.Image:
+    return dataset[index][0]
+
+
+def hub_images(name: str, download: bool = False) -> dict[str, LibraryImages]:
     """The splits of a Hugging Face data set: a folder that ``save_to_disk`` wrote, or a name of the hub."""
     try:
         import datasets
@@ -117,7 +103,7 @@ def _fetched(datasets, name: str, download: bool):
         raise FileNotFoundError(f"dataset: cannot open hf:{name} ({reason}){hint}") from error
 
 
-def _hub_split(datasets, name: str, rows) -> HubImages:
+def _hub_split(datasets, name: str, rows) -> LibraryImages:
     pictures = [column for column, kind in rows.features.items() if isinstance(kind, datasets.Image)]
     labels = [column for column, kind in rows.features.items() if isinstance(kind, datasets.ClassLabel)]
     if len(pictures) != 1 or len(labels) != 1:
@@ -126,4 +112,13 @@ def _hub_split(datasets, name: str, rows) -> HubImages:
             f"got {pictures or 'none'} and {labels or 'none'} among {', '.join(rows.features)}"
         )
     undecoded = rows.cast_column(pictures[0], datasets.Image(decode=False))
-    return HubImages(undecoded, pictures[0], rows[labels[0]][:], list(rows.features[labels[0]].names))
+    read = partial(_file, undecoded, pictures[0])
+    return LibraryImages(read, rows[labels[0]][:], list(rows.features[labels[0]].names))
+
+
+def _file(rows, column: str, index: int) -> bytes:
+    entry = rows[index][column] or {}
+    data, path = entry.get("bytes"), entry.get("path")
+    if data is None and path is None:
+        raise ValueError("its row holds no image")
+    return Path(path).read_bytes() if data is None else data

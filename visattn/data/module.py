@@ -1,6 +1,7 @@
 """ImageData: everything from a folder of pictures to batches, for Lightning or a loop of one's own."""
 
 import logging
+from copy import copy
 
 import numpy as np
 import torch
@@ -261,7 +262,7 @@ class ImageData(LightningDataModule):
         source, indices = self._part(split)
         if split not in self._sets:  # made once, since it remembers which files are unreadable
             self._sets[split] = ImageSet(source, indices, on_error=self.on_error, named=split == "predict")
-        images = self._sets[split]
+        images = copy(self._sets[split])  # two loaders of a split may differ in their transform
         images.transform = transform
         return kind(
             dataset=images,

@@ -7,14 +7,14 @@ import numpy as np
 
 from visattn.data.images import FileImages, list_classes
 from visattn.data.labels import check_labels, list_table, split_stratified
-from visattn.data.libraries import TORCHVISION, HubImages, TorchvisionImages, hub_images, torchvision_images
+from visattn.data.libraries import TORCHVISION, LibraryImages, hub_images, torchvision_images
 from visattn.data.shards import ShardImages, list_shards, shards_in
 from visattn.data.synthetic import PlacedCharacters
 
 DATASETS = (*TORCHVISION, "synthetic")
 HUB = "hf:"
 
-Source = FileImages | ShardImages | TorchvisionImages | HubImages | PlacedCharacters
+Source = FileImages | ShardImages | LibraryImages | PlacedCharacters
 
 
 def check_dataset(name: str | None) -> None:
