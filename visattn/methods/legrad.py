@@ -88,7 +88,8 @@ def _all_at_once(model: nn.Module, images: Tensor, last: str, blocks: dict[str, 
     def joined(module, args, output):
         if len({tuple(tokens.shape) for tokens in blocks.values()}) > 1:
             raise ValueError(
-                "legrad needs blocks that return tokens of one shape, since one head reads them all; pass head="
+                "legrad needs blocks that return tokens of one shape, since one head reads them all; "
+                "for others pass head= to visattn.methods.legrad.legrad"
             )
         tokens = torch.cat(list(blocks.values()))
         return (tokens, *output[1:]) if isinstance(output, tuple) else tokens
@@ -109,7 +110,7 @@ def last_block(model: nn.Module, images: Tensor) -> str:
     if not blocks:
         raise ValueError(
             "legrad needs attention between tokens inside blocks that are listed in a module list; "
-            "pass head=, which turns the tokens of a block into scores"
+            "pass head= to visattn.methods.legrad.legrad, which turns the tokens of a block into scores"
         )
     return blocks[-1]
 
