@@ -15,7 +15,7 @@ from visattn.data.module import ImageData
 from visattn.models.table import create_model
 from visattn.models.weights import last_layer
 from visattn.training import cli
-from visattn.training.checkpoint import read_checkpoint
+from visattn.training.checkpoint import build_network, read_checkpoint
 from visattn.training.classifier import load
 from visattn.training.freeze import frozen_names
 from visattn.training.keys import image_classifier
@@ -65,6 +65,17 @@ def test_a_run_starts_from_an_earlier_one(run, shapes, tmp_path):
     assert torch.equal(weights(tmp_path / "next/checkpoints/last.ckpt")[key], weights(best)[key])
     assert read_checkpoint(tmp_path / "next/checkpoints/last.ckpt")["visattn"]["network"]["weights"] is None
     assert load(tmp_path / "next").classes == ["bar", "disc", "line"]  # without the file it started from
+
+
+def test_weights_with_and_without_an_inserted_block(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"num_classes": 3, "image_size": 16}
+    for insert in (None, "se"):
+        trained = build_network("resnet8", insert=insert, **sizes)
+        torch.save(trained.state_dict(), tmp_path / "weights.pt")
+        model = build_network("resnet8", insert="se", weights=str(tmp_path / "weights.pt"), **sizes)
+        assert all(torch.equal(model.state_dict()[key], value) for key, value in trained.state_dict().items())
+    assert same(model.state_dict(), trained.state_dict())
 
 
 @pytest.mark.parametrize(

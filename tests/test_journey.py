@@ -133,7 +133,7 @@ def test_two_processes_train_and_count_every_image_once(tmp_path, capsys):
 
 def test_two_processes_share_the_parameters_and_go_on(tmp_path):
     small = {"model__image_size": 16, "data__root": some_images(tmp_path / "few"), "data__batch_size": 4}
-    small |= {"trainer__devices": 2, "trainer__strategy": "fsdp", "overlays": 2}
+    small |= {"trainer__devices": 2, "trainer__strategy": "fsdp", "model__channels_last": "false", "overlays": 2}
     finished(command("fit", *keys(tmp_path / "run", **small, trainer__max_epochs=1)))
     first = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
     finished(command("fit", *keys(tmp_path / "run", **small), "--ckpt_path", "last"))

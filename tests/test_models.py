@@ -281,6 +281,7 @@ def test_timm_models_by_name():
     assert isinstance(model, timm.models.VisionTransformer)
     assert model(images(2, 1, 64, 64)).shape == (2, 3)
     assert create_model("timm:test_resnet", image_size=64).num_classes == 1000
+    assert create_model("timm:test_resnet.r160_in1k", num_classes=3).num_classes == 3  # a name with its weights
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from visattn.training.keys import nearest
         (["--trainer.strategy", "dpp"], "invalid strategy name"),
         (["--trainer.sync_batchnorm", "true"], "needs GPUs"),
         (["--trainer.strategy", "fsdp", "--model.ema", "0.9"], "ema keeps a whole copy"),
+        (["--trainer.strategy", "fsdp", "--model.channels_last", "true"], "channels_last stores weights"),
         (["--model.channels_last", "yess"], "model.channels_last must be true or false; got yess"),
         (["--model.options", "3"], "model.options must be a dictionary; got 3"),
         (["--model.weights", "nowhere.pt"], "there is no file 'nowhere.pt'"),

@@ -98,6 +98,16 @@ def test_training_and_loading_reach_for_no_network(shapes, tmp_path, monkeypatch
     assert asked == []
 
 
+def test_a_trial_leaves_the_run_alone(shapes, tmp_path):
+    earlier = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    earlier.parent.mkdir(parents=True)
+    earlier.touch()
+    cli.main(["fit", *keys(shapes, tmp_path / "run", trainer__fast_dev_run="true")])
+    assert list((tmp_path / "run").rglob("*.*")) == [earlier]
+    assert json.loads((tmp_path / "run.trial" / "result.json").read_text())["steps"] == 1
+    assert not (tmp_path / "run.1").exists()
+
+
 def test_an_earlier_run_steps_aside(tmp_path):
     folder = tmp_path / "run"
     assert claim(folder, resumed=False) == ""

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from visattn.models.table import create_model
+from visattn.models.weights import load_weights, read_weights
 from visattn.surgery.inserted import insert as insert_block
 
 FORMAT = 1
@@ -24,10 +25,20 @@ def build_network(
     where: str = "blocks",
     options: dict | None = None,
 ) -> nn.Module:
-    """Return the network ``name`` of ``create_model``; a block named by ``insert`` is put into it at ``where``."""
-    given = {"num_classes": num_classes, "image_size": image_size, "pretrained": pretrained, "weights": weights}
-    model = create_model(name, **given, **(options or {}))
-    return model if insert is None else insert_block(model, insert, where)
+    """Return the network ``name`` of ``create_model``; a block named by ``insert`` is put into it at ``where``.
+
+    ``weights`` may be those of the plain network, or of an earlier run that had the block too.
+    """
+    given = {"num_classes": num_classes, "image_size": image_size, "pretrained": pretrained, **(options or {})}
+    if insert is None or weights is None:
+        model = create_model(name, weights=weights, **given)
+        return model if insert is None else insert_block(model, insert, where)
+    model = create_model(name, **given)
+    plain = set(model.state_dict())
+    model, state = insert_block(model, insert, where), read_weights(weights)
+    if (model.state_dict().keys() - plain) & state.keys():
+        return load_weights(model, state, weights)
+    return insert_block(create_model(name, weights=weights, **given), insert, where)
 
 
 def find_checkpoint(run: str | Path, which: str = "best") -> Path:

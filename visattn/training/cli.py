@@ -100,6 +100,8 @@ class TrainingCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         self.folder = Path(config.out or Path("runs", config.name))
+        if config.trainer.fast_dev_run:  # a trial of the code must not write over a run, nor move it aside
+            self.folder = self.folder.with_name(f"{self.folder.name}.trial")
         if "weights_only" in config:
             config.weights_only = True
         self.resumed_step, self.checkpoint_classes = None, []
@@ -151,6 +153,7 @@ class TrainingCLI(LightningCLI):
         if "epoch" in best:
             value = best[self.model.monitor]
             print(f"\nvalidation {self.model.monitor[4:]:9}  {100 * value:.2f} % (best, epoch {best['epoch'] + 1})")
+        if (self.folder / "checkpoints" / "best.ckpt").is_file():
             self._write_mistakes(load(self.folder).model)
         print(f"the run lies in      {self.folder}")
         sample = self.folder / "attention" / "sample.png"

@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 import torch.nn.functional as F
 from timm.optim import list_optimizers
 from torch import Tensor
 from torchvision.transforms import v2
+
+from visattn.core.names import nearest
 
 LOSSES = ("cross_entropy", "bce")
 WEIGHTS = ("none", "balanced")
@@ -124,6 +125,4 @@ def resized(images: Tensor, factor: float) -> Tensor:
 
 def _check_word(name: str, word: str, known) -> None:
     if word not in known:
-        near = get_close_matches(word, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-        raise ValueError(f"{name}: there is no {word!r}; {hint}")
+        raise ValueError(f"{name}: there is no {word!r}; {nearest(word, known)}")

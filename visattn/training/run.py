@@ -104,13 +104,13 @@ class Report(Callback):
             return
         self.best = {**found, "epoch": trainer.current_epoch}
         if pl_module.matrix is not None:
-            self.best["confusion"] = pl_module.matrix.tolist()
+            self.best["confusion"] = pl_module.matrix.cpu()
 
     @rank_zero_only
     def on_fit_end(self, trainer, pl_module) -> None:
         classes = trainer.datamodule.classes
         if "confusion" in self.best:
-            matrix = torch.tensor(self.best["confusion"])
+            matrix = torch.as_tensor(self.best["confusion"])  # older checkpoints hold lists
             draw_confusion(matrix, classes, self.folder / "confusion.png")
             write_classes(matrix, classes, self.folder / "classes.csv")
         for logger in trainer.loggers:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import fully_shard
@@ -46,7 +47,7 @@ class Shards(ModelParallelStrategy):
     """Lightning's strategy for sharded parameters, with every process sharing the data and none a tensor."""
 
     def __init__(self):
-        super().__init__(data_parallel_size=1, tensor_parallel_size=1)
+        super().__init__(data_parallel_size=1, tensor_parallel_size=1, save_distributed_checkpoint=False)
 
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes
@@ -55,8 +56,12 @@ class Shards(ModelParallelStrategy):
 
 def strategy_of_shards(module) -> Shards:
     """Return the strategy meant by ``--trainer.strategy fsdp``, or say what does not work with it."""
-    if module.recipe.ema:
-        raise ValueError("ema keeps a whole copy of the weights: it does not work with --trainer.strategy fsdp")
-    if module.recipe.unfreeze_epoch:
-        raise ValueError("unfreeze_epoch does not work with --trainer.strategy fsdp")
+    wrong = {
+        "ema keeps a whole copy of the weights": module.recipe.ema,
+        "unfreeze_epoch changes which parameters have gradients": module.recipe.unfreeze_epoch,
+        "channels_last stores weights in an order that cannot be cut": module.memory_format is torch.channels_last,
+    }
+    for reason, asked in wrong.items():
+        if asked:
+            raise ValueError(f"{reason}: it does not work with --trainer.strategy fsdp")
     return Shards()
