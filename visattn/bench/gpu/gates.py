@@ -12,7 +12,7 @@ from visattn.bench.gpu.report import Check, Row
 from visattn.blocks.table import create_block
 
 SHAPE = (64, 256, 56, 56)
-GATES = ("se", "eca", "cbam", "coordinate", "gc", "simam")
+GATES = ("se", "eca", "cbam", "coord", "gc", "simam")
 _TIMM = {"se": "se", "eca": "eca", "cbam": "cbam", "gc": "gc"}
 _PASSES = 7  # forward: read to pool, read, write; backward: read both to pool, read the gradient, write
 

@@ -65,10 +65,11 @@ class Row:
         reference = "" if self.reference is None else f"{self.against}: {self.reference}"
         ratio = "" if self.ratio is None else f"{self.ratio:.2f}x"
         share = "" if self.share is None else f"{self.share:.0%}"
-        aims = [f"<= {self.aim:g}x"] * (self.aim is not None) + [f">= {self.share_aim or 0:.0%}"] * bool(self.share_aim)
+        aim = "" if self.aim is None else f"<= {self.aim:g}x "
+        share_aim = "" if self.share_aim is None else f">= {self.share_aim:.0%} "
         met = {True: "met", False: "not met", None: ""}[self.met]
         value = f"{self.value} {self.unit}"
-        return [self.what, self.at, self.work, value, reference, ratio, share, " ".join([*aims, met]).strip()]
+        return [self.what, self.at, self.work, value, reference, ratio, share, f"{aim}{share_aim}{met}"]
 
 
 HEADER = ("what", "at", "work", "it: median (low-high)", "reference", "it / reference", "of the roofline", "aim")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 import triton
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 
 from visattn.core.kernels.triton.backward import bias_grad, key_grad, query_grad
 from visattn.core.kernels.triton.chain import carried, row_statistic
@@ -107,8 +108,12 @@ def launch(kernel, like: Tensor, count: int, size: int, tiles: Tiles, *arguments
 
 
 def _run(kernel, programs: int, device: torch.device, tiles: Tiles, *arguments) -> None:
+    options = {"num_warps": tiles.warps, "enable_fp_fusion": True}
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        kernel[(programs,)](*arguments, num_warps=tiles.warps, num_stages=tiles.stages, enable_fp_fusion=True)
+        try:
+            kernel[(programs,)](*arguments, num_stages=tiles.stages, **options)
+        except OutOfResources:  # less shared memory than the largest GPUs have: no loads ahead of their use
+            kernel[(programs,)](*arguments, num_stages=1, **options)
 
 
 def precision(dtype: torch.dtype) -> str:
@@ -122,9 +127,14 @@ def widths(problem: Problem) -> tuple[int, int]:
     return tuple(max(16, triton.next_power_of_2(width)) for width in (problem.width, problem.value_width))
 
 
+def _row_bytes(problem: Problem, dtype: torch.dtype) -> int:
+    """Return the bytes of a token's widest row; float32 counts twice, as its products keep two parts of it."""
+    return max(widths(problem)) * (8 if dtype == torch.float32 else dtype.itemsize)
+
+
 def stream_tiles(problem: Problem, dtype: torch.dtype, *, backward: bool = False) -> Tiles:
     """Choose tiles by the bytes of a token's widest row, so that all of them fit into shared memory."""
-    size = max(widths(problem)) * dtype.itemsize
+    size = _row_bytes(problem, dtype)
     if size <= 128:
         tiles = Tiles(64, 64, 4, 2) if backward else Tiles(128, 64, 4, 3)
     elif size <= 256:
@@ -138,8 +148,7 @@ def stream_tiles(problem: Problem, dtype: torch.dtype, *, backward: bool = False
 
 def _on_chip_tiles(problem: Problem, dtype: torch.dtype) -> Tiles:
     """Choose how many whole rows of scores fit into the registers of a program."""
-    size = max(widths(problem)) * dtype.itemsize
-    keys = min(128 if problem.keys <= 640 else 256, 32768 // size)
+    keys = min(128 if problem.keys <= 640 else 256, 32768 // _row_bytes(problem, dtype))
     tiles = Tiles(64, keys, 4, 1) if problem.keys <= 256 else Tiles(32, keys, 8, 1)
     return tiles._replace(rows=_fit(tiles.rows, problem.queries), keys=_fit(tiles.keys, problem.keys))
 

@@ -81,9 +81,11 @@ def store_rows(x, b, h, rows, count, width, value, WIDTH: tl.constexpr):
 def load_pairs(x, problem, b, h, rows, keys):
     """Return the values of pairs; ``rows`` and ``keys`` broadcast against each other, so that either may come first."""
     place = x.pointer + b * x.batch + h * x.head + keys * x.key
-    if x.row is None:
-        return tl.load(place, mask=keys < problem.keys, other=0)
-    return tl.load(place + rows.to(tl.int64) * x.row, mask=(rows < problem.queries) & (keys < problem.keys), other=0)
+    inside = keys < problem.keys
+    if x.row is not None:
+        place += rows.to(tl.int64) * x.row
+        inside = inside & (rows < problem.queries)
+    return tl.load(place, mask=inside, other=0)
 
 
 @triton.jit

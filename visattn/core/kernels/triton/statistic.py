@@ -30,13 +30,14 @@ def statistic(
 @triton.jit
 def key_count(problem, b, h, rows, KEYS: tl.constexpr):
     """Return how many keys each row may attend."""
-    if problem.bias is None and problem.mask is None:
-        return tl.zeros_like(rows).to(tl.float32) + problem.keys
     count = tl.zeros_like(rows).to(tl.float32)
-    for first in range(0, problem.keys, KEYS):
-        keys = first + tl.arange(0, KEYS)
-        zeros = tl.zeros((rows.shape[0], KEYS), tl.float32)
-        count += tally(limit(problem, b, h, zeros, rows[:, None], keys[None, :]))[2]
+    if problem.bias is None and problem.mask is None:
+        count += problem.keys
+    else:
+        for first in range(0, problem.keys, KEYS):
+            keys = first + tl.arange(0, KEYS)
+            zeros = tl.zeros((rows.shape[0], KEYS), tl.float32)
+            count += tally(limit(problem, b, h, zeros, rows[:, None], keys[None, :]))[2]
     return count
 
 
