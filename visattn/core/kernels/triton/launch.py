@@ -44,7 +44,7 @@ def pose(
 def forward(problem: Problem, kind: str, m: Tensor, statistic: Tensor) -> None:
     """Fill m and the two numbers of every row."""
     common = (problem, Rows.of(m), statistic, kind, precision(m.dtype), *widths(problem))
-    if kind in ENTMAX and problem.keys <= ON_CHIP:
+    if kind in ENTMAX and problem.keys <= ON_CHIP and _row_bytes(problem, m.dtype) <= 512:
         tiles = _on_chip_tiles(problem, m.dtype)
         extra = (tiles.rows, tiles.keys, triton.cdiv(problem.keys, tiles.keys))
         kernel = attend_on_chip
@@ -147,9 +147,13 @@ def stream_tiles(problem: Problem, dtype: torch.dtype, *, backward: bool = False
 
 
 def _on_chip_tiles(problem: Problem, dtype: torch.dtype) -> Tiles:
-    """Choose how many whole rows of scores fit into the registers of a program."""
-    keys = min(128 if problem.keys <= 640 else 256, 32768 // _row_bytes(problem, dtype))
-    tiles = Tiles(64, keys, 4, 1) if problem.keys <= 256 else Tiles(32, keys, 8, 1)
+    """Choose how many whole rows of scores fit into the registers of a program, as the compiler counts them."""
+    size = _row_bytes(problem, dtype)
+    if size > 256 or any(x is not None and x.row is not None for x in (problem.bias, problem.mask)):
+        tiles = Tiles(32, 64, 4, 1) if problem.keys <= 256 else Tiles(16, 64, 8, 1)
+    else:
+        keys = min(128 if problem.keys <= 640 else 256, 32768 // size)
+        tiles = Tiles(64, keys, 4, 1) if problem.keys <= 256 else Tiles(32, keys, 8, 1)
     return tiles._replace(rows=_fit(tiles.rows, problem.queries), keys=_fit(tiles.keys, problem.keys))
 
 
