@@ -101,6 +101,11 @@ class AttentionOverlays(Callback):
         if seen.heads:
             self._note(seen.heads, trainer)
 
+    @rank_zero_only
+    def on_fit_end(self, trainer, pl_module) -> None:
+        if rows := read_rows(self.folder / "heads.csv"):
+            draw_heads(rows, self.folder / "heads.png")
+
     def _draw(self, pictures: list[np.ndarray], heat: Map, probabilities: Tensor, classes: list[str]) -> Figure:
         figure = Figure(figsize=(1.7 * len(pictures), 3.9), layout="constrained")
         FigureCanvasAgg(figure)
@@ -120,7 +125,6 @@ class AttentionOverlays(Callback):
 
     def _note(self, heads: list[dict], trainer) -> None:
         add_rows(self.folder / "heads.csv", trainer.global_step, heads)
-        draw_heads(read_rows(self.folder / "heads.csv"), self.folder / "heads.png")
         for quantity in ("entropy", "distance"):
             values = [row[quantity] for row in heads if row[quantity] is not None]
             for logger in trainer.loggers:

@@ -11,7 +11,7 @@ from visattn.models.weights import last_layer
 
 def frozen_names(model: nn.Module, patterns: str) -> set[str]:
     """Return the parameters that ``Recipe.freeze`` names; a pattern that names none is an error."""
-    names = [name for name, _ in model.named_parameters()]
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if patterns == "backbone":
         head = last_layer(model)[0]
         return {name for name in names if not name.startswith(f"{head}.")}

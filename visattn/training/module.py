@@ -69,8 +69,8 @@ class ImageClassifier(pl.LightningModule):
         self.frozen = frozen_names(self.model, self.recipe.freeze)
         _check(self.recipe, multilabel, self.model)
         if not self.recipe.unfreeze_epoch:
-            for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_(name not in self.frozen)
+            for name in self.frozen:
+                self.model.get_parameter(name).requires_grad_(False)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(memory_format=self.memory_format)
         if compile:
