@@ -67,7 +67,7 @@ def finished(arguments: list[str]) -> str:
 def test_from_training_to_a_map(tmp_path):
     said = finished(command("fit", *keys(tmp_path / "run", overlays=3)))
     assert "validation accuracy" in said
-    assert "images/s" in said
+    assert "img/s" in said
     following = re.search(r"visattn (map \S+ --model \S+) --out out/", said)
     maps = [sys.executable, "-m", "visattn", *following[1].split(), "--out", str(tmp_path / "maps")]
     finished(maps)
