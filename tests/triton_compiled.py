@@ -13,9 +13,12 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 from triton_cases import BFLOAT, CASES, CHAINS, Case, by_kernels, chain_error
 
-NAMES = ("sigmoid_bfloat16", "sigmoid_row_bias", "relu_wide", "sparsemax_dead_rows", "entmax15_one_token")
-CHOSEN = [CASES[name] for name in (*NAMES, "entmax15_streamed", "entmax_learned", "entmax_learned_streamed")]
-CHOSEN.append(Case("entmax15", (2, 3, 197, 197, 64, 64), dtype=BFLOAT))
+NAMES = ("sigmoid_bfloat16", "sigmoid_row_bias", "entmax15_one_token", "entmax15_streamed", "entmax_learned")
+CHOSEN = [
+    *(CASES[name] for name in NAMES),
+    Case("relu", bias=(1, 3, 1, 37), mask=(2, 1, 5, 37)),
+    Case("entmax15", (2, 3, 197, 197, 64, 64), dtype=BFLOAT),
+]
 
 
 class Absent:

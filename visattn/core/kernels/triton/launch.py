@@ -118,7 +118,7 @@ def _run(kernel, programs: int, device: torch.device, tiles: Tiles, *arguments) 
 
 def precision(dtype: torch.dtype) -> str:
     """Return how tensor cores multiply float32: by three products in tf32, or by one where torch was told so."""
-    exact = torch.get_float32_matmul_precision() == "highest"
+    exact = torch.backends.cuda.matmul.fp32_precision != "tf32"
     return "ieee" if dtype != torch.float32 else "tf32x3" if exact else "tf32"
 
 
