@@ -60,6 +60,6 @@ def recorded(block, tensors):
     return output, maps
 
 
-def close(got, want, tolerance=1e-5):
+def assert_close(got, want, tolerance=1e-5):
     """Equal up to `tolerance` of the largest value."""
     torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance * max(1.0, want.abs().max().item()))

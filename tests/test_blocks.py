@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from block_builds import FIRST, build, call_with, close, inputs, recorded, seams, seeded
+from block_builds import FIRST, assert_close, build, call_with, inputs, recorded, seams, seeded
 from block_cases import CASES, REFUSALS
 from block_parity import PARITY, TIMM
 from block_twins import TWINS
@@ -62,9 +62,9 @@ def test_parity(parity):
     with torch.no_grad():
         output, maps = recorded(block, tensors)
     assert meta["repo"]
-    close(output, as_map(data["out/0/0"], parity.layout))
+    assert_close(output, as_map(data["out/0/0"], parity.layout))
     for theirs, ours in parity.maps.items():
-        close(maps[ours][1].flatten(), torch.from_numpy(data[f"aux/0/{theirs}"]).flatten())
+        assert_close(maps[ours][1].flatten(), torch.from_numpy(data[f"aux/0/{theirs}"]).flatten())
 
 
 def as_map(array, layout):
@@ -95,10 +95,10 @@ def test_equal_to_timm(case, training):
         x = torch.randn(3, case.channels, height, width, generator=generator, dtype=torch.float64)
         a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
         left, right = ours(a), theirs(b)
-        close(left, right)
+        assert_close(left, right)
         left.square().sum().backward()
         right.square().sum().backward()
-        close(a.grad, b.grad, 1e-4)
+        assert_close(a.grad, b.grad, 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_equal_to_twin(name, channels, options):
     state = {key: value.numpy() for key, value in block.state_dict().items()}
     expected = TWINS[name][0](state, *(t.numpy().copy() for t in tensors), channels, **options)
     with torch.no_grad():
-        close(block(*tensors), torch.from_numpy(expected), 1e-6)
+        assert_close(block(*tensors), torch.from_numpy(expected), 1e-6)
 
 
 # Shapes, types, copies
@@ -175,7 +175,7 @@ def test_keeps_channels_last(case):
     expected = block(*tensors)
     output = block(*(t.to(memory_format=torch.channels_last) for t in tensors))
     assert output.is_contiguous(memory_format=torch.channels_last)
-    close(output, expected, 1e-4)
+    assert_close(output, expected, 1e-4)
     assert expected.is_contiguous()
 
 
@@ -204,7 +204,7 @@ def test_repeatable_and_leaves_input_alone(case):
 @every_case
 def test_images_are_independent(case):
     block, tensors = build(case).eval(), inputs(case, batch=3)
-    close(block(*(t[1:2] for t in tensors)), block(*tensors)[1:2])
+    assert_close(block(*(t[1:2] for t in tensors)), block(*tensors)[1:2])
 
 
 @every_case
@@ -236,7 +236,7 @@ def test_commutes_with_a_shuffle_of_positions(case):
     block, (x,) = build(case).eval(), inputs(case)
     order = torch.randperm(x.size(2) * x.size(3), generator=torch.Generator().manual_seed(4))
     shuffled = x.flatten(2)[..., order].reshape(x.shape)
-    close(block(shuffled), block(x).flatten(2)[..., order].reshape(x.shape))
+    assert_close(block(shuffled), block(x).flatten(2)[..., order].reshape(x.shape))
 
 
 # Maps
@@ -255,7 +255,7 @@ def test_maps_have_their_kinds(case):
             assert kind != "channel" or alpha.shape[1:] == (case.channels, 1, 1)
     for index, axes in case.sums:
         total = maps[index][1].sum(axes)
-        close(total, torch.ones_like(total))
+        assert_close(total, torch.ones_like(total))
 
 
 @every_case

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from block_builds import FIRST, build, close, inputs
+from block_builds import FIRST, assert_close, build, inputs
 from block_cases import CASES
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -19,7 +19,7 @@ def test_compiles_to_one_graph(case):
     expected = block(*tensors)
     block.load_state_dict(state)
     output = torch.compile(block, fullgraph=True, backend="aot_eager")(*tensors)
-    close(output, expected)
+    assert_close(output, expected)
     output.sum().backward()
     assert all(value.grad is not None for value in [*tensors, *block.parameters()])
 
@@ -36,7 +36,7 @@ def test_exports_with_dynamic_sizes(case):
         program = torch.export.export(block, tuple(tensors), dynamic_shapes=dynamic_shapes(tensors)).module()
         for batch, height, width in [(1, 9, 6), (3, 20, 13)]:
             tensors = inputs(case, batch, height, width)
-            close(program(*tensors), block(*tensors))
+            assert_close(program(*tensors), block(*tensors))
 
 
 @pytest.mark.slow
@@ -53,7 +53,7 @@ def test_exports_to_onnx(case, tmp_path):
         for batch, height, width in [(2, 7, 11), (3, 9, 6)]:
             tensors = inputs(case, batch, height, width)
             feed = {node.name: t.numpy() for node, t in zip(session.get_inputs(), tensors, strict=True)}
-            close(torch.from_numpy(session.run(None, feed)[0]), block(*tensors), 1e-4)
+            assert_close(torch.from_numpy(session.run(None, feed)[0]), block(*tensors), 1e-4)
 
 
 @pytest.mark.gpu
@@ -78,4 +78,4 @@ def test_deterministic_on_cuda(case, monkeypatch):
 def test_equal_on_cuda(case):
     block, tensors = build(case).eval(), inputs(case)
     expected = block(*tensors)
-    close(block.cuda()(*(t.cuda() for t in tensors)).cpu(), expected, 1e-3)
+    assert_close(block.cuda()(*(t.cuda() for t in tensors)).cpu(), expected, 1e-3)

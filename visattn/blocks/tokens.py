@@ -26,7 +26,8 @@ def project(x: Tensor, *convs: nn.Conv2d) -> tuple[Tensor, ...]:
     if plain(x, convs[0].weight):
         return tuple(conv(x).flatten(2) for conv in convs)
     weight, bias = _stacked(convs)
-    y = product(weight.expand(x.size(0), -1, -1), x.flatten(2)).add_(bias[:, None])
+    y = product(weight.expand(x.size(0), -1, -1), x.flatten(2))
+    y = y if bias is None else y.add_(bias[:, None])
     return y.split([conv.out_channels for conv in convs], 1)
 
 
@@ -49,9 +50,10 @@ def project_back(m: Tensor, conv: nn.Conv2d, x: Tensor) -> Tensor:
     return y.unflatten(2, x.shape[2:])
 
 
-def _stacked(convs: tuple[nn.Conv2d, ...]) -> tuple[Tensor, Tensor]:
-    """The weights (O, C) and biases (O) of convolutions 1 x 1, one below the other."""
-    return torch.cat([conv.weight.flatten(1) for conv in convs]), torch.cat([conv.bias for conv in convs])
+def _stacked(convs: tuple[nn.Conv2d, ...]) -> tuple[Tensor, Tensor | None]:
+    """The weights (O, C) and biases (O), if there are any, of convolutions 1 x 1, one below the other."""
+    weight = torch.cat([conv.weight.flatten(1) for conv in convs])
+    return weight, None if convs[0].bias is None else torch.cat([conv.bias for conv in convs])
 
 
 def to_channels(x: Tensor, num_heads: int = 1) -> Tensor:
