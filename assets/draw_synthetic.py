@@ -44,12 +44,13 @@ def draw_methods(classifier: Classifier, data: PlacedCharacters) -> None:
             values, largest = heat[row].resize(picture.size[::-1]).values, heat[row].values.max().item()
             axes.imshow(values, cmap="inferno", vmin=0, vmax=largest)
             axes.contour(picture.convert("L"), levels=[128], colors="white", linewidths=0.5)
-            axes.text(0.97, 0.03, f"{largest:.2g}", color="white", fontsize=7, ha="right", transform=axes.transAxes)
+            note = {"transform": axes.transAxes, "bbox": {"fc": "black", "lw": 0, "alpha": 0.6, "pad": 1.5}}
+            axes.text(0.97, 0.04, f"max {largest:.2g}", color="white", fontsize=7, ha="right", **note)
         _frame(grid[row], data.box(row))
     for axes, name in zip(grid[0], ("image, letter framed", *METHODS), strict=True):
         axes.set_title(name, fontsize=9)
     bar = figure.colorbar(ScalarMappable(cmap="inferno"), ax=grid, aspect=40, fraction=0.015, pad=0.01, ticks=[0, 1])
-    bar.set_ticklabels(["0", "largest value of the map,\nwritten in its corner"], fontsize=7, rotation=90, va="center")
+    bar.set_ticklabels(["0", "max"], fontsize=8)
     figure.savefig(ASSETS / "synthetic.png")
 
 

@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 
+from visattn.arguments import parse
 from visattn.bench import maps
 from visattn.bench.timing import Timing
 
@@ -23,6 +24,12 @@ def test_the_row_chain_and_the_eager_way_agree(small):
         for heat, alpha in zip(maps._class_rows(*small), weights, strict=True):
             torch.testing.assert_close(heat.values.flatten(1), alpha.mean(1)[:, 0, 1:])
         torch.testing.assert_close(maps._plain(*small), logits)
+
+
+def test_sizes_may_be_given_or_left_out():
+    assert parse(maps.run, "visattn bench maps", [])["sizes"] == [224, 768]
+    given = parse(maps.run, "visattn bench maps", ["64", "96", "--largest", "0"])
+    assert (given["sizes"], given["largest"]) == ([64, 96], 0)
 
 
 def test_rows_are_compared_in_percent_and_methods_in_times():

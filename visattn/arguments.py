@@ -83,9 +83,7 @@ def _parser(options: dict[str, Option], prog: str, description: str | None) -> A
     for name, option in options.items():
         flag = f"--{name.replace('_', '-')}"
         if option.positional:
-            several = typing.get_origin(option.kind) is list
-            many = {"nargs": "+", "type": typing.get_args(option.kind)[0]} if several else {"type": option.kind}
-            parser.add_argument(name, **many, help=option.about)
+            parser.add_argument(name, **_places(option), help=option.about)
         elif option.kind is bool:
             parser.add_argument(flag, action="store_true", help=option.about)
         elif option.default is inspect.Parameter.empty:
@@ -93,6 +91,16 @@ def _parser(options: dict[str, Option], prog: str, description: str | None) -> A
         else:
             parser.add_argument(flag, type=option.kind, default=option.default, help=option.about)
     return parser
+
+
+def _places(option: Option) -> dict:
+    """Say how many values may stand without a name: one, some, or any number where there is a default."""
+    if typing.get_origin(option.kind) is not list:
+        return {"type": option.kind}
+    kind = {"type": typing.get_args(option.kind)[0]}
+    if option.default is inspect.Parameter.empty:
+        return kind | {"nargs": "+"}
+    return kind | {"nargs": "*", "default": list(option.default)}
 
 
 def _explained(text: str, options: dict[str, Option]) -> str:

@@ -47,6 +47,7 @@ class Watch:
         self._grid, self._prefix = grid, prefix
         self.grids: list[tuple[int, int]] = []
         self._lattices: dict[tuple[int, int], Lattice] = {}
+        self._shifted: dict[tuple[int, int], Lattice] = {}  # those that do not tile the image
         self._queries = 0
         self._modules = modules_of(model)
         self._items = {
@@ -78,14 +79,15 @@ class Watch:
 
     def strided(self, input: Tensor, output: Tensor, kernel, stride, padding):
         before, grid = (tuple(x.shape[-2:]) for x in (input, output))
-        if before in self._lattices:
-            # The first way to a grid is the one that is followed, not the shortcut beside it.
-            self._lattices.setdefault(grid, self._lattices[before].through(kernel, stride, padding))
+        # The first way to a grid is the one that is followed, not the shortcut beside it.
+        if before in self._lattices and grid not in self._lattices:
+            lattice = self._lattices[grid] = self._lattices[before].through(kernel, stride, padding)
+            if not lattice.tiles(grid):
+                self._shifted[grid] = lattice
 
     def lattice_of(self, grid: tuple[int, int] | None) -> Lattice | None:
         """Return where the patches of a grid lie, or None where they tile the image or nothing is known of them."""
-        lattice = self._lattices.get(grid)
-        return None if lattice is None or lattice.tiles(grid) else lattice
+        return self._shifted.get(grid)
 
     def fused(self, query: Tensor, key: Tensor, value: Tensor, output: Tensor, options: dict):
         if self._own_code():
@@ -122,6 +124,7 @@ class Watch:
         self.image_size = tuple(image.shape[-2:]) if image.ndim == 4 else None
         self.grids, self._queries = [], 0
         self._lattices = {self.image_size: Lattice.tiling(self.image_size)} if self.image_size else {}
+        self._shifted = {}
         self.seen.clear()
         self._on_start()
 
@@ -191,7 +194,9 @@ class Watch:
     def _record(self, owner: Frame, record: Record):
         for side in ("queries", "keys"):
             space = getattr(record, side)
-            setattr(record, side, space._replace(lattice=self.lattice_of(space.grid)))
+            lattice = self.lattice_of(space.grid)
+            if lattice is not None:
+                setattr(record, side, space._replace(lattice=lattice))
         record.name = owner.name or type(owner.module).__name__
         above = [f.name for f in self._trace.frames if f is not owner and f.name in self._items]
         record.block = above[-1] if above else ""
