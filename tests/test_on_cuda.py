@@ -1,11 +1,13 @@
 """On a CUDA device: blocks, models and maps give there what they give on the CPU. Without a GPU all are skipped."""
 
 import copy
+import csv
 
 import pytest
 import timm
 import torch
 from block_builds import FIRST, build, inputs
+from test_journey import command, finished, keys
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from visattn.methods.gradient import gae
@@ -57,3 +59,12 @@ def test_maps_do_not_depend_on_the_backend_of_attention(backend):
     for got, want in zip(found, wanted, strict=True):
         correlation = torch.corrcoef(torch.stack([got.cpu().flatten(), want.flatten()]))[0, 1]
         assert correlation > 0.9
+
+
+@pytest.mark.parametrize("strategy", ["auto", "fsdp"])
+def test_the_quickstart_learns_in_bfloat16(tmp_path, strategy):
+    options = {"trainer__accelerator": "auto", "trainer__precision": "bf16-mixed", "trainer__limit_train_batches": 60}
+    finished(command("fit", *keys(tmp_path / "run", trainer__strategy=strategy, **options)))
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        losses = [float(row["val_loss"]) for row in csv.DictReader(file) if row["val_loss"]]
+    assert len(losses) == 2 and losses[1] < losses[0]
