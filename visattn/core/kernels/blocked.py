@@ -12,7 +12,7 @@ from torch import Tensor
 from visattn.core.kernels.rows import ROWS, entmax_exponent_grad
 from visattn.core.kernels.tiles import Tile, part, tiles
 
-_TILE_BYTES = 2 * 1024 * 1024
+_TILE_BYTES = 1024 * 1024
 
 
 def _matmul(x: Tensor, y: Tensor) -> Tensor:
