@@ -8,12 +8,14 @@ import safetensors.torch
 import torch
 from PIL import Image
 from torch import nn
+from training_cases import keys
 
 from visattn.__main__ import main
 from visattn.commands import export
 from visattn.commands.export import compare, trace
 from visattn.data.transform import EvalTransform
 from visattn.models.table import create_model
+from visattn.training import cli
 from visattn.training.classifier import Classifier, load
 from visattn.training.saved import read_model
 
@@ -202,3 +204,14 @@ def test_weights_of_another_network_or_version_are_refused(run_folder, tmp_path)
     safetensors.torch.save_file({"a": torch.zeros(2)}, path, metadata={"visattn": json.dumps({"format": 99})})
     with pytest.raises(ValueError, match="has format 99"):
         read_model(path)
+
+
+def test_from_small_files_over_shards_and_a_training_to_one_file(shapes, tmp_path, capsys):
+    assert main(["pack", str(shapes), str(tmp_path / "shards")]) == 0
+    cli.main(["fit", *keys(tmp_path / "shards", tmp_path / "run", trainer__max_epochs=1)])
+    assert call(tmp_path / "run", "--to", "safetensors", "--out", tmp_path / "carried") == 0
+    capsys.readouterr()
+    with Image.open(shapes / "val" / "bar" / "00.png") as image:
+        expected, got = (load(path)(image) for path in (tmp_path / "run", tmp_path / "carried.safetensors"))
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    assert load(tmp_path / "carried.safetensors").classes == ["bar", "disc", "line"]

@@ -1,5 +1,6 @@
 """`visattn preview CONFIG`: what a training would see and how fast it would learn, before it starts."""
 
+import logging
 import os
 import shlex
 from pathlib import Path
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from visattn.data.augment import TrainTransform
+from visattn.data.loader import occurrence
 from visattn.data.module import ImageData
 from visattn.training.cli import TrainingCLI, construct
 from visattn.training.module import planned_steps
@@ -23,6 +25,7 @@ class Unrun(TrainingCLI):
 
     def before_instantiate_classes(self) -> None:
         self.config.fit.model.pretrained = False  # no weights are needed, so none are downloaded
+        self.config.fit.data.num_workers = 0  # and a few images need no helpers
 
     def instantiate_trainer(self) -> SimpleNamespace:
         asked = self.config_init.fit.trainer
@@ -53,6 +56,7 @@ def run(config: str, *, change: str = "", images: int = 6, versions: int = 7, ou
     if images < 1 or versions < 1:
         raise ValueError(f"--images and --versions must be 1 or more, got {images} and {versions}")
     changed = [f"--{key.removeprefix('--')}" for key in shlex.split(change)]
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     parts = construct(Unrun, ["fit", "--config", config, *changed])
     target = Path(out)
     target.mkdir(parents=True, exist_ok=True)
@@ -92,9 +96,8 @@ def _spread(data: ImageData, count: int) -> list[tuple[int, Image.Image, str]]:
     images = data.train_dataloader().dataset
     labels = np.asarray(images.source.labels)[images.indices]
     first = labels.argmax(1) if labels.ndim > 1 else labels
-    turns = sorted(range(len(first)), key=lambda i: (np.count_nonzero(first[:i] == first[i]), first[i]))
     found = []
-    for position in turns:
+    for position in np.lexsort((first, occurrence(first))).tolist():
         try:
             image = images.source.image(int(images.indices[position]), images.transform.long_side)
         except ValueError:  # unreadable: left out of the training too

@@ -55,7 +55,7 @@ class EpochSampler(Sampler[Draw]):
     def __iter__(self) -> Iterator[Draw]:
         epoch, start, self.start = self.epoch, self.start, 0
         order = self._order(epoch)
-        copies = _occurrence(order) if self.repeats > 1 or self.chances is not None else np.zeros_like(order)
+        copies = occurrence(order) if self.repeats > 1 or self.chances is not None else np.zeros_like(order)
         mine = np.arange(start, start + self.count(start) * self.world, self.world) + self.rank
         mine %= self.length
         pairs = zip(order[mine].tolist(), copies[mine].tolist(), strict=True)
@@ -70,7 +70,7 @@ class EpochSampler(Sampler[Draw]):
         return np.repeat(order, self.repeats)[: self.length]
 
 
-def _occurrence(order: np.ndarray) -> np.ndarray:
+def occurrence(order: np.ndarray) -> np.ndarray:
     """For each entry how many equal ones precede it."""
     by_value = np.argsort(order, kind="stable")
     values = order[by_value]
