@@ -72,7 +72,7 @@ def test_the_report_puts_correctness_first_and_says_what_was_not_measured(tmp_pa
 
 
 def test_attention_is_compared_with_everything_there(here):
-    assert all(check.right for check in attention.checks(here, tokens=(5, 17)))
+    assert all(check.right for check in attention.checks(here, 5, 17))
     rows = attention.rows(here, tokens=(5, 8), at_once=8)
     against = {(row.what, row.against) for row in rows if row.work == "forward"}
     package = "entmax package" if "entmax package" in attention._peers(5) else "sort-based reference"
@@ -112,7 +112,7 @@ def test_gates_are_compared_plain_compiled_and_with_timm(here):
 
 
 def test_training_steps_move_the_weights(here):
-    (row,) = training.rows(here, {"vit_nano": "test_vit"}, images=2, pixels=48)
+    (row,) = training.rows(here, ("vit_nano", "test_vit"), images=2, pixels=48)
     assert row.what == "vit_nano" and row.ratio == 0.5 and row.floor > 0
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5))
     before = model[1].weight.clone()

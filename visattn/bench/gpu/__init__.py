@@ -5,6 +5,7 @@ The second form needs torch, torchvision, timm and triton only.
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +15,8 @@ from visattn.bench.gpu.report import Report
 from visattn.core.kernels.triton.device import unavailable
 
 CHECKS = {"attention": attention.checks, "rollout": maps.checks, "gates": gates.checks}
-SECTIONS = {"Attention": attention.rows, "Rollout": maps.rows, "Training steps": training.rows, "Gates": gates.rows}
+SECTIONS = {"Attention": attention.rows, "Rollout": maps.rows, "Gates": gates.rows}
+SECTIONS |= {f"Training steps of {name}": partial(training.rows, pair=pair) for name, pair in training.PAIRS.items()}
 
 
 def run(*, out: str = "bench-gpu", minutes: float = 8.0) -> int:

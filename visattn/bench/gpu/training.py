@@ -12,22 +12,22 @@ from visattn.bench.gpu.machine import Machine
 from visattn.bench.gpu.report import Row
 from visattn.models.table import create_model
 
-PAIRS = {"vit_small_patch16": "vit_small_patch16_224", "vit_base_patch16": "vit_base_patch16_224"}
+PAIRS = {
+    "ViT-S/16": ("vit_small_patch16", "vit_small_patch16_224"),
+    "ViT-B/16": ("vit_base_patch16", "vit_base_patch16_224"),
+}
 
 
-def rows(machine: Machine, pairs: dict[str, str] = PAIRS, images: int = 256, pixels: int = 224) -> list[Row]:
-    """Return the time of a compiled step in bf16 autocast; the share of the roofline is the MFU."""
-    found = []
+def rows(machine: Machine, pair: tuple[str, str], images: int = 256, pixels: int = 224) -> list[Row]:
+    """Return the time of a compiled step in bf16 autocast, own and timm's; the share of the roofline is the MFU."""
+    models = {"own": create_model(pair[0], image_size=pixels), "timm": timm.create_model(pair[1], img_size=pixels)}
     batch = torch.rand(images, 3, pixels, pixels, device=machine.device)
     labels = torch.randint(1000, (images,), device=machine.device)
-    for own, other in pairs.items():
-        models = {"own": create_model(own, image_size=pixels), "timm": timm.create_model(other, img_size=pixels)}
-        steps = {name: _step(model.to(machine.device).train(), machine) for name, model in models.items()}
-        times = machine.measure({name: partial(step, batch, labels) for name, step in steps.items()})
-        floor = 3 * images * forward_flops(models["timm"], pixels) / machine.flops_per_ms
-        at = f"{images} x {pixels} px, bf16 autocast, compiled"
-        found.append(Row(own, at, "training step", times["own"], "timm's", times["timm"], 1.0, floor))
-    return found
+    steps = {name: _step(model.to(machine.device).train(), machine) for name, model in models.items()}
+    times = machine.measure({name: partial(step, batch, labels) for name, step in steps.items()})
+    floor = 3 * images * forward_flops(models["timm"], pixels) / machine.flops_per_ms
+    at = f"{images} x {pixels} px, bf16 autocast, compiled"
+    return [Row(pair[0], at, "training step", times["own"], "timm's", times["timm"], 1.0, floor)]
 
 
 def forward_flops(vit: nn.Module, pixels: int) -> float:
