@@ -15,6 +15,7 @@ from visattn.training import cli
 from visattn.training.checkpoint import find_checkpoint, read_checkpoint
 from visattn.training.resume import changes, chosen
 from visattn.training.store import Store
+from visattn.training.tune import steepest
 
 # Signals.
 
@@ -167,7 +168,7 @@ def test_a_complete_run_says_so(run, shapes, tmp_path, capsys):
     cli.main(["fit", *keys(shapes, whole, trainer__max_epochs=1), "--ckpt_path", "last"])
     said = capsys.readouterr().out
     assert "the run was complete after 1 epochs; to train longer: --trainer.max_epochs 2" in said
-    assert json.loads((whole / "result.json").read_text())["val_accuracy"] == before["val_accuracy"]
+    assert json.loads((whole / "result.json").read_text()) == before
 
 
 def test_tune_names_a_rate(shapes, tmp_path, capsys):
@@ -175,3 +176,10 @@ def test_tune_names_a_rate(shapes, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "--model.lr" in said
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["rates.png"]  # a run's folder keeps its config
+
+
+def test_the_rate_of_the_steepest_fall():
+    rates = [10.0**power for power in range(-6, 1)]
+    assert steepest(rates, [2.3, 2.2, 2.1, 1.5, 1.0, 1.1, 9.0]) == pytest.approx(1e-3)
+    assert steepest(rates, [2.3, 2.2, 2.1, 1.5, 1.0, float("nan"), float("inf")]) == pytest.approx(1e-3)
+    assert steepest(rates[:2], [2.0, 1.0]) is None

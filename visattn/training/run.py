@@ -108,6 +108,8 @@ class Report(Callback):
 
     @rank_zero_only
     def on_fit_end(self, trainer, pl_module) -> None:
+        if not hasattr(self, "start"):  # the run was complete before: what was written then is right
+            return
         classes = trainer.datamodule.classes
         if "confusion" in self.best:
             matrix = torch.as_tensor(self.best["confusion"])  # older checkpoints hold lists
