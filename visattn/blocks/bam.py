@@ -7,7 +7,6 @@ from visattn.blocks.check import hidden_width, require_choice, require_map, requ
 from visattn.blocks.norm import make_norm
 from visattn.blocks.pool import axis_mean
 from visattn.blocks.products import pieces, plain
-from visattn.blocks.tokens import project
 from visattn.core.tap import Tap
 
 COMBINE = ("add", "multiply")
@@ -131,8 +130,6 @@ class BAM(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
         channel = self.channel(axis_mean(x, (2, 3)))
-        spatial = project(x, self.spatial[0])[0].unflatten(2, x.shape[2:])
-        for i in range(1, len(self.spatial)):
-            spatial = self.spatial[i](spatial)
+        spatial = self.spatial(x)
         gate = sum_gate(channel, spatial) if self.combine == "add" else (channel * spatial).sigmoid()
         return raised(x, self.tap(gate).to(x.dtype))

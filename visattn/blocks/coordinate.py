@@ -7,7 +7,6 @@ from visattn.blocks.check import hidden_width, require_map
 from visattn.blocks.norm import make_norm
 from visattn.blocks.pool import axis_mean
 from visattn.blocks.products import scaled
-from visattn.blocks.tokens import project
 from visattn.core.tap import Tap
 
 
@@ -61,8 +60,7 @@ class CoordinateAttention(nn.Module):
         require_map(x, self.channels)
         height, width = x.shape[2:]
         strips = torch.cat([axis_mean(x, 3), axis_mean(x, 2).transpose(2, 3)], 2)
-        (hidden,) = project(strips, self.conv)
-        rows, columns = self.act(self.norm(hidden.unsqueeze(3))).split([height, width], 2)
-        gate_h = self.tap_h(self.gate(project(rows, self.conv_h)[0].unsqueeze(3)))
-        gate_w = self.tap_w(self.gate(project(columns, self.conv_w)[0].unsqueeze(2)))
+        rows, columns = self.act(self.norm(self.conv(strips))).split([height, width], 2)
+        gate_h = self.tap_h(self.gate(self.conv_h(rows)))
+        gate_w = self.tap_w(self.gate(self.conv_w(columns.transpose(2, 3))))
         return scaled(x, gate_h, gate_w)

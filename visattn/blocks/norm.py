@@ -7,6 +7,8 @@ from visattn.blocks.check import require_choice
 from visattn.blocks.products import plain
 
 NORMS = ("batch", "layer", "none")
+# Values of a map from which on passes over memory outweigh the calls that save them.
+_LARGE = 2**20
 
 
 class _Normalized(torch.autograd.Function):
@@ -66,7 +68,7 @@ class BatchNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         self.check(x)
-        if not self.training or plain(x, self.weight) or not x.is_contiguous() or x.numel() == 0:
+        if not self.training or plain(x, self.weight) or not x.is_contiguous() or x.numel() < _LARGE:
             return super().forward(x)
         self.num_batches_tracked.add_(1)
         return _Normalized.apply(

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Of a temporary that stays in the cache of a core.
-_BYTES = 2**20
+# Of a temporary that stays in the cache.
+_BYTES = 2**21
 
 
 def pieces(x: Tensor) -> int:
