@@ -1,7 +1,7 @@
 """`visattn bench attention`: every pair against the dense definition, the fused softmax and the entmax package."""
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -11,40 +11,60 @@ from torch import Tensor
 
 from visattn.bench.timing import extra_memory, measure, table
 from visattn.core.formula import attend, plan
+from visattn.core.names import find
 from visattn.core.normalize import NORMALIZERS
 from visattn.core.similarity import SIMILARITIES
 
 PAIRS = (
     "scaled_dot-softmax dot-softmax bilinear-softmax cosine-softmax negative_l2-softmax scaled_dot-softmax1 "
     "scaled_dot-entmax15 scaled_dot-sparsemax scaled_dot-entmax scaled_dot-sigmoid scaled_dot-relu scaled_dot-double "
-    "scaled_dot-sinkhorn scaled_dot-none linear-l1 efficient-l1"
+    "scaled_dot-sinkhorn scaled_dot-topk scaled_dot-none linear-none linear-l1 efficient-l1"
 ).split()
 _HEAD_DIM, _HEADS = 64, 6
 
 
 def run(
-    pairs: Sequence[str] = PAIRS,
-    tokens: Sequence[int] = (197, 577, 2305),
     *,
+    pairs: str = ",".join(PAIRS),
+    tokens: str = "197,577,2305",
     repeats: int = 5,
     threads: int = 1,
-    memory: bool = True,
+    time_only: bool = False,
 ) -> None:
     """Print, per pair and number of tokens, the evaluation chosen, its cost, and ratios to its references.
 
     Args:
-        pairs: similarity-normalizer, by the names of the tables.
-        tokens: Numbers of tokens; 8 images up to 300 tokens, one above.
+        pairs: similarity-normalizer, by the names of the tables, with commas between.
+        tokens: Numbers of tokens, with commas between; 8 images up to 300 tokens, one above.
         repeats: Measurements each; the median is shown with its spread.
         threads: Threads of torch.
-        memory: Measure the extra memory of forward and backward too, each in a fresh process.
+        time_only: Leave out the extra memory of forward and backward, which is measured in fresh processes.
     """
+    names, counts = [_checked(pair.strip()) for pair in pairs.split(",")], _numbers(tokens)
     torch.set_num_threads(threads)
-    for count in tokens:
+    for count in counts:
         shape = (8 if count <= 300 else 1, _HEADS, count, _HEAD_DIM)
-        rows = [_row(pair, shape, repeats, memory) for pair in track(pairs, f"{count} tokens", transient=True)]
+        rows = [_row(pair, shape, repeats, not time_only) for pair in track(names, f"{count} tokens", transient=True)]
         print(f"\n(B, H, N, D) = {shape}, float32, {threads} thread(s), ms of process CPU time: median (low-high)")
         print(table(_HEADER, rows))
+
+
+def _checked(pair: str) -> str:
+    """Refuse a pair whose halves are not in the tables."""
+    similarity, _, normalizer = pair.partition("-")
+    for part, known in ((similarity, SIMILARITIES), (normalizer, NORMALIZERS)):
+        find(known, part, "pairs")
+    return pair
+
+
+def _numbers(tokens: str) -> list[int]:
+    try:
+        counts = [int(count) for count in tokens.split(",")]
+    except ValueError:
+        raise ValueError(f"tokens must be whole numbers with commas between, got {tokens!r}") from None
+    if min(counts) < 1:
+        raise ValueError(f"tokens must be at least 1, got {tokens!r}")
+    return counts
 
 
 _HEADER = (
