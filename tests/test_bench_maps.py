@@ -38,4 +38,4 @@ def test_rows_are_compared_in_percent_and_methods_in_times():
     memory = {"plain forward": 30.0, "class-token rows": 31.0, "rollout": 20.0, "eager rollout": 140.0}
     assert maps._compared("plain forward", times, memory) == ("", "", "")
     assert maps._compared("class-token rows", times, memory) == ("plain forward", "+4.0 %", "+1 MiB")
-    assert maps._compared("rollout", times, memory) == ("eager rollout", "1.70x faster", "7.0x less")
+    assert maps._compared("rollout", times, memory) == ("eager rollout", "1.70x as fast", "7.0x less")

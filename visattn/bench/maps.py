@@ -78,7 +78,7 @@ def _compared(name: str, times: dict, memory: dict) -> tuple[str, str, str]:
     ratio, less = times[other].median / times[name].median, memory[other] / max(memory[name], 1)
     if name == "class-token rows":
         return other, f"{100 / ratio - 100:+.1f} %", f"{memory[name] - memory[other]:+.0f} MiB"
-    return other, f"{ratio:.2f}x faster", f"{less:.1f}x less"
+    return other, f"{ratio:.2f}x as fast", f"{less:.1f}x less"
 
 
 def _prepare(work: Callable[[nn.Module, Tensor], object], size: int) -> Callable[[], None]:
