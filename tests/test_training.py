@@ -97,9 +97,9 @@ def test_eight_images_are_learned_by_heart():
     module.log = lambda *args, **options: None
     batch = torch.rand(8, 3, 16, 16), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.01)
-    for step in range(60):
+    for _ in range(60):
         optimizer.zero_grad()
-        module.training_step(batch, step).backward()
+        module.training_step(batch, 0).backward()
         optimizer.step()
     assert module.training_step(batch, 0) < 0.05
 

@@ -25,8 +25,9 @@ class Speed(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
         self.images += len(batch[0]) * trainer.world_size
         now = time.perf_counter()
-        rate = self.images / (now - self.start)
-        pl_module.log("images/s", round(rate, 1), prog_bar=True, rank_zero_only=True)
+        if batch_idx == 0 or trainer.global_step % trainer.log_every_n_steps == 0:
+            rate = self.images / (now - self.start)
+            pl_module.log("images/s", round(rate, 1), prog_bar=True, rank_zero_only=True)
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self.all_images, self.all_seconds = self.all_images + self.images, self.all_seconds + now - self.start
 
