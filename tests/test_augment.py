@@ -8,7 +8,7 @@ import torch
 from data_cases import image_data, make_tree, picture
 from PIL import Image
 
-from visattn.data.augment import AUGMENTS, TrainTransform
+from visattn.data.augment import AUGMENTS, TrainTransform, random_box
 from visattn.data.transform import EvalTransform, build_transform
 
 
@@ -115,3 +115,20 @@ def test_pair_gives_the_image_that_apply_gives():
     for index in range(10):
         pixels, _ = transform.pair(image, mask, (2, index, 1))
         torch.testing.assert_close(pixels, transform.apply(image, (2, index, 1)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", [(1, 5000), (5000, 1), (31, 17), (17, 17), (1, 1), (640, 480)])
+@pytest.mark.parametrize("aspect", [1.0, 0.25, 17 / 11])
+def test_boxes_lie_inside_and_have_their_aspect(size, aspect):
+    generator = np.random.default_rng(0)
+    places = set()
+    for resized in (False, True):
+        for _ in range(50):
+            left, top, right, bottom = random_box(size, aspect, resized, generator)
+            assert 0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]
+            ratio = (right - left) / (bottom - top) / aspect
+            assert 0.74 < ratio < 1.34 if resized else ratio == pytest.approx(1)
+            touches = right - left == pytest.approx(size[0]) or bottom - top == pytest.approx(size[1])
+            assert touches or (resized and (right - left) * (bottom - top) > 0.349 * size[0] * size[1])
+            places.add((left, top))
+    assert len(places) > 40

@@ -5,6 +5,7 @@ epoch (https://github.com/albumentations-team/AlbumentationsX/issues/266). Here 
 (seed, epoch, index, copy), so an augmentation depends on nothing else: not on workers, ranks, order or a resume.
 """
 
+import math
 import os
 import random
 
@@ -13,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from visattn.data.transform import EvalTransform, cover, rgb
+from visattn.data.transform import EvalTransform, rgb
 
 AUGMENTS = ("none", "light", "strong", "trivial")
-_MARGIN = {"none": 1.0, "light": 1.0, "strong": 1.25, "trivial": 1.0}  # of the picture a crop is taken from
+_AREA = (0.35, 1.0)  # of the picture that a crop of random size keeps
 _ERASE = {"none": 0.0, "light": 0.0, "strong": 0.25, "trivial": 0.0}
 _REPLICATE = 1  # cv2.BORDER_REPLICATE, without importing cv2
 
@@ -58,7 +59,7 @@ class TrainTransform:
             raise ValueError(f"erase must lie between 0 and 1, got {erase}")
         self.evaluation, self.name, self.flip, self.seed = evaluation, name, flip, seed
         self.erase = _ERASE[name] if erase is None else erase
-        self.long_side = round(evaluation.long_side * _MARGIN[name])
+        self.long_side = round(evaluation.long_side * (1.25 if name == "strong" else 1))  # a part is enlarged
         self._pipeline = None
 
     def apply(self, image: Image.Image, draw: tuple[int, int, int]) -> Tensor:
@@ -67,65 +68,85 @@ class TrainTransform:
 
     def pixels(self, image: Image.Image, draw: tuple[int, int, int]) -> np.ndarray:
         """8-bit image to (h, w, 3) uint8."""
-        return self._augmented({"image": rgb(self._resized(image, Image.Resampling.BILINEAR))}, draw)["image"]
+        generator, box = self._begin(image.size, draw)
+        return self._augmented({"image": self._crop(image, box)}, generator)["image"]
 
     def pair(self, image: Image.Image, mask: Image.Image, draw: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
         """An image and its mask, moved alike; the mask keeps its values, and no color or erasing touches it."""
-        pixels = rgb(self._resized(image, Image.Resampling.BILINEAR))
-        values = np.asarray(self._resized(mask, Image.Resampling.NEAREST))
-        moved = self._augmented({"image": pixels, "mask": values}, draw)
+        generator, box = self._begin(image.size, draw)
+        values = np.asarray(self.evaluation.resized(mask, Image.Resampling.NEAREST, box))
+        moved = self._augmented({"image": self._crop(image, box), "mask": values}, generator)
         return self.evaluation.normalize(moved["image"]), torch.from_numpy(np.array(moved["mask"]))
 
-    def _augmented(self, arrays: dict[str, np.ndarray], draw: tuple[int, int, int]) -> dict[str, np.ndarray]:
+    def _begin(self, size: tuple[int, int], draw: tuple[int, int, int]) -> tuple[np.random.Generator, tuple | None]:
+        generator = np.random.default_rng([self.seed, *draw])
+        if self.name == "none":
+            return generator, None
+        return generator, random_box(size, self.evaluation.aspect(size), self.name == "strong", generator)
+
+    def _crop(self, image: Image.Image, box: tuple | None) -> np.ndarray:
+        return rgb(self.evaluation.resized(image, Image.Resampling.BILINEAR, box))
+
+    def _augmented(self, arrays: dict[str, np.ndarray], generator: np.random.Generator) -> dict[str, np.ndarray]:
         if self.name == "none" and not self.flip and not self.erase:
             return arrays
         if self._pipeline is None:
-            self._pipeline = _compose(self.name, *self.evaluation.image_size, flip=self.flip, erase=self.erase)
-        generator = np.random.default_rng([self.seed, *draw])
+            self._pipeline = _compose(self.name, flip=self.flip, erase=self.erase)
         self._pipeline.set_random_state(generator, random.Random(int(generator.integers(2**63))))
         return self._pipeline(**arrays)
-
-    def _resized(self, image: Image.Image, resampling: Image.Resampling) -> Image.Image:
-        if self.name == "none" or self.evaluation.resize == "stretch":
-            return self.evaluation.resized(image, resampling)
-        height, width = (round(side * _MARGIN[self.name]) for side in self.evaluation.image_size)
-        return cover(image, height, width, resampling)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_pipeline": None}  # each process builds its own
 
 
-def _compose(name: str, height: int, width: int, *, flip: bool, erase: float):
+def random_box(
+    size: tuple[int, int], aspect: float, resized: bool, generator: np.random.Generator
+) -> tuple[float, float, float, float]:
+    """A box (left, top, right, bottom) somewhere in a picture: the largest of an aspect, or one of random size too.
+
+    It is cut out while the picture is resized, which costs less than to resize more than is kept, and loses less.
+    """
+    width, height = size
+    across = min(width, height * aspect)
+    if resized:
+        aspect *= math.exp(generator.uniform(-1, 1) * math.log(4 / 3))
+        wanted = math.sqrt(generator.uniform(*_AREA) * width * height * aspect)
+        across = min(width, height * aspect, wanted)
+    down = min(height, across / aspect)
+    left, top = generator.random(2) * (width - across, height - down)
+    return left, top, min(width, left + across), min(height, top + down)
+
+
+def _compose(name: str, *, flip: bool, erase: float):
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network for a newer version
     import albumentations
 
     pipeline = {"none": _none, "light": _light, "strong": _strong, "trivial": _trivial}[name]
-    steps = pipeline(albumentations, height, width)
+    steps = pipeline(albumentations)
     steps += [albumentations.HorizontalFlip(p=0.5)] * flip
     side = (0.1, 0.4)
     hole = {"hole_height_range": side, "hole_width_range": side, "fill": "random_uniform"}
     return albumentations.Compose(steps + [albumentations.CoarseDropout((1, 1), **hole, p=erase)] * bool(erase))
 
 
-def _none(a, height: int, width: int) -> list:
+def _none(a) -> list:
     return []
 
 
-def _light(a, height: int, width: int) -> list:
+def _light(a) -> list:
     shift = (-0.08, 0.08)
     affine = a.Affine(
         scale=(0.9, 1.1), translate_percent=shift, rotate=(-10, 10), shear=(-5, 5), border_mode=_REPLICATE, p=1
     )
-    return [a.RandomCrop(height, width), affine]
+    return [affine]
 
 
-def _strong(a, height: int, width: int) -> list:
-    crop = a.RandomResizedCrop((height, width), scale=(0.35, 1.0), ratio=(3 / 4, 4 / 3))
-    return [crop, a.SomeOf(_operations(a, 0.6), n=2, p=1)]
+def _strong(a) -> list:
+    return [a.SomeOf(_operations(a, 0.6), n=2, p=1)]
 
 
-def _trivial(a, height: int, width: int) -> list:
-    return [a.RandomCrop(height, width), a.OneOf(_operations(a, 1.0), p=1)]
+def _trivial(a) -> list:
+    return [a.OneOf(_operations(a, 1.0), p=1)]
 
 
 def _operations(a, strength: float) -> list:

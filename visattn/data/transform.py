@@ -1,7 +1,5 @@
 """From a picture to the tensor a model takes: the one deterministic transform of validation, prediction and maps."""
 
-import math
-
 import numpy as np
 import torch
 from PIL import Image
@@ -10,7 +8,6 @@ from torch import Tensor
 from visattn.data.decode import to_eight_bit
 
 RESIZE = ("cover", "stretch")
-LONGEST = 4  # a picture longer than this many times the wanted shape loses its ends before it is enlarged
 
 
 def build_transform(config: dict) -> "EvalTransform":
@@ -72,11 +69,18 @@ class EvalTransform:
         """8-bit image to (h, w, 3) uint8."""
         return rgb(self.resized(image, Image.Resampling.BILINEAR))
 
-    def resized(self, image: Image.Image, resampling: Image.Resampling) -> Image.Image:
-        """The image at the wanted size, in its own mode."""
+    def resized(self, image: Image.Image, resampling: Image.Resampling, box: tuple | None = None) -> Image.Image:
+        """The image, or what lies in ``box`` of it, at the wanted size and in its own mode."""
         height, width = self.image_size
-        box = center_box(image.size, width / height) if self.resize == "cover" else None
-        return image.resize((width, height), resampling, box=box, reducing_gap=_gap(resampling))
+        # large pictures are first shrunk by whole numbers, but not masks, whose values would be averaged
+        gap = None if resampling == Image.Resampling.NEAREST else 3.0
+        box = center_box(image.size, self.aspect(image.size)) if box is None else box
+        return image.resize((width, height), resampling, box=box, reducing_gap=gap)
+
+    def aspect(self, size: tuple[int, int]) -> float:
+        """Width / height of what is taken out of a picture of ``size``."""
+        height, width = self.image_size
+        return width / height if self.resize == "cover" else size[0] / size[1]
 
     def normalize(self, pixels: np.ndarray) -> Tensor:
         """(h, w, 3) uint8 to (3, h, w) float32."""
@@ -116,22 +120,3 @@ def center_box(size: tuple[int, int], aspect: float) -> tuple[float, float, floa
     box_width, box_height = min(width, height * aspect), min(height, width / aspect)
     left, top = (width - box_width) / 2, (height - box_height) / 2
     return left, top, left + box_width, top + box_height
-
-
-def cover(image: Image.Image, height: int, width: int, resampling: Image.Resampling) -> Image.Image:
-    """Resize, proportions kept, to the smallest picture that covers (height, width)."""
-    left, top, right, bottom = _without_ends(image.size, width / height)
-    scale = max(width / (right - left), height / (bottom - top))
-    size = (max(width, math.ceil((right - left) * scale)), max(height, math.ceil((bottom - top) * scale)))
-    return image.resize(size, resampling, box=(left, top, right, bottom), reducing_gap=_gap(resampling))
-
-
-def _gap(resampling: Image.Resampling) -> float | None:
-    """Shrink large pictures by whole numbers first, but not masks, whose values would be averaged."""
-    return None if resampling == Image.Resampling.NEAREST else 3.0
-
-
-def _without_ends(size: tuple[int, int], aspect: float) -> tuple[float, float, float, float]:
-    """The whole picture, or its middle where it is so long that covering would enlarge it without bound."""
-    longest = min(max(size[0] / size[1], aspect / LONGEST), aspect * LONGEST)
-    return center_box(size, longest)
