@@ -9,12 +9,12 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from run_cases import untrained_run
 
 from visattn.__main__ import COMMANDS, main
 from visattn.commands.bench import PARTS
 from visattn.commands.opened import Source, open_classifier
 from visattn.methods.table import explain
-from visattn.models.table import create_model
 
 MODEL = ["--model", "timm:test_vit", "--random"]
 
@@ -31,15 +31,7 @@ def photos(tmp_path):
 
 @pytest.fixture
 def run_folder(tmp_path):
-    """A run as training leaves it: a checkpoint that says how to rebuild its model."""
-    torch.manual_seed(0)
-    network = {"name": "vit_nano", "num_classes": 3, "image_size": 24}
-    weights = {f"model.{key}": value for key, value in create_model(**network).state_dict().items()}
-    transform = {"image_size": [24, 24], "resize": "cover", "mean": [0.5] * 3, "std": [0.25] * 3}
-    note = {"format": 1, "network": network, "classes": ["alpha", "beta", "gamma"], "transform": transform}
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    torch.save({"visattn": note, "state_dict": weights}, tmp_path / "run" / "checkpoints" / "best.ckpt")
-    return tmp_path / "run"
+    return untrained_run(tmp_path / "run", ["alpha", "beta", "gamma"])
 
 
 def call(*arguments):

@@ -7,26 +7,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from run_cases import untrained_run
 
 from visattn.__main__ import main
 from visattn.commands.score import BASELINES, Interval, _center, _evenly, _interval, _samples, _text
 from visattn.data.synthetic import TARGETS, PlacedCharacters
 from visattn.metrics.truth import energy_pointing, pointing_game, segmentation
-from visattn.models.table import create_model
 from visattn.training.classifier import load
 
 
 @pytest.fixture
 def run_folder(tmp_path):
-    """An untrained model of the synthetic set's classes."""
-    torch.manual_seed(0)
-    network = {"name": "vit_nano", "num_classes": 5, "image_size": 24}
-    weights = {f"model.{key}": value for key, value in create_model(**network).state_dict().items()}
-    transform = {"image_size": [24, 24], "resize": "cover", "mean": [0.5] * 3, "std": [0.25] * 3}
-    note = {"format": 1, "network": network, "classes": list(TARGETS), "transform": transform}
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    torch.save({"visattn": note, "state_dict": weights}, tmp_path / "run" / "checkpoints" / "best.ckpt")
-    return tmp_path / "run"
+    return untrained_run(tmp_path / "run", list(TARGETS))
 
 
 def score(*arguments):
