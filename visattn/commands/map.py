@@ -187,7 +187,7 @@ def _winners(classifier: Classifier, batch: Tensor) -> list[tuple[str | None, fl
     if not classifier.classes:
         return [(None, None)] * len(batch)
     with torch.no_grad():
-        best, index = classifier.model(batch).float().softmax(1).max(1)
+        best, index = classifier.probabilities(classifier.model(batch)).max(1)
     return [(classifier.classes[i], round(p, 6)) for i, p in zip(index.tolist(), best.tolist(), strict=True)]
 
 

@@ -25,6 +25,7 @@ class Unrun(TrainingCLI):
 
     def before_instantiate_classes(self) -> None:
         self.config.fit.model.pretrained = False  # no weights are needed, so none are downloaded
+        self.config.fit.model.weights = None  # or read
         self.config.fit.data.num_workers = 0  # and a few images need no helpers
 
     def instantiate_trainer(self) -> SimpleNamespace:

@@ -66,9 +66,12 @@ class Classifier(ModelHubMixin, library_name="visattn", pipeline_tag="image-clas
             raise TypeError(f"images must be a PIL image or a list of them, got {strange[0] if strange else 'none'}")
         batch = torch.stack([self.transform(image) for image in given])
         first = next(self.model.parameters(), batch)
-        scores = self.model(batch.to(first.device, first.dtype)).float().cpu()
-        probabilities = scores.sigmoid() if self.several else scores.softmax(1)
+        probabilities = self.probabilities(self.model(batch.to(first.device, first.dtype))).cpu()
         return probabilities if several else probabilities[0]
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """Turn scores (B, C) into probabilities: of each class on its own where an image may have several."""
+        return scores.float().sigmoid() if self.several else scores.float().softmax(1)
 
     def note(self) -> dict:
         """All that is needed beside the weights, in plain words, as it stands in checkpoints."""

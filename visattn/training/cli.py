@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from visattn.data.labels import check_same_classes
 from visattn.data.module import ImageData
 from visattn.training.bar import Bar
 from visattn.training.checkpoint import KEY, read_checkpoint
@@ -84,7 +85,11 @@ class TrainingCLI(LightningCLI):
         parser.link_arguments("data", "model.multilabel", compute_fn=self._several, apply_on="instantiate")
 
     def _count_classes(self, data: ImageData) -> int:
-        return len(self.checkpoint_classes) if self.subcommand == "predict" else self._listed(data).num_classes
+        if self.subcommand == "predict":
+            return len(self.checkpoint_classes)
+        if self.checkpoint_classes:
+            check_same_classes(self.checkpoint_classes, self._listed(data).classes)
+        return self._listed(data).num_classes
 
     def _several(self, data: ImageData) -> bool:
         return self.subcommand != "predict" and self._listed(data).multilabel
