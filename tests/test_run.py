@@ -147,8 +147,9 @@ def test_training_without_progress_stops_early(shapes, tmp_path):
     assert json.loads((tmp_path / "run" / "result.json").read_text())["epochs"] == 3
 
 
-def test_a_moved_run_keeps_its_best_checkpoint(run, shapes, tmp_path):
-    moved = tmp_path / "moved"
+def test_a_moved_run_keeps_its_best_checkpoint(shapes, tmp_path):
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    cli.main(["fit", *keys(shapes, run, trainer__max_epochs=5, model__mixup=0, model__lr=0.01)])
     shutil.copytree(run, moved)
     best = weights(moved / "checkpoints" / "best.ckpt")
     state = read_checkpoint(moved / "checkpoints" / "last.ckpt")
@@ -156,7 +157,7 @@ def test_a_moved_run_keeps_its_best_checkpoint(run, shapes, tmp_path):
         if name.startswith("model.head"):
             value.zero_()  # every class is as likely as any other: no better than chance from here on
     torch.save(state, moved / "checkpoints" / "last.ckpt")
-    worse = keys(shapes, moved, trainer__max_epochs=3, model__lr=0.0)
+    worse = keys(shapes, moved, trainer__max_epochs=6, model__mixup=0, model__lr=0.0)
     cli.main(["fit", *worse, "--ckpt_path", "last"])
     before, after = (json.loads((folder / "result.json").read_text()) for folder in (run, moved))
     assert after["last"]["val_accuracy"] < before["val_accuracy"] == after["val_accuracy"]

@@ -5,7 +5,7 @@ import logging
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
@@ -62,6 +62,8 @@ KEYS = (
 class TrainingCLI(LightningCLI):
     """fit, validate, test and predict an ImageClassifier on ImageData, with everything about a run in one folder."""
 
+    checkpoint_classes: Sequence[str] = ()  # of the checkpoint that is taken up
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Return Lightning's commands and tune."""
@@ -109,7 +111,7 @@ class TrainingCLI(LightningCLI):
             self.folder = self.folder.with_name(f"{self.folder.name}.trial")
         if "weights_only" in config:
             config.weights_only = True
-        self.resumed_step, self.checkpoint_classes = None, []
+        self.resumed_step = None
         if "verbose" in config:
             config.verbose = False  # one line of our own says it
         path, problem = chosen(self.folder, config.get("ckpt_path"), self.subcommand)
