@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from visattn.__main__ import COMMANDS
 from visattn.blocks.table import BLOCKS
@@ -20,7 +21,13 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 def test_python_runs(code, tmp_path, monkeypatch):
     shutil.copytree(ROOT / "assets" / "photos", tmp_path / "assets" / "photos")
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    made = {"__name__": "readme"}
+    exec(compile(code, "README.md", "exec"), made)
+    shapes = re.findall(r"^(\w+) = .*# (\([\d, ]+\))", code, re.MULTILINE)
+    assert {name: str(tuple(made[name].shape)) for name, _ in shapes} == dict(shapes)
+    files = re.findall(r"""["'](cat\.png|out/[\w.]*)["']""", code)
+    assert all(Path(name).exists() for name in files)
+    assert all(x.isfinite().all() for x in made.values() if isinstance(x, torch.Tensor))
 
 
 def test_pictures_exist():

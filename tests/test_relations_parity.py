@@ -83,7 +83,7 @@ def load(name):
     return numbers["in/0/0"], numbers["out/0/0"], weights
 
 
-def close(got, expected):
+def assert_near(got, expected):
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
 
 
@@ -105,11 +105,11 @@ def test_channel_attention_agrees_with_xca():
     x, expected, weights = load("xca_timm")
     ours = RELATIONS["channel"](32, 4)
     ours.load_state_dict(positive(weights, 4))
-    close(ours(x), expected)
+    assert_near(ours(x), expected)
     theirs = XCA(32, 4, qkv_bias=True)
     theirs.load_state_dict(weights)
     y = numbers(2, 7, 32, dtype=torch.float32)
-    close(ours(y), theirs(y))
+    assert_near(ours(y), theirs(y))
 
 
 @pytest.mark.parametrize("name, relation", [("danet_pam", "self"), ("criss_cross", "criss_cross")])
@@ -125,7 +125,7 @@ def test_segmentation_attention_agrees_with_the_authors(name, relation):
         ours.proj.weight.copy_(torch.eye(32))
         ours.proj.bias.zero_()
     m = ours(x.flatten(2).transpose(1, 2), grid=(14, 14)).transpose(1, 2).unflatten(2, (14, 14))
-    close(w["gamma"] * m + x, expected)
+    assert_near(w["gamma"] * m + x, expected)
 
 
 def test_memory_agrees_with_external_attention():
@@ -143,4 +143,4 @@ def test_memory_agrees_with_external_attention():
     )
     y = ours(x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, (14, 14))
     statistics = (w[f"conv2.1.{key}"] for key in ("running_mean", "running_var", "weight", "bias"))
-    close((torch.nn.functional.batch_norm(y, *statistics) + x).relu(), expected)
+    assert_near((torch.nn.functional.batch_norm(y, *statistics) + x).relu(), expected)

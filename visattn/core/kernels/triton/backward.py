@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from visattn.core.kernels.triton.forward import load_statistic
-from visattn.core.kernels.triton.problem import key_scores, load_rows, locate, scores, store_rows
+from visattn.core.kernels.triton.problem import key_scores, key_tile, load_rows, query_tile, scores, store_rows
 from visattn.core.kernels.triton.weights import TINY, exponent, weigh
 
 
@@ -62,11 +62,9 @@ def query_grad(
     KEYS: tl.constexpr,
 ):
     """Write dq and delta and, where wanted, the sum of a row's score gradients and a row's gradient by alpha."""
-    b, h, tile = locate(tl.cdiv(problem.queries, ROWS), problem.heads)
-    rows = tile * ROWS + tl.arange(0, ROWS)
+    b, h, rows, q = query_tile(problem, ROWS, WIDTH)
     inside = rows < problem.queries
     place = (b * problem.heads + h) * problem.queries + rows
-    q = load_rows(problem.q, b, h, rows, problem.queries, problem.width, WIDTH)
     grad = load_rows(grads, b, h, rows, problem.queries, problem.value_width, VALUE_WIDTH)
     origin, shift = load_statistic(statistics, problem, b, h, rows)
     p = exponent(problem, h, KIND)
@@ -127,9 +125,7 @@ def key_grad(
     KEYS: tl.constexpr,
 ):
     """Write dk and dv and, where ``columns`` is given, the sum over queries of the gradient of the scores."""
-    b, h, tile = locate(tl.cdiv(problem.keys, KEYS), problem.heads)
-    keys = tile * KEYS + tl.arange(0, KEYS)
-    k = load_rows(problem.k, b, h, keys, problem.keys, problem.width, WIDTH)
+    b, h, keys, k = key_tile(problem, KEYS, WIDTH)
     v = load_rows(problem.v, b, h, keys, problem.keys, problem.value_width, VALUE_WIDTH)
     key_total = tl.zeros((KEYS, WIDTH), tl.float32)
     value_total = tl.zeros((KEYS, VALUE_WIDTH), tl.float32)

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from visattn.core.kernels.triton.forward import load_statistic, store_statistic
-from visattn.core.kernels.triton.problem import load_rows, locate, scores
+from visattn.core.kernels.triton.problem import key_tile, load_rows, query_tile, scores
 from visattn.core.kernels.triton.statistic import statistic
 from visattn.core.kernels.triton.weights import exponent, weigh
 
@@ -20,9 +20,7 @@ def row_statistic(
     KEYS: tl.constexpr,
 ):
     """Write origin and shift of every row."""
-    b, h, tile = locate(tl.cdiv(problem.queries, ROWS), problem.heads)
-    rows = tile * ROWS + tl.arange(0, ROWS)
-    q = load_rows(problem.q, b, h, rows, problem.queries, problem.width, WIDTH)
+    b, h, rows, q = query_tile(problem, ROWS, WIDTH)
     p = exponent(problem, h, KIND)
     origin, shift = statistic(problem, b, h, q, rows, p, KIND, PRECISION, WIDTH, KEYS)
     store_statistic(statistics, problem, b, h, rows, origin, shift)
@@ -43,9 +41,7 @@ def carried(
     KEYS: tl.constexpr,
 ):
     """Write u A, or, where ``grads`` is given, u [A o G]+ with G = grads v^T, for one tile of keys."""
-    b, h, tile = locate(tl.cdiv(problem.keys, KEYS), problem.heads)
-    keys = tile * KEYS + tl.arange(0, KEYS)
-    k = load_rows(problem.k, b, h, keys, problem.keys, problem.width, WIDTH)
+    b, h, keys, k = key_tile(problem, KEYS, WIDTH)
     if grads is not None:
         v = load_rows(problem.v, b, h, keys, problem.keys, problem.value_width, VALUE_WIDTH)
     p = exponent(problem, h, KIND)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from visattn.core.kernels.triton.problem import key_scores, load_rows, locate, store_rows
+from visattn.core.kernels.triton.problem import key_scores, load_rows, query_tile, store_rows
 from visattn.core.kernels.triton.statistic import statistic, threshold_on_chip
 from visattn.core.kernels.triton.weights import exponent, powers, weigh
 
@@ -36,9 +36,7 @@ def attend_streamed(
     KEYS: tl.constexpr,
 ):
     """Find the rows' statistic, then weigh and add the values as the keys stream by."""
-    b, h, tile = locate(tl.cdiv(problem.queries, ROWS), problem.heads)
-    rows = tile * ROWS + tl.arange(0, ROWS)
-    q = load_rows(problem.q, b, h, rows, problem.queries, problem.width, WIDTH)
+    b, h, rows, q = query_tile(problem, ROWS, WIDTH)
     p = exponent(problem, h, KIND)
     origin, shift = statistic(problem, b, h, q, rows, p, KIND, PRECISION, WIDTH, KEYS)
     total = tl.zeros((ROWS, VALUE_WIDTH), tl.float32)
@@ -66,9 +64,7 @@ def attend_on_chip(
     TILES: tl.constexpr,
 ):
     """Form whole rows of scores once, as TILES tiles that stay in registers; for the entmax family."""
-    b, h, tile = locate(tl.cdiv(problem.queries, ROWS), problem.heads)
-    rows = tile * ROWS + tl.arange(0, ROWS)
-    q = load_rows(problem.q, b, h, rows, problem.queries, problem.width, WIDTH)
+    b, h, rows, q = query_tile(problem, ROWS, WIDTH)
     p = exponent(problem, h, KIND)
     e = ()
     for i in tl.static_range(TILES):

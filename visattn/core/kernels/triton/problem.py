@@ -78,6 +78,22 @@ def store_rows(x, b, h, rows, count, width, value, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def query_tile(problem, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Return this program's image and head, the rows of its tile and their queries."""
+    b, h, tile = locate(tl.cdiv(problem.queries, ROWS), problem.heads)
+    rows = tile * ROWS + tl.arange(0, ROWS)
+    return b, h, rows, load_rows(problem.q, b, h, rows, problem.queries, problem.width, WIDTH)
+
+
+@triton.jit
+def key_tile(problem, KEYS: tl.constexpr, WIDTH: tl.constexpr):
+    """Return this program's image and head, and the numbers of its tile's keys with the keys."""
+    b, h, tile = locate(tl.cdiv(problem.keys, KEYS), problem.heads)
+    keys = tile * KEYS + tl.arange(0, KEYS)
+    return b, h, keys, load_rows(problem.k, b, h, keys, problem.keys, problem.width, WIDTH)
+
+
+@triton.jit
 def load_pairs(x, problem, b, h, rows, keys):
     """Return the values of pairs; ``rows`` and ``keys`` broadcast against each other, so that either may come first."""
     place = x.pointer + b * x.batch + h * x.head + keys * x.key
