@@ -50,6 +50,8 @@ CASES = {
     "entmax15_one_query": Case("entmax15", (2, 3, 1, 71, 16, 16), bias=(3, 1, 71)),
     "entmax15_cosine": Case("entmax15", similarity="cosine", mask=(2, 1, 1, 37)),
     "entmax15_grouped": Case("entmax15", (1, 4, 5, 19, 16, 16), key_heads=2),
+    "entmax15_grouped_values": Case("entmax15", (2, 6, 5, 19, 16, 11), similarity="cosine", key_heads=3, streamed=True),
+    "sigmoid_grouped_columns": Case("sigmoid", (2, 4, 5, 19, 16, 16), key_heads=1, bias=(1, 4, 1, 19), dtype=BFLOAT),
     "entmax15_strided": Case("entmax15", strided=True, bias=(2, 1, 5, 37)),
     "entmax15_streamed": Case("entmax15", (1, 2, 5, 71, 16, 16), streamed=True, bias=(1, 1, 5, 71)),
     "entmax15_half": Case("entmax15", dtype=HALF),
@@ -63,6 +65,8 @@ CHAINS = {
     "softmax_bias": Case("softmax", bias=(1, 3, 5, 37)),
     "entmax15": Case("entmax15", mask=(2, 1, 1, 37)),
     "sigmoid_bfloat16": Case("sigmoid", dtype=BFLOAT),
+    "softmax_grouped": Case("softmax", (2, 4, 19, 37, 9, 9), key_heads=2),
+    "softmax_grouped_gradient": Case("softmax", (2, 4, 19, 37, 9, 11), key_heads=2),
     "softmax_gradient": Case("softmax", (2, 3, 19, 37, 9, 11)),
 }
 
@@ -157,7 +161,8 @@ def chain_error(case: Case, device: str, weigh: bool) -> float:
         modules = _modules(case, device, torch.float64)
         bias = None if bias is None else bias.double()
         alpha = attention_map(q.double(), k.double(), *modules, bias=bias, mask=mask)
-        alpha = (alpha * (grad.double() @ v.double().transpose(2, 3))).clamp(min=0) if weigh else alpha
+        values = v.double().repeat_interleave(q.shape[1] // v.shape[1], 1)
+        alpha = (alpha * (grad.double() @ values.transpose(2, 3))).clamp(min=0) if weigh else alpha
         return _error(got, (u.double()[:, None, None] @ alpha)[:, :, 0])
 
 

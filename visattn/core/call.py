@@ -1,6 +1,6 @@
 """One checked call of the formula."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +15,31 @@ _SCALED_DOT, _SOFTMAX = ScaledDot(1), Softmax()
 
 @dataclass(frozen=True)
 class Call:
-    """One checked call of the formula: heads matched, masks 4-D, defaults filled in."""
+    """One checked call of the formula: masks 4-D, defaults filled in; query heads may share keys and values."""
 
     q: Tensor
-    k: Tensor
-    v: Tensor | None
+    shared_k: Tensor
+    shared_v: Tensor | None
     similarity: Similarity
     normalize: Normalizer
     bias: Tensor | None
     mask: Tensor | None
     dropout: float
+
+    @property
+    def k(self) -> Tensor:
+        """The keys of every query head."""
+        return self.per_query_head(self.shared_k)
+
+    @property
+    def v(self) -> Tensor | None:
+        """The values of every query head."""
+        return None if self.shared_v is None else self.per_query_head(self.shared_v)
+
+    def per_query_head(self, x: Tensor) -> Tensor:
+        """Copy what several query heads share to each of them."""
+        group = self.q.shape[1] // max(1, x.shape[1])
+        return x if group == 1 else x.repeat_interleave(group, 1)
 
     def has_dot_form(self) -> bool:
         return type(self.similarity).dot_form is not Similarity.dot_form
@@ -51,17 +66,14 @@ def check(q, k, v, similarity, normalize, bias, mask, dropout) -> Call:
     if q.shape[1] % k.shape[1]:
         raise ValueError(f"query heads must be a multiple of key heads; got {q.shape[1]} and {k.shape[1]}")
     _check_devices(q, k=k, v=v, bias=bias, mask=mask)
-    if q.shape[1] != k.shape[1]:
-        group = q.shape[1] // k.shape[1]
-        k = k.repeat_interleave(group, 1)
-        v = v if v is None else v.repeat_interleave(group, 1)
     shape = (*q.shape[:3], k.shape[2])
     bias, mask = _fit("bias", bias, shape), _fit("mask", mask, shape)
     if mask is not None and mask.dtype != torch.bool:
         raise ValueError(f"mask must be bool, True where a key may be attended; got {mask.dtype} (scores: bias=)")
-    if not similarity.key_local:
-        k = _mask_keys(k, mask, similarity)
-    return Call(q, k, v, similarity, normalize, bias, mask, dropout)
+    call = Call(q, k, v, similarity, normalize, bias, mask, dropout)
+    if similarity.key_local or mask is None:
+        return call
+    return replace(call, shared_k=_mask_keys(call.k, mask, similarity))
 
 
 def _check_devices(q: Tensor, **others: Tensor | None) -> None:
@@ -80,10 +92,8 @@ def _fit(name: str, x: Tensor | None, shape: tuple[int, int, int, int]) -> Tenso
     return x.view(full) if x.ndim < 4 else x
 
 
-def _mask_keys(k: Tensor, mask: Tensor | None, similarity: Similarity) -> Tensor:
+def _mask_keys(k: Tensor, mask: Tensor, similarity: Similarity) -> Tensor:
     """Hide masked keys from a similarity that looks at all of them."""
-    if mask is None:
-        return k
     if mask.shape[2] != 1:
         name = type(similarity).__name__
         raise ValueError(f"{name} looks at all keys at once: mask must be the same for every query, (B, H, 1, Nk)")
@@ -99,10 +109,10 @@ def alpha_of(call: Call, q: Tensor, bias: Tensor | None, mask: Tensor | None) ->
 
 
 def inner_form(call: Call) -> tuple[Tensor, Tensor, Tensor | None, float]:
-    """Return (q', k', bias, scale) with e = scale q' k'^T + bias."""
+    """Return (q', k', bias, scale) with e = scale q' k'^T + bias; a plain dot product leaves k' shared."""
     similarity, bias = call.similarity, call.bias
     if type(similarity) is ScaledDot and similarity.log_temperature is None:
-        return call.q, call.k, bias, call.q.shape[-1] ** -0.5
+        return call.q, call.shared_k, bias, call.q.shape[-1] ** -0.5
     q, k, extra = similarity.dot_form(call.q, call.k)
     return q, k, extra if bias is None else bias if extra is None else bias + extra, 1.0
 

@@ -48,7 +48,7 @@ def choose(call: Call) -> Plan:
 
 def _padding_costs_more(call: Call) -> bool:
     """Tell whether the fused CPU kernel, which wants one width, loses to tiles (measured: keys 32, values 256 wide)."""
-    wide = call.v.shape[3] > call.q.shape[3] + 128
+    wide = call.shared_v.shape[3] > call.q.shape[3] + 128
     return wide and call.q.device.type == "cpu" and type(call.normalize) is Softmax and call.has_dot_form()
 
 
@@ -104,8 +104,9 @@ def require(call: Call, impl: str) -> None:
 
 def _dense(call: Call) -> Tensor:
     alpha = alpha_of(call, call.q, call.bias, call.mask)
-    alpha = alpha.to(call.v.dtype)
-    return (F.dropout(alpha, call.dropout) if call.dropout else alpha) @ call.v
+    v = call.v
+    alpha = alpha.to(v.dtype)
+    return (F.dropout(alpha, call.dropout) if call.dropout else alpha) @ v
 
 
 def _blocked(call: Call) -> Tensor:
@@ -131,6 +132,7 @@ def _associative(call: Call) -> Tensor:
 
 def _fused(call: Call) -> Tensor:
     (q, k, bias, scale), mask, v = inner_form(call), call.mask, call.v
+    k = call.per_query_head(k)
     if isinstance(call.normalize, Softmax1):
         keys = k.shape[2]
         k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))

@@ -28,7 +28,7 @@ def refuses(call: Call, kinds: tuple[str, ...] = ops.KINDS) -> str | None:
 
 def _beyond(call: Call) -> str | None:
     """Return what in a call is beyond the fused GPU kernels."""
-    width = max(x.shape[3] for x in (call.q, call.k, call.v) if x is not None)
+    width = max(x.shape[3] for x in (call.q, call.shared_k, call.shared_v) if x is not None)
     if call.dropout:
         return "dropout of the weights is left to tiles"
     if width > HEAD_DIM:
@@ -48,7 +48,7 @@ def warn_of_tiles(call: Call) -> None:
 def evaluated(call: Call) -> Tensor:
     """Return m."""
     q, k, bias, scale = inner_form(call)
-    return ops.fused(q, k, call.v, bias, call.mask, call.normalize.exponent(), call.normalize.kernel, scale)
+    return ops.fused(q, k, call.shared_v, bias, call.mask, call.normalize.exponent(), call.normalize.kernel, scale)
 
 
 def row_chain(

@@ -35,10 +35,10 @@ def pose(
     q: Tensor, k: Tensor, v: Tensor | None, bias: Tensor | None, mask: Tensor | None, p: Tensor | None, scale: float
 ) -> Problem:
     mask = None if mask is None else mask.view(torch.uint8)
-    values = None if v is None else Rows.of(v)
+    keys, values = (None if x is None else Rows.of(x, q.shape[1] // x.shape[1]) for x in (k, v))
     width = k.shape[3] if v is None else v.shape[3]
     sizes = (q.shape[1], q.shape[2], k.shape[2], q.shape[3], width)
-    return Problem(Rows.of(q), Rows.of(k), values, Pairs.of(bias), Pairs.of(mask), p, scale, *sizes)
+    return Problem(Rows.of(q), keys, values, Pairs.of(bias), Pairs.of(mask), p, scale, *sizes)
 
 
 def forward(problem: Problem, kind: str, m: Tensor, statistic: Tensor) -> None:
@@ -62,7 +62,7 @@ def backward(
     found: tuple[Tensor, Tensor, Tensor],
     sums: tuple[Tensor | None, Tensor | None, Tensor | None],
 ) -> Tensor:
-    """Fill dq, dk and dv, and the sums wanted: of a row, of a column, by alpha; return delta."""
+    """Fill dq, dk and dv of every query head, and the sums wanted: of a row, of a column, by alpha; return delta."""
     (dq, dk, dv), (row_sums, columns, turns) = found, sums
     delta = grad.new_empty(grad.shape[:3], dtype=torch.float32)
     tiles = stream_tiles(problem, grad.dtype, backward=True)

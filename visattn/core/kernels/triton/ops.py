@@ -7,9 +7,9 @@ KINDS = ("sigmoid", "relu", "sparsemax", "entmax15", "entmax")
 """Normalizers that have kernels, by the name a normalizer gives as its ``kernel``."""
 
 
-def _by_token(x: Tensor, tokens: int, width: int) -> Tensor:
+def _by_token(x: Tensor, tokens: int, width: int, heads: int | None = None) -> Tensor:
     """Return an empty (B, H, tokens, width) whose tokens lie one after the other, as a layer reads them next."""
-    return x.new_empty(x.shape[0], tokens, x.shape[1], width).transpose(1, 2)
+    return x.new_empty(x.shape[0], tokens, heads or x.shape[1], width).transpose(1, 2)
 
 
 @torch.library.custom_op("visattn::triton", mutates_args=())
@@ -57,11 +57,15 @@ def _backward(
     dq, dk, dv, dbias, dp = _gradients(q, k, v, bias, p, bias_grad)
     if not grad.numel():
         return dq, dk.zero_(), dv.zero_(), dbias.zero_(), dp.zero_()
+    own = [_per_query_head(x, q.shape[1]) for x in (dk, dv)]
     problem = launch.pose(*map(launch.dense_rows, (q, k, v)), bias, mask, p, scale)
     grad = launch.dense_rows(grad)
     row_sums, columns = _sums(q, k, bias if bias_grad else None)
     turns = None if p is None else q.new_empty(q.shape[:3], dtype=torch.float32)
-    delta = launch.backward(problem, kind, grad, statistic, (dq, dk, dv), (row_sums, columns, turns))
+    delta = launch.backward(problem, kind, grad, statistic, (dq, *own), (row_sums, columns, turns))
+    for mine, all_heads in zip((dk, dv), own, strict=True):
+        if mine is not all_heads:
+            torch.sum(all_heads.unflatten(1, (mine.shape[1], -1)), 2, out=mine)
     if row_sums is not None or columns is not None:
         dbias = (columns if row_sums is None else row_sums).sum_to_size(bias.shape)
     elif bias_grad:
@@ -74,6 +78,11 @@ def _gradients(q, k, v, bias, p, bias_grad: bool) -> tuple[Tensor, Tensor, Tenso
     dbias = q.new_empty(bias.shape if bias_grad else 0, dtype=torch.float32)
     dp = q.new_empty(0 if p is None else p.shape, dtype=torch.float32)
     return *(_by_token(x, x.shape[2], x.shape[3]) for x in (q, k, v)), dbias, dp
+
+
+def _per_query_head(x: Tensor, heads: int) -> Tensor:
+    """Return ``x``, or, where query heads share its heads, room for the gradient of each of them."""
+    return x if x.shape[1] == heads else _by_token(x, *x.shape[2:], heads)
 
 
 def _sums(q: Tensor, k: Tensor, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -125,7 +134,7 @@ def fused(
     kind: str,
     scale: float = 1.0,
 ) -> Tensor:
-    """Return m for scores scale q k^T + bias and a normalizer of KINDS; all 4-D, as many key as query heads."""
+    """Return m for scores scale q k^T + bias and a normalizer of KINDS; all 4-D; query heads may share k and v."""
     dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
     p = None if p is None else p.float()
     return _forward(q.to(dtype), k.to(dtype), v.to(dtype), bias, mask, p, kind, scale)[0]

@@ -8,16 +8,17 @@ from torch import Tensor
 
 
 class Rows(NamedTuple):
-    """(B, H, N, D), dense in its last axis: the pointer and three strides."""
+    """(B, H, N, D), dense in its last axis: the pointer, three strides, and how many query heads share one head."""
 
     pointer: Tensor
     batch: int
     head: int
     row: int
+    group: int
 
     @staticmethod
-    def of(x: Tensor) -> "Rows":
-        return Rows(x, *x.stride()[:3])
+    def of(x: Tensor, group: int = 1) -> "Rows":
+        return Rows(x, *x.stride()[:3], group)
 
 
 class Pairs(NamedTuple):
@@ -65,7 +66,7 @@ def locate(tiles, heads):
 def load_rows(x, b, h, rows, count, width, WIDTH: tl.constexpr):
     """Return (rows, WIDTH), zero outside of the tensor."""
     columns = tl.arange(0, WIDTH)
-    place = x.pointer + b * x.batch + h * x.head + rows[:, None] * x.row + columns[None, :]
+    place = x.pointer + b * x.batch + h // x.group * x.head + rows[:, None] * x.row + columns[None, :]
     return tl.load(place, mask=(rows[:, None] < count) & (columns[None, :] < width), other=0.0)
 
 
