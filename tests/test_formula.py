@@ -243,6 +243,8 @@ def test_gumbel_takes_a_generator():
         (lambda q, k, v: attention_map(q, k[:1]), "must agree in B"),
         (lambda q, k, v: Attend(dropout=1.0), r"dropout must lie in \[0, 1\)"),
         (lambda q, k, v: Attend(impl="fast"), "impl must be one of"),
+        (lambda q, k, v: attend(q, k, v, SIMILARITIES["cosine"](D, 2 * H)), "similarity must be made for"),
+        (lambda q, k, v: attend(q, k, v, None, NORMALIZERS["entmax"](2 * H)), "normalize must be made for"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, message):
@@ -261,3 +263,62 @@ def test_autocast_does_not_round_the_accumulation():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = attend(q, k, v, None, f_norm)
     torch.testing.assert_close(output, attend(q, k, v, None, f_norm))
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+def test_backward_outside_of_autocast(similarity, normalizer):
+    q, k, v = (x.float().requires_grad_() for x in qkv())
+    f_sim, f_norm = make_similarity(similarity, D, H).float(), make_normalizer(normalizer, H).float()
+    gradients = []
+    for inside in (True, False):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16):
+            m = attend(q, k, v, f_sim, f_norm)
+            if inside:
+                gradients.append(torch.autograd.grad(m.float().square().sum(), (q, k, v), allow_unused=True))
+        if not inside:
+            gradients.append(torch.autograd.grad(m.float().square().sum(), (q, k, v), allow_unused=True))
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0.05, atol=0.05)
+
+
+def test_dropout_with_a_learned_bias_drops():
+    q, k, v = qkv()
+    bias = torch.zeros(1, 1, NQ, NK, dtype=q.dtype, requires_grad=True)
+    m = attend(q, k, v, bias=bias, dropout=0.9, impl="sdpa")
+    assert (m - attend(q, k, v, bias=bias)).abs().max() > 0.01
+
+
+def cooler(parent, **options):
+    """A normalizer of one's own, derived from one that has faster evaluations."""
+
+    class Cooler(parent):
+        def weights(self, e, count):
+            return super().weights(e / 5, count)
+
+    return Cooler(**options)
+
+
+@pytest.mark.parametrize("name", NORMALIZERS)
+def test_a_derived_normalizer_is_evaluated_as_it_says(name):
+    (q, k, v), f_norm = qkv(), cooler(NORMALIZERS[name], num_heads=H).double().eval()
+    torch.testing.assert_close(attend(q, k, v, None, f_norm), attention_map(q, k, None, f_norm) @ v, **EXACT)
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+def test_a_derived_similarity_is_evaluated_as_it_says(name):
+    class Warmer(SIMILARITIES[name]):
+        def forward(self, q, k):
+            return 5 * super().forward(q, k)
+
+    (q, k, v), f_sim = qkv(), Warmer(D, H).double()
+    torch.testing.assert_close(attend(q, k, v, f_sim), attention_map(q, k, f_sim) @ v, **EXACT)
+
+
+@pytest.mark.parametrize("name", NORMALIZERS)
+@pytest.mark.parametrize("batch, queries", [(0, NQ), (B, 0)])
+def test_no_images_or_no_queries(name, batch, queries):
+    q, k, v = (x[:batch].requires_grad_() for x in qkv())
+    m = attend(q[:, :, :queries], k, v, None, make_normalizer(name, H))
+    m.sum().backward()
+    assert m.shape == (batch, H, queries, DV) and not q.grad.any()

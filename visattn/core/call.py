@@ -41,9 +41,6 @@ class Call:
         group = self.q.shape[1] // max(1, x.shape[1])
         return x if group == 1 else x.repeat_interleave(group, 1)
 
-    def has_dot_form(self) -> bool:
-        return type(self.similarity).dot_form is not Similarity.dot_form
-
     def key_mask_only(self) -> bool:
         return self.bias is None and (self.mask is None or self.mask.shape[2] == 1)
 
@@ -65,6 +62,7 @@ def check(q, k, v, similarity, normalize, bias, mask, dropout) -> Call:
         raise ValueError(f"k must have at least one token; got shape {tuple(k.shape)}")
     if q.shape[1] % k.shape[1]:
         raise ValueError(f"query heads must be a multiple of key heads; got {q.shape[1]} and {k.shape[1]}")
+    _check_parts(q.shape[1], similarity=similarity, normalize=normalize)
     _check_devices(q, k=k, v=v, bias=bias, mask=mask)
     shape = (*q.shape[:3], k.shape[2])
     bias, mask = _fit("bias", bias, shape), _fit("mask", mask, shape)
@@ -74,6 +72,12 @@ def check(q, k, v, similarity, normalize, bias, mask, dropout) -> Call:
     if similarity.key_local or mask is None:
         return call
     return replace(call, shared_k=_mask_keys(call.k, mask, similarity))
+
+
+def _check_parts(heads: int, **parts: nn.Module) -> None:
+    for name, part in parts.items():
+        if part.num_heads not in (1, heads):
+            raise ValueError(f"{name} must be made for {heads} heads, as q has, or for 1; got {part.num_heads}")
 
 
 def _check_devices(q: Tensor, **others: Tensor | None) -> None:

@@ -49,7 +49,7 @@ def choose(call: Call) -> Plan:
 def _padding_costs_more(call: Call) -> bool:
     """Tell whether the fused CPU kernel, which wants one width, loses to tiles (measured: keys 32, values 256 wide)."""
     wide = call.shared_v.shape[3] > call.q.shape[3] + 128
-    return wide and call.q.device.type == "cpu" and type(call.normalize) is Softmax and call.has_dot_form()
+    return wide and call.q.device.type == "cpu" and type(call.normalize) is Softmax and call.similarity.has_dot_form
 
 
 def _reason(call: Call, impl: str) -> str:
@@ -80,12 +80,12 @@ def refuses(call: Call, impl: str) -> str | None:
         if normalize.stochastic and normalize.training:
             return f"{name_of(normalize)} draws noise for the whole matrix"
         return None
-    if not call.has_dot_form():
+    if not call.similarity.has_dot_form:
         return f"{name_of(call.similarity)} is no inner product"
     if impl == "sdpa":
-        fits = isinstance(normalize, Softmax | Softmax1 | Double | Sinkhorn)
-        return None if fits else f"{name_of(normalize)} cannot be rewritten as a softmax"
-    if not isinstance(normalize, L1 | Uniform):
+        fits = {Softmax, Softmax1, Double, Sinkhorn}
+        return None if type(normalize) in fits else f"{name_of(normalize)} cannot be rewritten as a softmax"
+    if type(normalize) not in {L1, Uniform}:
         return f"{name_of(normalize)} is not linear in the scores"
     if isinstance(normalize, L1) and not call.similarity.nonnegative:
         return f"the row sum of {pair} needs every score"
@@ -113,7 +113,7 @@ def _blocked(call: Call) -> Tensor:
     if torch.compiler.is_exporting():
         return _dense(call)
     bias, mask = call.bias, call.mask
-    if call.normalize.kernel is None or call.dropout or not call.has_dot_form():
+    if call.normalize.kernel is None or call.dropout or not call.similarity.has_dot_form:
         mask = mask if bias is None else both(mask, bias > -torch.inf)
         return recomputed(call.q, call.k, call.v, call.similarity, call.normalize, bias, mask, call.dropout)
     q, k, extra = call.similarity.dot_form(call.q, call.k)

@@ -16,7 +16,7 @@ HEAD_DIM = 128
 
 def missing(call: Call, kinds: tuple[str, ...] = ops.KINDS) -> str | None:
     """Return why there is no fused GPU kernel for a pair, on any machine."""
-    if call.normalize.kernel in kinds and call.has_dot_form():
+    if call.normalize.kernel in kinds and call.similarity.has_dot_form:
         return None
     return f"there is no fused GPU kernel for {name_of(call.similarity)} x {name_of(call.normalize)}"
 

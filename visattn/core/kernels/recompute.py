@@ -1,7 +1,7 @@
 """The tiled evaluation of pairs without a kernel: the definition on a few query rows, formed again in the backward."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 
 import torch
@@ -68,6 +68,14 @@ def _random_state(device: torch.device, state: Tensor) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _precision(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
+    """Compute as autocast did in the forward pass; None where it was off, also where backward runs inside of one."""
+    available = torch.amp.is_autocast_available(device.type)
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None) if available else nullcontext():
+        yield
+
+
 class _Recomputed(torch.autograd.Function):
     """One output buffer and one buffer per gradient, written in place: no list of pieces that splinters the heap."""
 
@@ -75,6 +83,8 @@ class _Recomputed(torch.autograd.Function):
     def forward(ctx, piece, cuts, q, k, v, bias, mask, *parameters):
         ctx.piece, ctx.cuts, ctx.parameters = piece, cuts, parameters
         ctx.state = torch.cuda.get_rng_state(q.device) if q.is_cuda else torch.get_rng_state()
+        kind = q.device.type
+        ctx.autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         ctx.save_for_backward(q, k, v, bias, mask)
         m = v.new_empty((*q.shape[:3], v.shape[3]))
         for tile in cuts:
@@ -87,7 +97,8 @@ class _Recomputed(torch.autograd.Function):
         *inputs, mask = ctx.saved_tensors
         parameters = [x for x in ctx.parameters if x.requires_grad]
         totals = [None if x is None else torch.zeros_like(x) for x in (*inputs, *parameters)]
-        with torch.enable_grad(), _random_state(grad.device, ctx.state):
+        state, precision = _random_state(grad.device, ctx.state), _precision(grad.device, ctx.autocast)
+        with torch.enable_grad(), state, precision:
             for tile in ctx.cuts:
                 _add_gradients(ctx.piece, tile, inputs, mask, parameters, grad, totals)
         of_parameters = iter(totals[4:])

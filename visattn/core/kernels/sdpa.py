@@ -39,7 +39,8 @@ def fused(
     bias = merge(bias, mask)
     if bias is not None and bias.dtype != torch.bool:
         bias = bias.to(q.dtype)
-    if bias is not None and bias.requires_grad and q.device.type == "cpu" and torch.is_grad_enabled():
+    learned = bias is not None and bias.requires_grad and torch.is_grad_enabled()
+    if learned and q.device.type == "cpu" and not dropout:
         m = _biased(q, k, v, bias, scale)[0]
     else:
         m = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)

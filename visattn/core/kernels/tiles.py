@@ -20,6 +20,8 @@ def tiles(shape: tuple[int, int, int, int], scores: int, *, head_local: bool = T
     Heads stay together where they are not ``head_local``.
     """
     batch, heads, queries, keys = shape
+    if 0 in shape:
+        return
     least = 1 if head_local else heads
     rows = min(queries, max(1, scores // (least * keys)))
     group = min(heads, max(least, scores // (rows * keys))) if rows == queries else least

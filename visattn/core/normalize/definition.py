@@ -10,7 +10,8 @@ class Normalizer(nn.Module):
     .. math::
         \alpha_{ij} = f_{norm}(e)_{ij}
 
-    A normalizer of one's own needs ``weights(e, count)``; everything else follows from what it declares.
+    A normalizer of one's own needs ``weights(e, count)``; everything else follows from what it declares. Where it
+    inherits from one that has a ``kernel``, new weights drop it.
 
     Args:
         num_heads: H, for parameters of which each head has its own.
@@ -48,6 +49,11 @@ class Normalizer(nn.Module):
     stochastic = False
     head_local = False
     kernel: str | None = None
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "weights" in vars(cls) and "kernel" not in vars(cls):
+            cls.kernel = None
 
     def __init__(self, num_heads: int = 1):
         super().__init__()

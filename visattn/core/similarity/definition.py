@@ -7,13 +7,19 @@ import torch
 from torch import Tensor, nn
 
 
+def _owner(cls: type, name: str) -> type:
+    """Return the class that a method comes from."""
+    return next(base for base in cls.__mro__ if name in vars(base))
+
+
 class Similarity(nn.Module):
     r"""Scores of every query against every key.
 
     .. math::
         e_{ij} = f_{sim}(q_i, k_j)
 
-    A similarity of one's own needs ``forward(q, k)``; with ``dot_form(q, k)`` it becomes fast.
+    A similarity of one's own needs ``forward(q, k)``; with ``dot_form(q, k)`` it becomes fast. A new ``forward`` drops
+    an inherited form.
 
     Args:
         head_dim: D, the width of a query.
@@ -26,6 +32,7 @@ class Similarity(nn.Module):
             parameter and buffer counts the heads.
         tile_width: Numbers that one score needs at the same time in ``forward``.
         key_dim: Width of a key where it may differ from that of a query, else None.
+        has_dot_form: Whether there is a ``dot_form``, of this very ``forward``; found out from the class.
 
     Shape:
         - q: (B, H, Nq, D); k: (B, H, Nk, D).
@@ -47,6 +54,12 @@ class Similarity(nn.Module):
     head_local = False
     tile_width = 1
     key_dim: int | None = None
+    has_dot_form = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        form, definition = (_owner(cls, name) for name in ("dot_form", "forward"))
+        cls.has_dot_form = form is not Similarity and issubclass(form, definition)
 
     def __init__(self, head_dim: int, num_heads: int = 1):
         super().__init__()
