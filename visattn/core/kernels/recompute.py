@@ -68,6 +68,12 @@ def _random_state(device: torch.device, state: Tensor) -> Iterator[None]:
         yield
 
 
+def _autocast_dtype(kind: str) -> torch.dtype | None:
+    """Return what autocast computes in now; None where it is off."""
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else None
+
+
 @contextmanager
 def _precision(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
     """Compute as autocast did in the forward pass; None where it was off, also where backward runs inside of one."""
@@ -83,8 +89,7 @@ class _Recomputed(torch.autograd.Function):
     def forward(ctx, piece, cuts, q, k, v, bias, mask, *parameters):
         ctx.piece, ctx.cuts, ctx.parameters = piece, cuts, parameters
         ctx.state = torch.cuda.get_rng_state(q.device) if q.is_cuda else torch.get_rng_state()
-        kind = q.device.type
-        ctx.autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        ctx.autocast = _autocast_dtype(q.device.type)
         ctx.save_for_backward(q, k, v, bias, mask)
         m = v.new_empty((*q.shape[:3], v.shape[3]))
         for tile in cuts:
