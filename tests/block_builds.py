@@ -47,13 +47,14 @@ def call_with(seam, change, block, tensors):
 
 
 def recorded(block, tensors):
-    """The output, and (kind, map) of every tap in the order in which they fire; ("token", None) for Attend."""
+    """The output, and (kind, map) of every tap in the order in which they fire; (kind, None) for Attend."""
     maps = []
 
-    def record(module, args, output):
-        maps.append((module.kind, output) if isinstance(module, Tap) else ("token", None))
+    def record(module, args, kwargs, output):
+        layout = kwargs.get("layout")
+        maps.append((module.kind, output) if isinstance(module, Tap) else (getattr(layout, "kind", "token"), None))
 
-    handles = [seam.register_forward_hook(record) for seam in seams(block).values()]
+    handles = [seam.register_forward_hook(record, with_kwargs=True) for seam in seams(block).values()]
     output = block(*tensors)
     for handle in handles:
         handle.remove()

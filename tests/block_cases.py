@@ -98,9 +98,9 @@ CASES = [
     Case(
         "scsa",
         options={"num_heads": 2, "window_size": 3, "kernel_sizes": (3, 5, 1)},
-        maps=("spatial", "spatial", "token", "channel"),
+        maps=("spatial", "spatial", "channel", "channel"),
     ),
-    Case("scsa", options={"num_heads": 3}, maps=("spatial", "spatial", "token", "channel")),
+    Case("scsa", options={"num_heads": 3}, maps=("spatial", "spatial", "channel", "channel")),
     Case("ms_cam", maps=("spatial",), pixels=True, batch_one="batch norm cannot train"),
     Case("ms_cam", options={"norm": "layer", "reduction": 2}, maps=("spatial",), pixels=True),
     Case("aff", maps=("spatial",), shapes=two_maps, batch_one="batch norm cannot train"),
@@ -173,9 +173,9 @@ CASES = [
     Case("a2", maps=("spatial", "spatial"), sums=((0, 1), (1, (2, 3))), pixels=True),
     Case("a2", options={"num_descriptors": 5}, maps=("spatial", "spatial"), sums=((0, 1), (1, (2, 3))), pixels=True),
     Case("pam", maps=("token",), pixels=True),
-    Case("cam", maps=("token",), pixels=True),
-    Case("cam", options={"inverted": True}, maps=("token",), pixels=True),
-    Case("danet", maps=("token", "token"), pixels=True),
+    Case("cam", maps=("channel",), pixels=True),
+    Case("cam", options={"inverted": True}, maps=("channel",), pixels=True),
+    Case("danet", maps=("token", "channel"), pixels=True),
     Case("criss_cross", maps=("token", "token")),
     Case("criss_cross", options={"recurrence": 1, "reduction": 3}, maps=("token",)),
     Case("efficient", maps=("token",), pixels=True),
@@ -184,8 +184,8 @@ CASES = [
     Case("external", options={"memory": 5, "norm": "layer"}, maps=("token",), pixels=True),
     Case("bot", options={"grid": (7, 11)}, maps=("token",)),
     Case("axial", maps=("token", "token")),
-    Case("xca", maps=("token",), pixels=True),
-    Case("xca", options={"num_heads": 3, "qkv_bias": True}, maps=("token",), pixels=True),
+    Case("xca", maps=("channel",), pixels=True),
+    Case("xca", options={"num_heads": 3, "qkv_bias": True}, maps=("channel",), pixels=True),
 ]
 
 REFUSALS = [  # block, channels, options, what the message must say

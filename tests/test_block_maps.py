@@ -1,26 +1,48 @@
 """What every block weighs, drawn: gates over a picture, channels and branches as bars, what a position attends."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from block_builds import FIRST, build, inputs
 from PIL import Image
 
 import visattn
+from visattn.blocks.table import BLOCKS
+from visattn.core.tap import Tap
 from visattn.draw.grids import gate_bars
 
 PHOTO = Image.new("RGB", (44, 28), "white")
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROW = r"^\| `(?P<name>\w+)` \| (?P<cls>\w+) \| [^|]+ \| (?P<family>\w+) \| [\d,]+(?: \*)? \| (?P<kinds>[\w, ]+) \|"
+ROWS = {row["name"]: row for row in re.finditer(ROW, README, re.MULTILINE)}
 
 
 @pytest.mark.parametrize("case", FIRST, ids=str)
 def test_every_map_is_captured_by_its_kind_and_drawn(case):
+    records = captured(case)
+    assert tuple(record.kind for record in records) == case.maps
+    for record in records:
+        picture = drawn(record).convert("RGB")
+        assert picture.getextrema() != ((255, 255),) * 3, record
+
+
+@pytest.mark.parametrize("case", FIRST, ids=str)
+def test_what_is_captured_is_what_is_documented(case):
+    kinds = list(dict.fromkeys(record.kind for record in captured(case)))
+    entry, row = BLOCKS[case.name], ROWS[case.name]
+    assert (row["cls"], row["family"], row["kinds"]) == (entry.block.__name__, entry.kind, ", ".join(kinds))
+    section = re.search(r"Map:\n(.*?)\n\n", entry.block.__doc__, re.DOTALL)[1]
+    assert list(dict.fromkeys(re.findall(rf"kind\s+({'|'.join(Tap.KINDS)})\b", section))) == kinds
+
+
+def captured(case):
+    """The records of one image."""
     block, tensors = build(case).eval(), inputs(case, batch=1)
     with torch.no_grad(), visattn.capture(block, keep="maps") as maps:
         block(*tensors)
-    # Where channels attend channels, the record says so.
-    assert tuple("token" if attends(record) else record.kind for record in maps.layers) == case.maps
-    for record in maps.layers:
-        picture = drawn(record).convert("RGB")
-        assert picture.getextrema() != ((255, 255),) * 3, record
+    return maps.layers
 
 
 def attends(record):

@@ -137,7 +137,7 @@ class ChannelAttentionModule(nn.Module):
         - Input and output: (B, C, H, W).
 
     Map:
-        ``attend``, between channels: (B, 1, C, C); rows sum to one.
+        ``attend``, kind channel: (B, 1, C, C), channels by channels; rows sum to one.
 
     Raises:
         ValueError: ``channels`` is below 1.
@@ -183,7 +183,8 @@ class DualAttention(nn.Module):
         - Input and output: (B, C, H, W).
 
     Map:
-        ``position.attend`` and ``channel.attend``; rows sum to one.
+        ``position.attend``, kind token: (B, 1, N, N), and ``channel.attend``, kind channel: (B, 1, C, C), channels by
+        channels; rows sum to one.
 
     Raises:
         ValueError: A size is below 1.

@@ -1,7 +1,7 @@
 """Normalization-based attention: batch norm's own scales say which channels matter."""
 
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.func import functional_call
 
 from visattn.blocks.check import require_map, require_positive
 from visattn.blocks.norm import BatchNorm
@@ -53,12 +53,10 @@ class NormalizationAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
-        bn = self.norm
-        share = bn.weight.abs() / bn.weight.abs().sum()
+        weight, bias = self.norm.weight, self.norm.bias
+        share = weight.abs() / weight.abs().sum()
         share = share.detach() if self.detach else share
-        bn.check(x)
-        # The share is folded into the affine part of the normalization: one full-size pass less.
-        normed = F.batch_norm(
-            x, bn.running_mean, bn.running_var, bn.weight * share, bn.bias * share, self.training, bn.momentum, bn.eps
-        )
+        # The share is folded into the affine part of the normalization: one full-size pass less. The norm itself runs,
+        # so that its own mode counts and whatever stands in its place may work as it does.
+        normed = functional_call(self.norm, {"weight": weight * share, "bias": bias * share}, (x,))
         return x * self.tap(self.gate(normed))

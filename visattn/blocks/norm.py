@@ -68,7 +68,8 @@ class BatchNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         self.check(x)
-        if not self.training or plain(x, self.weight) or not x.is_contiguous() or x.numel() < _LARGE:
+        # A momentum of None is an average over all batches, which torch keeps: swa_utils.update_bn sets it.
+        if not self.training or self.momentum is None or plain(x, self.weight) or not _is_large(x):
             return super().forward(x)
         self.num_batches_tracked.add_(1)
         return _Normalized.apply(
@@ -82,6 +83,10 @@ class BatchNorm(nn.BatchNorm2d):
                 f"batch norm cannot train on one value per channel, got {tuple(x.shape)}: "
                 "use two images or more, or norm='layer'"
             )
+
+
+def _is_large(x: Tensor) -> bool:
+    return x.is_contiguous() and x.numel() >= _LARGE
 
 
 def make_norm(norm: str, channels: int, *, eps: float = 1e-5, momentum: float = 0.1) -> nn.Module:

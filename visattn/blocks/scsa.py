@@ -35,8 +35,8 @@ class SCSA(nn.Module):
 
     Map:
         ``tap_h`` and ``tap_w``, kind spatial: (B, C, H, 1) and (B, C, 1, W), values in (0, 1), no sum; ``attend``, kind
-        token: (B, h, C / h, C / h), channels by channels, rows sum to one; ``tap_channel``, kind channel: (B, C, 1, 1),
-        values in (0, 1), no sum.
+        channel: (B, h, C / h, C / h), channels by channels, rows sum to one; ``tap_channel``, kind channel:
+        (B, C, 1, 1), values in (0, 1), no sum.
 
     Raises:
         ValueError: ``channels`` is no multiple of ``num_heads`` or of the number of ``kernel_sizes``, or one of them is

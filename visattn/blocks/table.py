@@ -56,7 +56,7 @@ from visattn.core.names import find, nearest
 
 
 class Entry(NamedTuple):
-    """One row of BLOCKS; `kind` is channel, spatial, both, branch, token or context."""
+    """One row of BLOCKS; `kind` is the family: channel, spatial, both, branch, token (self-attention) or context."""
 
     block: type[nn.Module]
     kind: str

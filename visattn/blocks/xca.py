@@ -28,7 +28,7 @@ class CrossCovarianceAttention(nn.Module):
         - Input and output: (B, C, H, W).
 
     Map:
-        ``attend``, between channels: (B, heads, C / heads, C / heads); rows sum to one.
+        ``attend``, kind channel: (B, heads, C / heads, C / heads), channels by channels; rows sum to one.
 
     Raises:
         ValueError: C is no multiple of ``num_heads``.

@@ -1,11 +1,9 @@
 """insert and remove: a block into any network and out again, no key of the network renamed."""
 
-import inspect
-
 import torch
 from torch import Tensor, nn
 
-from visattn.blocks.table import create_block
+from visattn.surgery.block import one_map_block
 from visattn.surgery.places import dry_run, find, walk
 
 CHILD = "inserted"
@@ -78,7 +76,7 @@ def insert(
             ``"after:ClassName"``.
         identity: Start as the network was: a block that is not the identity at its own init is faded in from zero, and
             weights of its own that start at zero are moved a little, so that one zero is left on the path.
-        example: An input of the model or its shape, for the one dry run that finds the channels; 96 x 96 by default.
+        example: An input of the model or its shape, for the one dry run that finds the maps; 96 x 96 by default.
         **options: The block's.
 
     Raises:
@@ -95,10 +93,10 @@ def insert(
     """
     root = dry_run(model, example)
     added = {}
-    for name, channels in find(root, where).items():
+    for name, given in find(root, where).items():
         host = model.get_submodule(name)
         _refuse_taken(name, host)
-        added[name] = _build(block_name, channels, identity, options, like=host)
+        added[name] = _build(block_name, name, given, identity, options).train(host.training)
     placed = {}
     try:
         for name, block in added.items():
@@ -116,27 +114,30 @@ def remove(model: nn.Module) -> nn.Module:
     return model
 
 
-def _build(block_name: str, channels: int, identity: bool, options: dict, *, like: nn.Module) -> Inserted:
-    """The block, on the device and in the dtype and mode of its host, with a zero gamma if it needs one."""
-    block = create_block(block_name, channels, **options)
-    needed = [p for p in inspect.signature(block.forward).parameters.values() if p.default is p.empty]
-    if len(needed) != 1:
-        raise ValueError(f"block {block_name!r} takes {len(needed)} maps, so it cannot be inserted behind one module")
-    fade = identity and not _is_identity(block, channels)
+def _build(block_name: str, name: str, given: Tensor, identity: bool, options: dict) -> Inserted:
+    """The block for the map that a host gave: on its device, in its dtype, with a zero gamma if the block needs one."""
+    block = one_map_block(block_name, given.shape[1], options)
+    # Asked in any case: a block that does not take these maps is refused before the network is touched.
+    same = _is_identity(block, block_name, name, given)
+    fade = identity and not same
     if fade:
         _open(block)
-    inserted = Inserted(block, fade=fade).train(like.training)
-    weight = next((p for p in like.parameters() if p.is_floating_point()), None)
-    return inserted if weight is None else inserted.to(device=weight.device, dtype=weight.dtype)
+    # Of the map, not of the weights of the host: a pooling has none.
+    return Inserted(block, fade=fade).to(device=given.device, dtype=given.dtype)
 
 
-def _is_identity(block: nn.Module, channels: int) -> bool:
+def _is_identity(block: nn.Module, block_name: str, name: str, given: Tensor) -> bool:
     """Whether a block gives back exactly what it takes; asked before it leaves the CPU."""
-    x = torch.linspace(-2, 2, 2 * channels * 35).reshape(2, channels, 5, 7)
-    with torch.no_grad():
-        same = torch.equal(block.eval()(x), x)
-    block.train()
-    return same
+    size = given.shape[1:]
+    x = torch.linspace(-2, 2, 2 * size.numel()).reshape(2, *size)
+    try:
+        with torch.no_grad():
+            return torch.equal(block.eval()(x), x)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"block {block_name!r} does not take the maps {tuple(given.shape)} of module {name!r} ({error}); "
+            "change its options, or pass example=, an input of the model or its shape"
+        ) from error
 
 
 def _open(block: nn.Module) -> None:

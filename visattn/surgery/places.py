@@ -55,8 +55,8 @@ def walk(call: Call) -> Iterator[Call]:
         yield from walk(inner)
 
 
-def find(root: Call, where: str) -> dict[str, int]:
-    """The modules named by `where`, each with its number of channels."""
+def find(root: Call, where: str) -> dict[str, Tensor]:
+    """The modules named by `where`, each with the map that it gave in its first call."""
     calls = [call for call in walk(root) if call.name]
     if where in ("stages", "blocks"):
         chosen = stages(root) if where == "stages" else blocks(root)
@@ -67,7 +67,7 @@ def find(root: Call, where: str) -> dict[str, int]:
         chosen = [call for call in calls if _matches(call.name, where)]
     if not chosen:
         raise ValueError(f"where={where!r} matches no module that runs; {_candidates(calls, where)}")
-    return _channels(chosen)
+    return _maps(chosen)
 
 
 def stages(root: Call) -> list[Call]:
@@ -146,18 +146,18 @@ def _area(x: Tensor) -> int:
     return x.shape[-2] * x.shape[-1] if x.ndim == 4 else 1
 
 
-def _channels(chosen: list[Call]) -> dict[str, int]:
-    channels: dict[str, int] = {}
+def _maps(chosen: list[Call]) -> dict[str, Tensor]:
+    maps: dict[str, Tensor] = {}
     for call in chosen:
         if not call.is_map:
             got = "no single tensor" if call.given is None else tuple(call.given.shape)
             raise ValueError(
                 f"module {call.name!r} must give a map (B, C, H, W) for a block to follow it; it gives {got}"
             )
-        width = call.given.shape[1]
-        if channels.setdefault(call.name, width) != width:
-            raise ValueError(f"module {call.name!r} runs with {channels[call.name]} and with {width} channels")
-    return channels
+        first, width = maps.setdefault(call.name, call.given).shape[1], call.given.shape[1]
+        if first != width:
+            raise ValueError(f"module {call.name!r} runs with {first} and with {width} channels")
+    return maps
 
 
 def _matches(name: str, pattern: str) -> bool:

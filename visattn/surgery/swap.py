@@ -4,7 +4,8 @@ from difflib import get_close_matches
 
 from torch import Tensor, nn
 
-from visattn.blocks.table import BLOCKS, create_block
+from visattn.blocks.table import BLOCKS
+from visattn.surgery.block import one_map_block
 from visattn.surgery.places import dry_run, walk
 
 # How timm and torchvision call their layers.
@@ -35,7 +36,8 @@ def replace(
         **options: The new block's.
 
     Raises:
-        ValueError: The network has no such layer, a layer changes the shape of its map, or ``new`` is unknown.
+        ValueError: The network has no such layer, a layer changes the shape of its map, or ``new`` is unknown or takes
+            more than one map.
 
     Example:
         >>> from torchvision.models import mobilenet_v3_small
@@ -62,7 +64,7 @@ def _build(new: str, model: nn.Module, name: str, taken: Tensor, given: Tensor, 
     if taken is None or given is None or taken.ndim != 4 or taken.shape != given.shape:
         raise ValueError(f"layer {name!r} must take and give one map of the same shape (B, C, H, W) to be replaced")
     old = model.get_submodule(name)
-    block = create_block(new, taken.shape[1], **options).train(old.training)
+    block = one_map_block(new, taken.shape[1], options).train(old.training)
     return block.to(device=taken.device, dtype=taken.dtype)
 
 
