@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from map_cases import SmallCNN, exact
+from torch import nn
 
 from visattn.methods.table import explain
 
@@ -75,6 +76,64 @@ def test_cams_take_a_layer_by_name():
         explain(model, images, 1, "gradcam", layers="stemm")
     with pytest.raises(ValueError, match="the output of 'head' is no picture"):
         explain(model, images, 1, "gradcam", layers="head")
+
+
+class Turned(nn.Module):
+    """A view of what it is given, beside something else."""
+
+    def forward(self, x):
+        return x.transpose(2, 3), x.shape
+
+
+class Rewriting(nn.Module):
+    """What follows a layer writes into what the layer returned, or makes a new tensor."""
+
+    def __init__(self, inplace: bool):
+        super().__init__()
+        self.stem, self.body, self.norm = nn.Conv2d(3, 5, 3, 2, 1), nn.Conv2d(5, 5, 3, 1, 1), nn.BatchNorm2d(5)
+        self.relu, self.last, self.head = nn.ReLU(inplace), nn.Conv2d(5, 7, 3, 2, 1), nn.Linear(7, 4)
+        self.turned, self.inplace = Turned(), inplace
+
+    def forward(self, images):
+        shortcut = self.relu(self.stem(images))
+        x = self.norm(self.body(shortcut))
+        x = x.add_(shortcut) if self.inplace else x + shortcut
+        x, _ = self.turned(self.last(self.relu(x)))
+        x = F.relu(x, self.inplace)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("layers", ["stem", "norm", "relu", "last", "turned", None])
+@pytest.mark.parametrize("method", CAMS)
+def test_later_operations_in_place_leave_a_layer_what_it_was(method, layers):
+    torch.manual_seed(0)
+    plain, images = Rewriting(False).eval().double(), torch.randn(3, 3, 21, 29, dtype=torch.double)
+    rewriting = Rewriting(True).eval().double()
+    rewriting.load_state_dict(plain.state_dict())
+    expected, found = (explain(model, images, 1, method, layers) for model in (plain, rewriting))
+    assert found.layer == expected.layer == (layers or "last")
+    torch.testing.assert_close(found.values, expected.values)
+
+
+def test_a_layer_whose_output_nobody_reads_is_still_explained():
+    """In place, a module can act without its output being used."""
+
+    class Ignoring(SmallCNN):
+        def __init__(self):
+            super().__init__()
+            self.relu = nn.ReLU(inplace=True)
+
+        def forward(self, images):
+            x = self.stem(images)
+            self.relu(x)
+            return self.head(F.relu(self.body(x)).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model, images = Ignoring().eval(), torch.randn(2, 3, 21, 29)
+    features = F.relu(model.stem(images)).detach().requires_grad_()
+    model.head(F.relu(model.body(features)).mean((2, 3)))[:, 1].sum().backward()
+    expected = (features * features.grad).sum(1).detach()
+    torch.testing.assert_close(explain(model, images, 1, "hirescam", layers="relu").values, expected)
 
 
 def test_integrated_gradients_is_a_sum_along_the_line():

@@ -1,6 +1,7 @@
 """capture(): what it keeps, what it refuses, and that it leaves nothing behind."""
 
 import gc
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ import torch.nn.functional as F
 from map_cases import NAMED, built, tiny
 from torch import nn
 
+from visattn.core.attention import RELATIONS
+from visattn.core.normalize import NORMALIZERS
 from visattn.methods.table import explain
 from visattn.record import capture
 
@@ -95,6 +98,27 @@ def test_hooks_are_gone_even_after_an_error():
     assert len(maps.layers) == 1
     with capture(model):  # the guard against a second capture is gone too
         pass
+
+
+@pytest.mark.parametrize("keep", ["rows", "maps"])
+@torch.no_grad()
+def test_weights_that_training_draws_are_not_drawn_again(keep):
+    """A second draw would be of weights that never acted, and would change what the model returns next."""
+    normalize = NORMALIZERS["gumbel"](3, generator=torch.Generator().manual_seed(0))
+    module, x = RELATIONS["self"](12, 3, normalize=normalize), torch.randn(2, 15, 12)
+    with capture(module, keep=keep, grid=(3, 5)) as maps:
+        with pytest.raises(ValueError, match=rf"keep='{keep}' would draw .* Gumbel is random in training; call model"):
+            module.train()(x)
+        assert not maps.records
+        module.eval()(x)
+    assert maps.map().values.shape == (2, 3, 5)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+    passes = []
+    for watch in (False, True):
+        normalize.generator.manual_seed(1)
+        with capture(module, grid=(3, 5)) if watch else nullcontext():
+            passes.append([module.train()(x) for _ in range(2)])
+    assert all(torch.equal(alone, watched) for alone, watched in zip(*passes, strict=True))
 
 
 @torch.no_grad()

@@ -8,7 +8,9 @@ from map_cases import CLASSES, FAMILIES, NAMED, SmallCNN, built, tiny
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from visattn.blocks.table import create_block
 from visattn.methods.legrad import legrad
+from visattn.methods.raw import dino
 from visattn.methods.rollout import rollout
 from visattn.methods.table import METHODS, explain
 from visattn.record import capture, entry
@@ -93,6 +95,11 @@ def test_bad_input():
     for wrong in (images[:, :1], images[:, :, :33]):
         with pytest.raises(ValueError, match=r"the model refused images of shape \(2, "):
             explain(model, wrong)
+    for method in METHODS:
+        if method == "integrated_gradients":
+            pytest.importorskip("captum")
+        with pytest.raises(ValueError, match=r"images must hold at least one image .*; got shape \(0, 3, 48, 80\)"):
+            explain(model, images[:0], method=method)
     with pytest.raises(ValueError, match=r"layer 'blocks.7.attn' does not exist; did you mean"):
         explain(model, images, layers=["blocks.7.attn"])
     with pytest.raises(ValueError, match=r"no attention was seen in SmallCNN: .*method='gradcam'"):
@@ -102,6 +109,44 @@ def test_bad_input():
     for method in ("rollout", "gae", "gradcam"):
         with pytest.raises(ValueError, match="values that are not finite"):
             explain(model, images, 1, method)
+
+
+@pytest.mark.parametrize("method", ATTENTION)
+def test_layers_that_select_nothing_are_refused_alike(method):
+    model, images = built(NAMED["timm_vit"])
+    for nothing in (slice(20, 30), slice(0, 0), []):
+        with pytest.raises(ValueError, match=r"layers selects none of the 2 token layers, 0 blocks.0.attn, 1 blocks.1"):
+            explain(model, images, 1, method, layers=nothing)
+    expected = explain(model, images, 1, method, layers=0).values
+    for same in ([0], slice(0, 1), ["blocks.0.attn"], "blocks.0.attn"):
+        torch.testing.assert_close(explain(model, images, 1, method, layers=same).values, expected)
+
+
+@pytest.mark.parametrize("method", [name for name in ATTENTION if name != "dino"])
+def test_layers_are_taken_first_to_last(method):
+    model, images = built(NAMED["timm_vit"])
+    forward = explain(model, images, 1, method, layers=slice(None))
+    for layers in (slice(None, None, -1), [1, 0]):
+        backward = explain(model, images, 1, method, layers=layers)
+        assert backward.layer == forward.layer
+        torch.testing.assert_close(backward.values, forward.values)
+
+
+def test_dino_shows_one_layer():
+    model, images = built(NAMED["timm_vit"])
+    with pytest.raises(ValueError, match=r"layers must select one layer, .*; got 2: blocks.0.attn, blocks.1.attn"):
+        explain(model, images, method="dino", layers=slice(None))
+    gates = create_block("cbam", 8).eval()
+    with torch.no_grad(), capture(gates) as maps:
+        gates(torch.rand(2, 8, 5, 7))
+    with pytest.raises(ValueError, match="this method needs attention between tokens; the model has channel, spatial"):
+        dino(maps)
+
+
+def test_legrad_refuses_attention_outside_its_blocks():
+    model, images = built(NAMED["timm_siglip"])
+    with pytest.raises(ValueError, match=r"layers selects attn_pool, outside the blocks .*: blocks.0, blocks.1"):
+        explain(model, images, 1, "legrad", layers=["attn_pool"])
 
 
 def test_a_map_of_zeros_is_no_silent_answer():

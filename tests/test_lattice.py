@@ -13,13 +13,16 @@ from visattn.methods.table import METHODS, explain
 from visattn.models.table import create_model
 from visattn.record import capture
 
-# (kernel, stride, padding, dilation) of each convolution, or (kernel, stride, padding) of a pooling.
+# (kernel, stride, padding, dilation) of each convolution, (kernel, stride, padding) of a pooling, or a module.
 STEMS = {
     "three of 3 x 3": [(3, 2, 1, 1)] * 3,
     "convolution and pooling, as in a ResNet": [(7, 2, 3, 1), (3, 2, 1)],
     "average pooling": [(3, 1, 1, 1), (2, 2, 0), (3, 2, 1, 1)],
     "overlapping patches": [(7, 4, 3, 1)],
     "dilated": [(3, 2, 2, 2), (3, 2, 1, 1)],
+    "padded below and at the right": [nn.ZeroPad2d((0, 4, 0, 6)), (10, 10, 0, 1)],
+    "padded unlike on all sides": [(3, 2, 1, 1), nn.ConstantPad2d((3, 0, 1, 2), 0.5), (3, 2, 0, 1)],
+    "padded and cropped": [nn.ReflectionPad2d((1, 3, 2, 2)), (4, 4, 0, 1), nn.ZeroPad2d((0, 0, -1, 0)), (2, 2, 0, 1)],
     "of two sides": [((3, 5), (2, 4), (1, 0), 1), (3, (2, 1), 1, 1)],
 }
 
@@ -31,7 +34,9 @@ class Stemmed(nn.Module):
         super().__init__()
         layers = []
         for step in stem:
-            if len(step) == 4:
+            if isinstance(step, nn.Module):
+                layers.append(step)
+            elif len(step) == 4:
                 kernel, stride, padding, dilation = step
                 layers.append(nn.Conv2d(1, 1, kernel, stride, padding, dilation, bias=False))
                 nn.init.ones_(layers[-1].weight)
@@ -78,6 +83,60 @@ def test_patches_that_tile_the_image_need_none():
         with torch.no_grad(), capture(model.eval()) as maps:
             model(torch.rand(1, 3, 64, 64))
         assert [record.keys.lattice for record in maps.layers] == [None] * len(maps.layers)
+
+
+def padding_models():
+    """Patches of 16 x 16, with zeros below and at the right where the image has no whole one."""
+    return {
+        "visattn": create_model("vit_tiny_patch16", image_size=32, depth=1),
+        "timm": timm.create_model(
+            "vit_tiny_patch16_224", img_size=32, depth=1, dynamic_img_size=True, dynamic_img_pad=True
+        ),
+    }
+
+
+@pytest.mark.parametrize("library", ["visattn", "timm"])
+def test_an_image_that_is_padded_moves_no_patch(library):
+    model, image = padding_models()[library].eval(), torch.rand(1, 3, 40, 72)
+    with torch.no_grad(), capture(model) as maps:
+        model(image)
+    (record,) = maps.layers
+    assert record.grid == (3, 5)
+    assert maps.map().lattice == pytest.approx(Lattice(8 / 40, 8 / 72, 16 / 40, 16 / 72))
+    for row in range(3):
+        for column in range(5):
+            values, truth = torch.zeros(1, 3, 5), torch.zeros(1, 40, 72, dtype=torch.bool)
+            values[0, row, column] = 1
+            truth[0, 16 * row : 16 * row + 16, 16 * column : 16 * column + 16] = True
+            assert metrics.pointing_game(Map(values, lattice=record.keys.lattice), truth, 0).item() == 1
+
+
+def test_a_padded_image_is_drawn_on_by_the_pixels():
+    values = torch.zeros(1, 3, 5)
+    values[0, 1, 3] = 1
+    heat = Map(values, lattice=_lattice_of(40, 72))
+    drawn = overlay(np.zeros((40, 72, 3), np.uint8), heat[0], colormap="gray", alpha=1)[..., 0]
+    resized = heat.resize((40, 72)).values[0].numpy()
+    for picture in (drawn, resized):
+        assert np.argwhere(picture >= picture.max() - 1e-3).mean(0) == pytest.approx((16 + 7.5, 48 + 7.5))
+
+
+def _lattice_of(height: int, width: int) -> Lattice:
+    model = create_model("vit_tiny_patch16", image_size=32, depth=1).eval()
+    with torch.no_grad(), capture(model) as maps:
+        model(torch.rand(1, 3, height, width))
+    return maps.map().lattice
+
+
+def test_a_lone_bright_pixel_is_found_in_a_padded_image():
+    model = nn.Sequential(create_model("vit_tiny_patch16", image_size=32, depth=1).patch_embed, nn.ReLU())
+    nn.init.ones_(model[0].proj.weight)
+    nn.init.zeros_(model[0].proj.bias)
+    model = nn.Sequential(*model, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    image, truth = torch.zeros(1, 3, 40, 72), torch.zeros(1, 40, 72, dtype=torch.bool)
+    image[:, :, 24, 56] = 1
+    truth[:, 24, 56] = True
+    assert metrics.pointing_game(explain(model, image, 0, "hirescam"), truth, 2**0.5).item() == 1
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "integrated_gradients"])

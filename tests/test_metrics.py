@@ -252,6 +252,9 @@ def test_bad_input():
         metrics.pointing_game(values[:2], _masks().long())
     with pytest.raises(ValueError, match=r"truth must mark something in every image; empty: \[1\]"):
         metrics.energy_pointing(values[:2], _masks() & torch.tensor([True, False])[:, None, None])
+    for measure in (metrics.sanity, metrics.max_sensitivity, metrics.grid_pointing):
+        with pytest.raises(ValueError, match="images must hold at least one image"):
+            measure(model, images[:0], torch.zeros(0, dtype=torch.long))
 
 
 def test_the_model_is_given_back_as_it_was(trained):

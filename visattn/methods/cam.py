@@ -4,9 +4,11 @@ import difflib
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from visattn.map import Map
 from visattn.methods.chain import checked
@@ -57,16 +59,38 @@ def cam(weigh: Weigh, name: str, model: nn.Module, images: Tensor, target: Targe
     where only the class token goes on: its patches have no gradient after that.
     """
     check_images(images)
-    maps = Maps(model, "graph")
-    found = _Features(maps, _module_name(model, layers))
+    wanted = _module_name(model, layers)
     with evaluating(model), torch.inference_mode(False), torch.enable_grad():
         images = images.detach().clone().requires_grad_()
-        with record_into(maps, model, on_exit=found.see):
-            output = run(model, images)
+        found, output = _watched(model, images, wanted)
+        if found.rewritten():
+            found, output = _watched(model, images, found.latest[0].name)
         scores, target = scores_of(output, target)
         where, features, gradient = found.choose(scores.sum())
-    lattice = maps._watch.lattice_of(tuple(features.shape[2:]))
+    lattice = found.maps._watch.lattice_of(tuple(features.shape[2:]))
     return checked(Map(weigh(features, gradient).float(), where, name, target, lattice=lattice))
+
+
+def _watched(model: nn.Module, images: Tensor, wanted: str | None) -> tuple["_Features", object]:
+    found = _Features(Maps(model, "graph"), wanted)
+    with record_into(found.maps, model, on_exit=found.see):
+        return found, run(model, images)
+
+
+class _Seen(NamedTuple):
+    """What a layer returned, and its place in the graph, which stays where later operations write into the values."""
+
+    name: str
+    values: Tensor
+    place: GradientEdge
+    version: int
+
+    @staticmethod
+    def of(name: str, x: Tensor | None, copied: bool = False) -> list["_Seen"]:
+        """Return none for what has no gradient."""
+        if not isinstance(x, Tensor) or not x.requires_grad:
+            return []
+        return [_Seen(name, x.detach().clone() if copied else x, get_gradient_edge(x), x._version)]
 
 
 class _Features:
@@ -74,41 +98,55 @@ class _Features:
 
     def __init__(self, maps: Maps, wanted: str | None):
         self.maps, self.wanted = maps, wanted
-        self.latest: list[tuple[str, Tensor]] = []
+        self.latest: list[_Seen] = []
 
     def see(self, frame, output):
-        output = output[0] if isinstance(output, tuple) and output else output
-        if not isinstance(output, Tensor) or not output.requires_grad:
-            return
+        first = output[0] if isinstance(output, tuple) and output else output
+        if not isinstance(first, Tensor) or not first.requires_grad:
+            return None
         if self.wanted is not None:
-            if frame.name == self.wanted:
-                self.latest = [(frame.name, output)]
-            return
+            return self._keep(first, output) if frame.name == self.wanted else None
         records = self.maps.records
         if records and records[-1].kind == "token" and frame.name and frame.name == records[-1].block:
-            self.latest = [(f"{frame.name} (input)", frame.tensor()), (frame.name, output)]
-        elif output.ndim == 4 and tuple(output.shape[2:]) in self.maps._watch.grids and math.prod(output.shape[2:]) > 1:
-            self.latest = [(frame.name, output)]
+            self.latest = _Seen.of(f"{frame.name} (input)", frame.tensor()) + _Seen.of(frame.name, first)
+        elif first.ndim == 4 and tuple(first.shape[2:]) in self.maps._watch.grids and math.prod(first.shape[2:]) > 1:
+            self.latest = _Seen.of(frame.name, first)
+        return None
+
+    def _keep(self, first: Tensor, output):
+        """Keep the values of the named layer; return what goes on in place of a view.
+
+        Writing into a view gives it another place in the graph, and the one it had is never passed.
+        """
+        self.latest = _Seen.of(self.wanted, first, copied=True)
+        if not first._is_view():
+            return None
+        return first.clone() if first is output else getattr(type(output), "_make", tuple)((first.clone(), *output[1:]))
+
+    def rewritten(self) -> bool:
+        """Whether the one feature map that was found was written into after its layer returned it."""
+        only = self.latest[0] if self.wanted is None and len(self.latest) == 1 else None
+        return only is not None and only.values._version != only.version
 
     def choose(self, score: Tensor) -> tuple[str, Tensor, Tensor]:
         """Return name, features and gradient (B, C, h, w) of the last candidate whose patches have a gradient."""
-        attached = [(name, x) for name, x in self.latest if x is not None and x.requires_grad]
-        if not attached:
+        if not self.latest:
             where = f"at {self.wanted!r}" if self.wanted else "larger than one position"
             raise ValueError(f"no feature map {where} was seen on the way to the score")
         if not score.requires_grad:
             raise ValueError("the score does not depend on the images in a way that can be differentiated")
-        gradients = torch.autograd.grad(score, [x for _, x in attached], allow_unused=True)
+        gradients = torch.autograd.grad(score, [seen.place for seen in self.latest], allow_unused=True)
         found = None
-        for (name, x), gradient in reversed(list(zip(attached, gradients, strict=True))):
-            features = self._picture(x.detach())
+        for seen, gradient in reversed(list(zip(self.latest, gradients, strict=True))):
+            features = self._picture(seen.values.detach())
             if features is None:
                 continue
-            found = name, features, torch.zeros_like(features) if gradient is None else self._picture(gradient)
+            found = seen.name, features, torch.zeros_like(features) if gradient is None else self._picture(gradient)
             if found[2].any():
                 break
         if found is None:
-            raise ValueError(f"the output of {attached[-1][0]!r} is no picture: shape {tuple(attached[-1][1].shape)}")
+            last = self.latest[-1]
+            raise ValueError(f"the output of {last.name!r} is no picture: shape {tuple(last.values.shape)}")
         return found
 
     def _picture(self, x: Tensor) -> Tensor | None:

@@ -58,12 +58,9 @@ def legrad(
         images = images.detach().clone().requires_grad_()
         with record_into(maps, model, on_exit=remember):
             output = run(model, images) if head else _all_at_once(model, images, last, blocks)
-        chosen = maps.select(layers)
-        if not blocks:
-            raise ValueError("legrad found no block around the attention of this model, whose tokens a head could read")
+        records = _inside(blocks, maps.select(layers), block_of)
         outputs = [head(tokens) for tokens in blocks.values()] if head else _parts(output, target, len(blocks))
         scores, target = _scores(outputs, target)
-        records = [record for record in chosen if block_of(record) in blocks]
         for score, block in zip(scores, blocks, strict=True):
             inside = [record for record in records if block_of(record) == block]
             if inside:
@@ -80,6 +77,16 @@ def _listed(record: Record) -> str:
 def _around(record: Record) -> str:
     """Return the path of the block around an attention call: in a list of blocks, or else its owner's parent."""
     return record.block or record.name.partition("[")[0].rpartition(".")[0]
+
+
+def _inside(blocks: dict[str, Tensor], chosen: list[Record], block_of: Callable[[Record], str]) -> list[Record]:
+    if not blocks:
+        raise ValueError("legrad found no block around the attention of this model, whose tokens a head could read")
+    records = [record for record in chosen if block_of(record) in blocks]
+    if not records:
+        names = ", ".join(record.name for record in chosen)
+        raise ValueError(f"layers selects {names}, outside the blocks whose tokens legrad reads: {', '.join(blocks)}")
+    return records
 
 
 def _all_at_once(model: nn.Module, images: Tensor, last: str, blocks: dict[str, Tensor]):

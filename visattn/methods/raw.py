@@ -32,7 +32,7 @@ def raw(maps: Maps, layers=None) -> Map:
     return checked(Map(values, name, "raw", prefix_mass=mass, lattice=heats[0].lattice))
 
 
-def dino(maps: Maps, layers: int | str = -1, head: int | None = None, mass: float = 0.6) -> Map:
+def dino(maps: Maps, layers=-1, head: int | None = None, mass: float = 0.6) -> Map:
     r"""Return, per patch, the share of heads that keep it among the fewest patches holding most of the attention.
 
     .. math::
@@ -40,7 +40,7 @@ def dino(maps: Maps, layers: int | str = -1, head: int | None = None, mass: floa
 
     Args:
         maps: What `visattn.capture` recorded.
-        layers: One layer: a name, or a number among the token layers.
+        layers: One token layer: a number or name, or a slice or list that holds one.
         head: One head's mask, in {0, 1}, or None for the share of heads.
         mass: m, the share of the row's mass over patches that a mask holds.
 
@@ -50,9 +50,12 @@ def dino(maps: Maps, layers: int | str = -1, head: int | None = None, mass: floa
     """
     if not 0 < mass <= 1:
         raise ValueError(f"mass must lie in (0, 1]; got {mass}")
-    record = maps.layer(layers)
-    heads = range(record.heads) if head is None else [head]
-    heats = [maps.map(layers, h) for h in heads]
+    chosen = maps.select(layers)
+    if len(chosen) > 1:
+        names = ", ".join(record.name for record in chosen)
+        raise ValueError(f"layers must select one layer, whose heads dino shows; got {len(chosen)}: {names}")
+    record = chosen[0]
+    heats = [maps.map(record.name, h) for h in (range(record.heads) if head is None else [head])]
     values = torch.stack([mass_mask(heat.values, mass).float() for heat in heats]).mean(0)
     prefix_mass = torch.stack([heat.prefix_mass for heat in heats]).mean(0)
     about = {"prefix_mass": prefix_mass, "notes": {"mass": mass}, "lattice": record.keys.lattice}

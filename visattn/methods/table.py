@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from visattn.map import Map
 from visattn.methods.cam import CAMS, cam_method
+from visattn.methods.chain import EmptyMap
 from visattn.methods.gradient import gae, grad_attention, grad_rollout
 from visattn.methods.integrated import integrated_gradients
 from visattn.methods.legrad import legrad
@@ -59,6 +60,14 @@ def explain(model: nn.Module, images: Tensor, target: Target = None, method: str
         )
     # A compiled model is explained through the module it was made of.
     return METHODS[method].run(getattr(model, "_orig_mod", model), images, target, layers)
+
+
+def explain_or_zeros(model: nn.Module, images: Tensor, target: Target = None, method: str = "gae", layers=None) -> Map:
+    """Explain, but return a map of zeros where `explain` refuses one: to a measure it is a finding like any other."""
+    try:
+        return explain(model, images, target, method, layers)
+    except EmptyMap as empty:
+        return empty.heat
 
 
 def _from_capture(method: Callable[..., Map]) -> Callable[..., Map]:

@@ -31,6 +31,8 @@ def check_images(images: Tensor):
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
         what = f"{tuple(images.shape)} {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"images must be a float tensor (B, C, H, W); got {what}")
+    if not images.numel():
+        raise ValueError(f"images must hold at least one image of at least one pixel; got shape {tuple(images.shape)}")
     if not images.isfinite().all():
         raise ValueError("images must be finite; got NaN or infinity")
 

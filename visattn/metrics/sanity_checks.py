@@ -5,8 +5,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from visattn.methods.table import explain
-from visattn.methods.target import Target, evaluating, scores_of
+from visattn.methods.table import explain, explain_or_zeros
+from visattn.methods.target import Target, check_images, evaluating, scores_of
 
 
 def sanity(
@@ -31,7 +31,8 @@ def sanity(
         seed: Of the new weights: normal, with each tensor's own mean and standard deviation.
 
     Returns:
-        (steps, B) rank correlations with the map of the unspoiled model, after each step.
+        (steps, B) rank correlations with the map of the unspoiled model, after each step; 0 where the map has become
+        flat or empty.
 
     Reference:
         Adebayo et al. 2018, "Sanity Checks for Saliency Maps", https://arxiv.org/abs/1810.03292. Differs from the paper
@@ -51,7 +52,7 @@ def sanity(
         for parameter in parameters[done:upto]:
             _randomize(parameter, generator)
         done = upto
-        found.append(rank_correlation(first, explain(spoiled, images, target, method, layers).values))
+        found.append(rank_correlation(first, explain_or_zeros(spoiled, images, target, method, layers).values))
     return torch.stack(found)
 
 
@@ -71,7 +72,8 @@ def max_sensitivity(
     .. math::
         \max_{\|d\|_\infty \le r} \|\Phi(x + d) - \Phi(x)\|_2 \,/\, \|\Phi(x)\|_2
 
-    ``radius`` is r; the maximum is over ``samples`` uniform draws. The other arguments are those of `sanity`.
+    ``radius`` is r; the maximum is over ``samples`` uniform draws. The other arguments are those of `sanity`. A map of
+    zeros that stays one has changed by 0, and one that does not by infinity.
 
     Reference:
         Yeh et al. 2019, "On the (In)fidelity and Sensitivity of Explanations", https://arxiv.org/abs/1901.09392.
@@ -85,8 +87,9 @@ def max_sensitivity(
     worst = first.new_zeros(len(first))
     for _ in range(samples):
         noise = (torch.rand(images.shape, generator=generator) * 2 - 1).to(images) * radius
-        moved = explain(model, images + noise, target, method, layers).values.flatten(1)
-        worst = torch.maximum(worst, (moved - first).norm(dim=1) / first.norm(dim=1))
+        moved = explain_or_zeros(model, images + noise, target, method, layers).values.flatten(1)
+        change = (moved - first).norm(dim=1)
+        worst = torch.maximum(worst, torch.where(change == 0, 0, change / first.norm(dim=1)))
     return worst
 
 
@@ -107,6 +110,7 @@ def _ranks(values: Tensor) -> Tensor:
 
 def _fixed(model: nn.Module, images: Tensor, target: Target) -> Target:
     """Return the target as classes of the unspoiled model, so that later maps explain the same."""
+    check_images(images)
     if callable(target):
         return target
     with evaluating(model), torch.no_grad():

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visattn.map import Map
-from visattn.methods.table import explain
+from visattn.methods.table import explain_or_zeros
+from visattn.methods.target import check_images
 from visattn.metrics.pixels import at_size
 
 
@@ -80,12 +81,13 @@ def grid_pointing(
         shrink: Shrink the picture to (H, W), for networks of one image size.
 
     Returns:
-        (B,) shares; 0.25 is what a flat map gets.
+        (B,) shares; 0.25 is what a flat map gets, 0 one without positive values.
 
     Reference:
         Böhle, Fritz, Schiele 2021, "Convolutional Dynamic Alignment Networks", https://arxiv.org/abs/2104.00032.
         Differs from the paper in: the picture can be shrunk to the size the model takes.
     """
+    check_images(images)
     target = torch.as_tensor(target, device=images.device)
     if len(images) % 4 or target.shape != (len(images),):
         raise ValueError(f"images must come in fours, with one class each; got {len(images)} and {tuple(target.shape)}")
@@ -99,7 +101,7 @@ def grid_pointing(
     shares = torch.empty(len(images) // 4, 4)
     cells = torch.eye(4, dtype=torch.bool).view(4, 2, 2)
     for cell in range(4):
-        heat = explain(model, picture, target.view(-1, 4)[:, cell], method, layers)
+        heat = explain_or_zeros(model, picture, target.view(-1, 4)[:, cell], method, layers)
         inside = F.interpolate(cells[cell][None, None].float(), picture.shape[2:])[0].bool()
         shares[:, cell] = energy_pointing(heat, inside.expand(len(picture), -1, -1).to(images.device)).cpu()
     return shares.flatten()

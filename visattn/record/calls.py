@@ -14,7 +14,7 @@ SOFTMAX = (F.softmax, torch.softmax, torch.special.softmax, Tensor.softmax)
 
 
 class Calls(TorchFunctionMode):
-    """Pass every torch function on, and tell a listener of attention calls, and of convolutions and poolings.
+    """Pass every torch function on, and tell a listener of attention calls, convolutions, poolings and paddings.
 
     Args:
         listener: An object with ``listening()``, ``fused(q, k, v, output, options)``, ``eager(alpha, heads)``,
@@ -34,7 +34,7 @@ class Calls(TorchFunctionMode):
         super().__init__()
         self._listener = listener
         self._seen_by = {F.scaled_dot_product_attention: self._sdpa, F.multi_head_attention_forward: self._mha}
-        self._seen_by |= dict.fromkeys((F.conv2d, torch.conv2d), self._conv)
+        self._seen_by |= dict.fromkeys((F.conv2d, torch.conv2d), self._conv) | {F.pad: self._pad}
         self._seen_by |= {function: self._pool(function) for function in POOLS}
         self._seen_by |= {function: self._softmax(function) for function in SOFTMAX}
 
@@ -76,6 +76,13 @@ class Calls(TorchFunctionMode):
         named = {"valid": (0, 0), "same": [(size - 1) // 2 for size in spread]}
         padding = named[padding] if isinstance(padding, str) else pair(padding)
         self._listener.strided(input, output, spread, pair(stride), padding)
+        return output
+
+    def _pad(self, input, pad, *args, **kwargs):
+        output = F.pad(input, pad, *args, **kwargs)
+        if input.ndim == 4 and len(pad) in (2, 4):
+            # New places around the old ones: what a convolution of 1 x 1 makes of them, with this padding.
+            self._listener.strided(input, output, (1, 1), (1, 1), (pad[2] if len(pad) == 4 else 0, pad[0]))
         return output
 
     def _pool(self, function):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from visattn.map import Map
 from visattn.record.entry import Record
-from visattn.record.memory import give_back
+from visattn.record.keeping import check_repeatable, keep_parts, number
 from visattn.record.watch import Watch
 
 KEEP = ("qk", "rows", "maps", "graph")
@@ -83,8 +83,7 @@ class Maps:
             raise ValueError(f"layer {layer!r} does not exist; {hint}Layers: {', '.join(names)}")
         among = self.tokens or self.layers
         if not -len(among) <= layer < len(among):
-            names = ", ".join(f"{i} {record.name}" for i, record in enumerate(among))
-            raise ValueError(f"layer {layer} does not exist; there are {len(among)}: {names}")
+            raise ValueError(f"layer {layer} does not exist; there are {len(among)}: {_numbered(among)}")
         return among[layer]
 
     def select(self, layers=None) -> list[Record]:
@@ -96,10 +95,12 @@ class Maps:
                 "map(layer) of capture() shows a gate, method='gradcam' explains any network"
             )
         if layers is None or isinstance(layers, slice):
-            return self.tokens[layers or slice(None)]
-        chosen = [self.layer(layer) for layer in ([layers] if isinstance(layers, (int, str)) else layers)]
+            chosen = self.tokens[layers or slice(None)]
+        else:
+            chosen = [self.layer(layer) for layer in ([layers] if isinstance(layers, (int, str)) else layers)]
         if not chosen:
-            raise ValueError("layers is empty; None takes all")
+            among = f"{len(self.tokens)} token layers, {_numbered(self.tokens)}"
+            raise ValueError(f"layers selects none of the {among}; got {layers!r}")
         gates = [record.name for record in chosen if record.kind != "token"]
         if gates:
             raise ValueError(f"this method needs attention between tokens; these are gates: {', '.join(gates)}")
@@ -166,7 +167,7 @@ def capture(model: nn.Module, keep: str = "qk", *, grid: tuple[int, int] | None 
         Maps of the latest pass through the model: a second pass replaces the first.
 
     Raises:
-        ValueError: ``keep`` is unknown.
+        ValueError: ``keep`` is unknown; or, from the pass, "rows" or "maps" of weights that training draws at random.
         RuntimeError: The model is being captured already.
 
     Example:
@@ -195,10 +196,11 @@ def record_into(maps: Maps, model: nn.Module, *, grid=None, prefix=None, on_exit
         times.clear()
 
     def keep(record: Record):
+        check_repeatable(record, maps.keep)
         times[record.name] += 1
-        _number(maps.records, record, times[record.name])
+        number(maps.records, record, times[record.name])
         maps.records.append(record)
-        _keep(record, maps)
+        keep_parts(record, maps)
 
     _watched.add(model)
     try:
@@ -227,38 +229,8 @@ def picture(row: Tensor, space, **about) -> Map:
     return Map(values, prefix_mass=mass, lattice=space.lattice, **about)
 
 
-def _keep(record: Record, maps: Maps):
-    if maps.keep == "graph":
-        give_back(record.output)
-        if record.output.requires_grad:
-            record.output.register_hook(give_back)
-        return
-    output, record.v, record.output = record.output, None, None
-    with torch.no_grad():
-        if maps.keep == "rows" and record.kind == "token":
-            record.row_kept = maps._row(record, "auto").clone()
-            record.q = record.k = record.alpha = record.bias = record.mask = None
-        elif maps.keep == "maps" and record.q is not None:
-            record.alpha = record.weights().clone()
-            record.q = record.k = record.bias = record.mask = None
-    # A copy, since queries, keys and values are often views of one tensor, and the model may write into its own later.
-    for name in ("q", "k", "alpha"):
-        held = getattr(record, name)
-        setattr(record, name, None if held is None else held.detach().clone())
-    for name in ("bias", "mask"):
-        held = getattr(record, name)
-        setattr(record, name, None if held is None else held.detach())
-    if maps.keep != "rows":
-        give_back(output)
-
-
-def _number(records: list[Record], record: Record, times: int):
-    """Tell the calls of one module apart: name[0], name[1] ..."""
-    if times == 2:
-        first = next(r for r in records if r.name == record.name)
-        first.name = f"{first.name}[0]"
-    if times > 1:
-        record.name = f"{record.name}[{times - 1}]"
+def _numbered(records: list[Record]) -> str:
+    return ", ".join(f"{i} {record.name}" for i, record in enumerate(records))
 
 
 def _patch(record: Record, query) -> int:

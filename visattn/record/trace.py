@@ -58,7 +58,8 @@ class Trace:
     Args:
         modules: (name, module) of all modules of the model to follow.
         on_start: Called when a pass begins: a module that already ran is entered from outside again.
-        on_exit: Called with (frame, output) when a module ends.
+        on_exit: Called with (frame, output) when a module ends; what it returns, unless None, goes on in the output's
+            place.
         every: Follow the plain layers inside blocks too, which attend nothing; it costs time.
     """
 
@@ -101,5 +102,5 @@ class Trace:
         while self.frames:
             frame = self.frames.pop()
             if frame.module is module:
-                self._on_exit(frame, output)
-                break
+                return self._on_exit(frame, output)
+        return None

@@ -27,7 +27,8 @@ class Watch:
         on_start: Called when a new pass through the model begins.
         grid: (h, w) of the patches, where it cannot be found.
         prefix: Number of prefix tokens, where it cannot be found.
-        on_exit: Called with (frame, output) when any module ends.
+        on_exit: Called with (frame, output) when any module ends; what it returns, unless None, goes on in the output's
+            place.
     """
 
     def __init__(
@@ -133,8 +134,7 @@ class Watch:
             self._gate(frame, output)
         elif isinstance(frame.module, Attend) and output is not None:
             self._attend(frame, output)
-        if self._on_exit is not None:
-            self._on_exit(frame, output)
+        return None if self._on_exit is None else self._on_exit(frame, output)
 
     def _owner(self) -> Frame:
         return next(f for f in reversed(self._trace.frames) if not isinstance(f.module, nn.Softmax))
