@@ -12,8 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from visattn.bench.timing import measure, table
 from visattn.blocks.reference import KEY_MAPS
 from visattn.blocks.table import BLOCKS, create_block
-from visattn.core.formula import Attend
-from visattn.core.tap import Tap
+from visattn.record.session import capture
 
 HEADER = ("block", "class", "year", "parameters", "MFLOPs", "forward ms", "forward + backward ms", "map", "weights of")
 
@@ -85,7 +84,7 @@ def _row(name: str, shape: tuple[int, int, int, int], repeats: int, notes: list[
     maps = inputs(model, shape)
     parameters = f"{sum(p.numel() for p in model.parameters()):,}"
     forward, both = _times(model, maps, repeats) if repeats else ("-", "-")
-    return (*start, parameters, f"{_flops(model, maps) / 1e6:.3g}", forward, both, _kinds(model), sources)
+    return (*start, parameters, f"{_flops(model, maps) / 1e6:.3g}", forward, both, _kinds(model, maps), sources)
 
 
 def inputs(block: nn.Module, shape: tuple[int, int, int, int]) -> list[Tensor]:
@@ -116,7 +115,8 @@ def _flops(block: nn.Module, maps: list[Tensor]) -> int:
     return counter.get_total_flops()
 
 
-def _kinds(block: nn.Module) -> str:
-    """What the block's maps weigh."""
-    seams = [part for part in block.modules() if isinstance(part, Tap | Attend)]
-    return " + ".join(dict.fromkeys(part.kind if isinstance(part, Tap) else "token" for part in seams))
+def _kinds(block: nn.Module, maps: list[Tensor]) -> str:
+    """What the block's maps weigh, by what is captured of one image."""
+    with torch.no_grad(), capture(block.eval()) as records:
+        block(*(x[:1] for x in maps))
+    return " + ".join(dict.fromkeys(record.kind for record in records.records))
