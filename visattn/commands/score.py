@@ -16,8 +16,7 @@ from visattn.commands.opened import Source, batches, complained, open_classifier
 from visattn.data.synthetic import PlacedCharacters
 from visattn.draw.files import writable
 from visattn.map import Map
-from visattn.methods.chain import EmptyMap
-from visattn.methods.table import METHODS, explain
+from visattn.methods.table import METHODS, explain_or_zeros
 from visattn.metrics.pixels import deletion, insertion
 from visattn.metrics.truth import energy_pointing, pointing_game, segmentation
 from visattn.training.classifier import Classifier
@@ -144,7 +143,7 @@ def _measured(
             predicted = classifier.model(images).argmax(1)
         target = predicted if group[0].label is None else torch.tensor([sample.label for sample in group])
         truth = None if group[0].truth is None else torch.stack([sample.truth for sample in group])
-        heats = {name: _heat(classifier.model, images, target, name) for name in names}
+        heats = {name: explain_or_zeros(classifier.model, images, target, name) for name in names}
         empty += Counter({name: int((heat.values == 0).flatten(1).all(1).sum()) for name, heat in heats.items()})
         shape = heats[names[0]].values.shape
         heats |= {"random": torch.rand(shape, generator=generator), "center": _center(shape)}
@@ -152,13 +151,6 @@ def _measured(
             for key, value in _measures(classifier.model, images, heat, target, truth, steps).items():
                 parts[name].setdefault(key, []).append(value.float().cpu())
     return {name: {key: torch.cat(values) for key, values in row.items()} for name, row in parts.items()}, empty
-
-
-def _heat(model, images: Tensor, target: Tensor, method: str) -> Map:
-    try:
-        return explain(model, images, target=target, method=method)
-    except EmptyMap as error:
-        return error.heat
 
 
 def _measures(
