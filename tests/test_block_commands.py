@@ -97,6 +97,22 @@ def test_compare_takes_options_from_the_config_and_keeps_configs_apart(tmp_path,
     assert not (out / "none.yaml").exists()
 
 
+def test_compare_gives_no_network_the_block_of_the_config(tmp_path, monkeypatch):
+    config, out = tmp_path / "host.yaml", tmp_path / "out"
+    monkeypatch.setattr("visattn.training.cli.main", lambda arguments: None)
+    monkeypatch.setattr(compare, "_result", lambda *_: {"val_accuracy": 0.5, "seconds": 1.0, "parameters": 1})
+    options = {"in_channels": 1, "block_options": {"reduction": 4}}
+    model = {"name": "resnet8", "block": "se", "options": options}
+    config.write_text(yaml.safe_dump({"model": model, "blocks": {"none": None, "eca": None, "shuffle": {"groups": 4}}}))
+    assert main(["compare", str(config), "--out", str(out)]) == 0
+    plain = {"name": "resnet8", "options": {"in_channels": 1}}
+    grouped = {"in_channels": 1, "block_options": {"groups": 4}}
+    written = {name: yaml.safe_load((out / f"{name}.yaml").read_text())["model"] for name in ("none", "eca", "shuffle")}
+    assert written["none"] == plain
+    assert written["eca"] == plain | {"block": "eca"}
+    assert written["shuffle"] == plain | {"block": "shuffle", "options": grouped}
+
+
 def test_compare_without_blocks_is_refused(tmp_path, capsys):
     config = tmp_path / "host.yaml"
     config.write_text("model: {name: resnet8}\n")

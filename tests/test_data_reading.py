@@ -1,13 +1,14 @@
 """Data: how odd and broken files are read, resized and normalized."""
 
 import logging
+import zipfile
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from data_cases import BROKEN, CLASSES, COUNTS, ODD, batches, image_data, make_split, make_tree, picture
+from data_cases import BROKEN, CLASSES, COUNTS, ODD, batches, image_data, make_split, make_tree, make_zip, picture
 from PIL import Image
 
 from visattn.data import decode
@@ -73,6 +74,18 @@ def test_broken_file_raises_with_its_name_from_a_worker(tmp_path):
     (tmp_path / "photos" / "train" / "cat" / "01.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"train/cat/01\.png"):
         list(image_data(tmp_path / "photos", num_workers=1, on_error="raise").train_dataloader())
+
+
+def test_a_garbled_file_in_a_zip_is_left_out(tree, tmp_path):
+    packed, name = make_zip(tree, tmp_path / "x.zip"), "train/bee/03.png"
+    with zipfile.ZipFile(packed) as archive:
+        start = archive.getinfo(name).header_offset + 30 + len(name)
+    data = bytearray(packed.read_bytes())
+    data[start : start + 4] = b"\xff" * 4  # no block that deflate knows
+    packed.write_bytes(data)
+    data = image_data(packed)
+    assert {len(labels) for _, labels in batches(data.train_dataloader())} == {5}
+    assert data.skipped == [name]
 
 
 def test_nothing_readable(tmp_path):

@@ -2,6 +2,7 @@
 
 import re
 import signal
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -21,6 +22,7 @@ from visattn.training.freeze import frozen_names
 from visattn.training.keys import image_classifier
 from visattn.training.module import ImageClassifier
 from visattn.training.neighbors import features, neighbors_accuracy, vote
+from visattn.training.predictions import PredictionWriter
 from visattn.training.recipe import Recipe
 
 
@@ -339,3 +341,18 @@ def test_neighbors_of_a_run(run, shapes, capsys):
     by_hand = (labels[torch.cdist(test, train).argmin(1)] == truth).float().mean()
     assert said == pytest.approx(100 * float(by_hand), abs=0.01)
     assert neighbors_accuracy(model, data, 1, device) == pytest.approx(float(by_hand))
+
+
+def test_neighbors_need_one_label_per_image():
+    with pytest.raises(ValueError, match=r"knn .* needs one label per image, not several"):
+        neighbors_accuracy(None, SimpleNamespace(multilabel=True), 1, torch.device("cpu"))
+
+
+def test_predictions_make_their_folder_and_keep_names_that_are_no_text(tmp_path):
+    writer, trainer = PredictionWriter(tmp_path / "new" / "folder"), SimpleNamespace(global_rank=0, world_size=1)
+    writer.classes = ["a", "b"]
+    writer.on_predict_start(trainer, None)
+    answer = ["gr\udcfc\udcdfe.png"], torch.tensor([[0.25, 0.75]])
+    writer.write_on_batch_end(trainer, None, answer, None, None, 0, 0)
+    writer.teardown(trainer, None, "predict")
+    assert b"gr\xfc\xdfe.png,b,0.750000" in (tmp_path / "new" / "folder" / "predictions.csv").read_bytes()

@@ -132,9 +132,12 @@ def test_two_processes_train_and_count_every_image_once(tmp_path, capsys):
 
 
 def test_two_processes_share_the_parameters_and_go_on(tmp_path):
-    small = {"model__image_size": 16, "data__root": some_images(tmp_path / "few"), "data__batch_size": 4}
+    small = {"model__image_size": 16, "data__root": some_images(tmp_path / "few"), "data__batch_size": 5}
     small |= {"trainer__devices": 2, "trainer__strategy": "fsdp", "model__channels_last": "false", "overlays": 2}
+    # one process validates 3 batches, the other 2, and each batch takes the shards of both
     finished(command("fit", *keys(tmp_path / "run", **small, trainer__max_epochs=1)))
+    with (tmp_path / "run" / "classes.csv").open(newline="") as file:
+        assert sum(int(row["images"]) for row in csv.DictReader(file)) == 21
     first = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
     finished(command("fit", *keys(tmp_path / "run", **small), "--ckpt_path", "last"))
     second = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")

@@ -47,6 +47,12 @@ def test_a_table_may_lie_elsewhere_and_the_images_in_a_zip(photos, tmp_path):
     assert sum(data.class_counts) == 8 and len(data.val_dataloader().dataset) == 4
 
 
+def test_a_table_in_the_zip_with_the_images(photos, tmp_path):
+    table(photos / "deep", "file,label", [f"{name(n)},{CLASSES[n % 3]}" for n in range(12)])
+    data = image_data(make_zip(photos, tmp_path / "x.zip"), labels="deep/labels.csv", val_fraction=0.25)
+    assert data.classes == CLASSES and data.class_counts == [3, 3, 3]
+
+
 def test_several_classes_per_image(photos):
     data = image_data(photos, labels=table(photos, "file,labels", SEVERAL), val_fraction=0.25, batch_size=3)
     assert data.multilabel and data.classes == CLASSES

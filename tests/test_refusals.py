@@ -90,6 +90,19 @@ def test_checkpoints_of_others_are_refused(run, shapes, tmp_path, capsys):
         load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"model__freeze": "blocks.0"}, "freeze"),
+        ({"model__layer_decay": 0.5}, "layer_decay"),
+        ({"model__optimizer": "sgd"}, "optimizer 'adamw', not 'sgd'"),
+    ],
+)
+def test_an_optimizer_that_does_not_fit_the_checkpoint_is_refused(changed, named, run, shapes, tmp_path, capsys):
+    last = str(run / "checkpoints" / "last.ckpt")
+    assert named in refusal(["fit", *keys(shapes, tmp_path / "run", **changed), "--ckpt_path", last], capsys)
+
+
 def test_other_classes_are_refused(run, tmp_path, capsys):
     root = draw_folder(tmp_path / "renamed")
     for split in ("train", "val"):

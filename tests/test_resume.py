@@ -8,12 +8,13 @@ import stat
 
 import pytest
 import torch
+import yaml
 from training_cases import keys, refusal, same, weights
 
 from visattn.data.loader import ImageSet
 from visattn.training import cli
 from visattn.training.checkpoint import find_checkpoint, read_checkpoint
-from visattn.training.resume import changes, chosen
+from visattn.training.resume import changes, chosen, refuse_other_optimizer, same_run
 from visattn.training.store import Store
 from visattn.training.tune import steepest
 
@@ -33,6 +34,38 @@ def test_usr1_saves_and_goes_on(run, shapes, tmp_path, at_step, monkeypatch):
     cli.main(["fit", *keys(shapes, tmp_path / "run")])
     assert 10 in steps
     assert same(weights(tmp_path / "run/checkpoints/last.ckpt"), weights(run / "checkpoints/last.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("options", "stopped"),
+    [
+        ({"data__batch_size": 32, "trainer__max_epochs": 4}, 2),  # one batch per epoch, each the last
+        ({"trainer__accumulate_grad_batches": 3}, 2),
+    ],
+)
+def test_stopping_waits_for_the_epoch_and_the_accumulation(options, stopped, shapes, tmp_path, at_step):
+    cli.main(["fit", *keys(shapes, tmp_path / "whole", **options)])
+    at_step(1, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        cli.main(["fit", *keys(shapes, tmp_path / "cut", **options)])
+    assert read_checkpoint(tmp_path / "cut/checkpoints/last.ckpt")["global_step"] == stopped
+    cli.main(["fit", *keys(shapes, tmp_path / "cut", **options), "--ckpt_path", "last"])
+    whole, cut = (weights(tmp_path / name / "checkpoints/last.ckpt") for name in ("whole", "cut"))
+    assert same(whole, cut)
+
+
+def test_no_checkpoint_in_the_middle_of_an_accumulation(shapes, tmp_path, monkeypatch):
+    batches, save = [], Store.save_checkpoint
+
+    def note(self, checkpoint, path, storage_options=None):
+        batches.append(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"])
+        save(self, checkpoint, path, storage_options)
+
+    several = {"trainer__accumulate_grad_batches": 3}
+    cli.main(["fit", *keys(shapes, tmp_path / "run", **several, trainer__max_epochs=1)])
+    monkeypatch.setattr(Store, "save_checkpoint", note)
+    cli.main(["fit", *keys(shapes, tmp_path / "run", **several, checkpoint_steps=1), "--ckpt_path", "last"])
+    assert set(batches) == {3, 6, 7}
 
 
 def test_slurm_puts_the_job_back_and_goes_on(run, shapes, tmp_path, at_step, monkeypatch, capsys):
@@ -153,12 +186,31 @@ def test_what_changed_is_reported_on_resume(run, shapes, tmp_path, capsys):
         "changed since the run was stopped: model.lr: 0.001 -> 1e-05",
         "changed since the run was stopped: trainer.max_epochs: 1 -> 2",
     ]
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["ckpt_path"] is None  # a new run of it is new
 
 
 def test_a_run_without_its_config_goes_on(tmp_path):
     assert changes(tmp_path, {"model": {"lr": 1}}) == []
     (tmp_path / "config.yaml").write_text("a: [")
     assert changes(tmp_path, {"model": {"lr": 1}}) == []
+
+
+def test_a_run_goes_on_from_its_own_checkpoints(tmp_path):
+    own = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    assert same_run(tmp_path / "run", tmp_path / "run/../run/checkpoints/last.ckpt")
+    assert not same_run(tmp_path / "other", own)
+    with pytest.raises(ValueError, match="would move aside"):
+        same_run(tmp_path / "run", tmp_path / "run" / "kept.ckpt")
+
+
+def test_the_state_of_other_weights_is_refused():
+    groups = [{"params": [0], "param_names": ["blocks.0.weight"]}]
+    found = {"visattn": {}, "optimizer_states": [{"param_groups": groups}]}
+    refuse_other_optimizer(found, groups, "adamw")
+    with pytest.raises(ValueError, match="freeze"):
+        refuse_other_optimizer(found, [{"params": [0], "param_names": ["blocks.1.weight"]}], "adamw")
 
 
 def test_a_complete_run_says_so(run, shapes, tmp_path, capsys):

@@ -118,6 +118,16 @@ def test_an_earlier_run_steps_aside(tmp_path):
     assert not any((folder / "checkpoints").iterdir())
 
 
+def test_a_checkpoint_of_another_run_leaves_this_one(run, shapes, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    last = str(run / "checkpoints" / "last.ckpt")
+    cli.main(["fit", *keys(shapes, tmp_path / "run", trainer__max_epochs=3), "--ckpt_path", last])
+    assert same(weights(tmp_path / "run.1/checkpoints/last.ckpt"), weights(run / "checkpoints/last.ckpt"))
+    assert "changed since" not in capsys.readouterr().out
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        assert min(int(row["step"]) for row in csv.DictReader(file)) >= 13
+
+
 @pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 9), (signal.SIGINT, 7)])
 def test_a_stopped_run_goes_on_to_the_same_weights(number, step, run, shapes, tmp_path, capsys, monkeypatch):
     start = ImageClassifier.on_train_batch_start
@@ -182,3 +192,18 @@ def test_the_command_line_wins_over_the_checkpoint(run, shapes, tmp_path):
     assert {group["initial_lr"] for group in groups} == {1e-5}
     assert all(group["lr"] <= 1e-5 for group in groups)
     assert {group["weight_decay"] for group in groups} == {0.0, 0.125}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [({"weight_decay": 0.05}, {"weight_decay": 0.0}), ({"layer_decay": 0.75}, {"layer_decay": 0.5})],
+)
+def test_changed_decay_wins_over_the_checkpoint(before, after, shapes, tmp_path):
+    first, second = ({f"model__{key}": value for key, value in side.items()} for side in (before, after))
+    cli.main(["fit", *keys(shapes, tmp_path / "run", trainer__max_epochs=1, **first)])
+    cli.main(["fit", *keys(shapes, tmp_path / "run", **second), "--ckpt_path", "last"])
+    cli.main(["fit", *keys(shapes, tmp_path / "fresh", trainer__max_epochs=1, **second)])
+    states = [read_checkpoint(tmp_path / name / "checkpoints/last.ckpt") for name in ("run", "fresh")]
+    groups = [state["optimizer_states"][0]["param_groups"] for state in states]
+    for key in ("weight_decay", "initial_lr", "lr_scale", "param_names"):
+        assert [group.get(key) for group in groups[0]] == [group.get(key) for group in groups[1]], key

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from training_cases import TINY
 
 from visattn.models.table import create_model
+from visattn.models.weights import last_layer
 from visattn.training import cli
 from visattn.training.attention import look
 from visattn.training.keys import image_classifier
@@ -186,6 +187,45 @@ def test_attention_of_any_network_can_be_drawn(name, options, method):
     assert heat.values.std() > 0
     assert method in heat.method
     assert not any(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_a_map_of_zeros_is_looked_at_all_the_same():
+    model = create_model("resnet8", num_classes=3).eval()
+    torch.nn.init.zeros_(last_layer(model)[1].weight)  # no pixel speaks for a class
+    heat = look(model, torch.rand(2, 3, 24, 24)).heat
+    assert heat.values.shape[0] == 2 and not heat.values.any()
+
+
+def test_mixed_images_are_compared_with_mixed_labels():
+    module, logged = ImageClassifier(TINY, recipe=Recipe(mixup=0.4, label_smoothing=0.2)), {}
+    module.log = lambda name, value, **options: logged.update({name: value})
+    images, targets = torch.rand(2, 3, 16, 16), torch.tensor([[0.3, 0.7, 0], [0, 0.5, 0.5]])
+    module.mix.forward = lambda *batch: (images, targets)
+    module.training_step((images, torch.tensor([1, 2])), 0)
+    assert set(logged) == {"train_loss", "train_plain_loss"}  # no class is the right one of a mixed image
+    torch.testing.assert_close(logged["train_plain_loss"], cross_entropy(module(images), targets).detach())
+
+
+def test_weights_of_classes_follow_the_precision():
+    scores, weights = torch.randn(4, 3, dtype=torch.bfloat16), torch.tensor([1.0, 2.0, 3.0])
+    for loss in ("cross_entropy", "bce"):
+        found = Recipe(loss=loss).objective(scores, torch.tensor([0, 1, 2, 0]), weights)
+        expected = Recipe(loss=loss).objective(scores.float(), torch.tensor([0, 1, 2, 0]), weights)
+        torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_a_process_without_batches_passes_images_on_for_the_others(views, monkeypatch):
+    others, told = iter([True, True, True, False]), []  # they have three batches, this one has one
+    monkeypatch.setattr("visattn.training.module.any_has_batch", lambda here, device: told.append(here) or next(others))
+    module = ImageClassifier(TINY, recipe=Recipe(views="flip" if views == 2 else "none")).eval()
+    module._trainer, module.sharded, sizes = SimpleNamespace(datamodule=SimpleNamespace(image_size=(16, 16))), True, []
+    module.model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    with torch.no_grad():
+        module.validation_step((torch.rand(5, 3, 16, 16), torch.tensor([0, 1, 2, 0, 1])), 0)
+        module._catch_up()
+    assert sizes == views * [5] + 2 * views * [1] and told == [True, False, False, False]
+    assert module.confusion.compute().sum() == 5
 
 
 def test_steps_draw_from_their_own_seed():

@@ -14,13 +14,17 @@ from PIL import Image
 from rich.console import Console
 from training_cases import keys
 
+from visattn.data.module import ImageData
 from visattn.models.table import create_model
+from visattn.models.weights import last_layer
 from visattn.record import capture
 from visattn.training import cli, plots
+from visattn.training.attention import AttentionOverlays, look
 from visattn.training.bar import Bar
 from visattn.training.heads import add_rows, head_statistics, read_rows
 from visattn.training.measures import measures, write_classes
-from visattn.training.mistakes import Mistakes, write_mistakes
+from visattn.training.mistakes import Mistakes, collect, write_mistakes
+from visattn.training.recipe import Recipe
 from visattn.training.speed import Speed, forward_flops, peak_memory
 from visattn.training.started import command
 
@@ -171,6 +175,42 @@ def test_class_names_cannot_break_the_page(tmp_path):
     page = (tmp_path / "page.html").read_text()
     assert "<script>" not in page
     assert "b &amp; c" in page
+
+
+def test_mistakes_are_those_of_validation(shapes):
+    model, data = create_model("resnet8", num_classes=3).eval(), ImageData(str(shapes), image_size=16, num_workers=0)
+    data.setup()
+    images, labels = next(iter(data.val_dataloader()))
+    found = collect(model, data.val_dataloader(), torch.device("cpu"), 21, Recipe(loss="bce", views="flip"))
+    with torch.no_grad():
+        values, answers = ((model(images) + model(images.flip(3))) / 2).sigmoid().max(1)
+    missed = values[answers != labels].tolist()
+    assert [row[0] for row in found.kept] == pytest.approx(sorted(missed, reverse=True))
+    assert found.processes == 1 and len(found.names) == 21
+
+
+def test_a_page_of_one_process_says_so(tmp_path):
+    found = Mistakes()
+    found.add(torch.rand(2, 3, 4, 4), torch.tensor([0, 1]), torch.tensor([[0.9, 0.1], [0.2, 0.8]]))
+    found.processes = 4
+    write_mistakes(found, None, None, tmp_path / "mistakes.html", torch.device("cpu"))
+    page = (tmp_path / "mistakes.html").read_text()
+    assert "Of the 2 images of the first of 4 processes 0 were mistaken; those of the others are not" in page
+
+
+def test_a_map_of_zeros_and_a_name_that_is_no_text_are_drawn(tmp_path):
+    model, images = create_model("resnet8", num_classes=2).eval(), torch.rand(1, 3, 16, 16)
+    torch.nn.init.zeros_(last_layer(model)[1].weight)
+    found = Mistakes()
+    found.add(images, torch.tensor([0]), torch.tensor([[0.1, 0.9]]))
+    found.names = ["gr\udcfc\udcdfe.png"]
+    data = SimpleNamespace(classes=["a", "b"], transform_config=lambda: {"mean": [0.5] * 3, "std": [0.2] * 3})
+    write_mistakes(found, model, data, tmp_path / "page.html", torch.device("cpu"))
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "gr??e.png" in page and "gradcam" in page
+    overlays = AttentionOverlays(tmp_path)
+    overlays.labels = [torch.tensor(0)]
+    overlays._draw([np.zeros((16, 16, 3), np.uint8)], look(model, images).heat, torch.tensor([[0.1, 0.9]]), ["a", "b"])
 
 
 # Heads.

@@ -77,9 +77,14 @@ def _chosen(listed: dict[str, dict | None], blocks: str) -> dict[str, dict]:
 def _host(content: dict, name: str, options: dict, out: Path) -> Path:
     """Write the config of one block's runs, and refuse to mix them with runs of another config."""
     model = dict(content.get("model") or {})
+    # a block that the config itself names would stay in the plain network, and its options in all others
+    given = {key: value for key, value in (model.get("options") or {}).items() if key not in ("block", "block_options")}
+    model.pop("block", None)
     if name != "none":
-        given = {**(model.get("options") or {}), **({"block_options": options} if options else {})}
-        model |= {"block": name} | ({"options": given} if given else {})
+        given |= {"block_options": options} if options else {}
+        model["block"] = name
+    if given or "options" in model:
+        model["options"] = given
     text, path = yaml.safe_dump({**content, "model": model}, sort_keys=False), out / f"{name}.yaml"
     if path.is_file() and path.read_text() != text:
         raise ValueError(f"the runs of {name!r} in {out} have another config, {path}; choose another --out")

@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from visattn.data.decode import read_image
 from visattn.data.stores import Archive, Folder, open_store
 
 EXTENSIONS = frozenset(".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split())
+# what a store raises for a file that is lost, cut, garbled or encrypted
+UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError)
 SPLIT_OF = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
@@ -55,7 +58,7 @@ class FileImages:
         name = self.names[index]
         try:
             return self.store.read(name)
-        except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:  # encrypted zips too
+        except UNREADABLE as error:
             raise ValueError(f"cannot read image {name!r}: {error}") from error
 
     def image(self, index: int, long_side: int | None = None) -> Image.Image:

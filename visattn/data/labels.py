@@ -1,6 +1,7 @@
 """Labels: read from a table beside the images, checked, counted, and split into training and validation."""
 
 import csv
+import io
 import os
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,9 +21,10 @@ def list_table(root: str | os.PathLike, table: str | os.PathLike) -> dict[str, F
     semicolons between; and if wanted ``split``: train, val or test.
     """
     store = open_store(root)
-    path = _table_path(root, table)
-    rows, several = _rows(path)
-    files = {name for name in store.entries()[0] if is_image(name)}
+    listed = store.entries()[0]
+    path, content = _table(store, listed, table)
+    rows, several = _rows(path, content)
+    files = {name for name in listed if is_image(name)}
     _check_rows(path, rows, files)
     classes = _in_order({name for _, names, _ in rows for name in names})
     if len(classes) < 2:
@@ -95,20 +97,23 @@ def split_stratified(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
     return np.sort(np.concatenate(rest)), np.sort(np.concatenate(held))
 
 
-def _table_path(root: str | os.PathLike, table: str | os.PathLike) -> Path:
-    """The table as given, or beside the images."""
-    for path in (Path(table), Path(root) / table):
-        if path.is_file():
-            return path
-    raise FileNotFoundError(f"labels: there is no file {str(table)!r}, neither here nor in root {str(root)!r}")
+def _table(store: Folder | Archive, listed: list[str], table: str | os.PathLike) -> tuple[Path, bytes]:
+    """The table as given, or beside the images, also where those lie in a zip: its path and content."""
+    path, inside = Path(table), store.path / table
+    if path.is_file():
+        return path, path.read_bytes()
+    if inside.is_file():
+        return inside, inside.read_bytes()
+    if Path(table).as_posix() in listed:
+        return inside, store.read(Path(table).as_posix())
+    raise FileNotFoundError(f"labels: there is no file {str(table)!r}, neither here nor in root {str(store.path)!r}")
 
 
-def _rows(path: Path) -> tuple[list[tuple[str, list[str], str]], bool]:
+def _rows(path: Path, content: bytes) -> tuple[list[tuple[str, list[str], str]], bool]:
     """(file, classes, split) of every row, and whether a row may name several classes."""
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            columns, lines = reader.fieldnames or [], list(reader)
+        reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), skipinitialspace=True)
+        columns, lines = reader.fieldnames or [], list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"labels: {str(path)!r} is no CSV file ({error})") from error
     given = [column for column in ("label", "labels") if column in columns]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from visattn.draw.overlay import overlay
 from visattn.draw.scale import scale_of
 from visattn.map import Map
+from visattn.methods.chain import EmptyMap
 from visattn.methods.rollout import rollout
 from visattn.methods.table import explain
 from visattn.record.session import Maps, capture
@@ -34,18 +35,26 @@ class Look(NamedTuple):
 
 
 def look(model: nn.Module, images: Tensor) -> Look:
-    """Look at a batch by rollout of a network's tokens, else its last gate, else Grad-CAM."""
+    """Look at a batch by rollout of a network's tokens, else its last gate, else Grad-CAM, even if that is zero."""
     with torch.inference_mode(False):
         images = images.clone()
         with torch.no_grad(), capture(model) as maps:
             scores = model(images)
         kinds = _kinds(maps)
-        if "token" in kinds:
-            return Look(scores, rollout(maps), head_statistics(maps))
-        if "spatial" in kinds:
-            return Look(scores, maps.map(layer=len(kinds) - 1 - kinds[::-1].index("spatial")), [])
-        with torch.enable_grad():
-            return Look(scores, explain(model, images, method="gradcam"), [])
+        try:
+            heat = _heat(model, images, maps, kinds)
+        except EmptyMap as empty:  # a finding, and no reason to end a training
+            heat = empty.heat
+        return Look(scores, heat, head_statistics(maps) if "token" in kinds else [])
+
+
+def _heat(model: nn.Module, images: Tensor, maps: Maps, kinds: list[str]) -> Map:
+    if "token" in kinds:
+        return rollout(maps)
+    if "spatial" in kinds:
+        return maps.map(layer=len(kinds) - 1 - kinds[::-1].index("spatial"))
+    with torch.enable_grad():
+        return explain(model, images, method="gradcam")
 
 
 def _kinds(maps: Maps) -> list[str]:

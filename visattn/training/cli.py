@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -22,14 +22,14 @@ from visattn.training.mistakes import collect, write_mistakes
 from visattn.training.neighbors import neighbors_accuracy
 from visattn.training.plots import draw_rates
 from visattn.training.predictions import PredictionWriter
-from visattn.training.resume import changes, chosen
+from visattn.training.resume import changes, chosen, same_run
 from visattn.training.run import Report, claim
 from visattn.training.sharding import strategy_of_shards
 from visattn.training.started import command
 from visattn.training.stopping import Interrupted, NotFinite, lost_worker
 from visattn.training.store import Store
 from visattn.training.tune import Trainer
-from visattn.training.wiring import callbacks, given_loggers, loggers
+from visattn.training.wiring import SavedConfig, callbacks, given_loggers, loggers
 
 QUIET = (  # warnings of Lightning about what is meant to be so
     "does not have many workers",
@@ -122,7 +122,8 @@ class TrainingCLI(LightningCLI):
             print(f"{problem}; using {path}")
         if "ckpt_path" in config:
             config.ckpt_path = None if path is None else str(path)
-        if self.subcommand == "fit" and path is not None and rank_zero_only.rank == 0:
+        self.resumed = self.subcommand == "fit" and path is not None and same_run(self.folder, path)
+        if self.resumed and rank_zero_only.rank == 0:
             for line in changes(self.folder, config.as_dict()):
                 print(f"changed since the run was stopped: {line}")
 
@@ -131,13 +132,13 @@ class TrainingCLI(LightningCLI):
         fit = self.subcommand == "fit"
         self.save_config_callback = self.save_config_callback if fit else None
         if config.trainer.logger is not False:
-            own = loggers(self.folder, self.resumed_step) if fit else []
+            own = loggers(self.folder, self.resumed_step if self.resumed else None) if fit else []
             kwargs["logger"] = [*own, *given_loggers(config.trainer.logger)] or False
         kwargs |= {"default_root_dir": str(self.folder), "enable_checkpointing": fit, "plugins": Store()}
         if config.trainer.strategy == "fsdp":
             kwargs["strategy"] = strategy_of_shards(config.model)
         if fit:
-            added = callbacks(config, self.folder, config.model)
+            added = callbacks(config, self.folder, config.model, self.resumed)
         else:
             added = [Bar()] if config.trainer.enable_progress_bar is not False else []
             added += [PredictionWriter(self.folder)] if self.subcommand == "predict" else []
@@ -146,7 +147,7 @@ class TrainingCLI(LightningCLI):
         if config.trainer.sync_batchnorm and trainer.strategy.root_device.type == "cpu":
             raise ValueError("trainer.sync_batchnorm needs GPUs: torch has no such layer for the CPU")
         if fit and rank_zero_only.rank == 0:  # model, data and trainer stand: what is misspelt moves no run aside
-            notice = claim(self.folder, resumed=bool(config.ckpt_path))
+            notice = claim(self.folder, self.resumed)
             if notice:
                 print(notice)
         return trainer
@@ -176,12 +177,14 @@ class TrainingCLI(LightningCLI):
         elif config.knn:
             accuracy = neighbors_accuracy(self.model.model, self.datamodule, config.knn, device)
             print(f"accuracy of {config.knn} nearest neighbors {100 * accuracy:.2f} %")
-        self._write_mistakes(self.model.model)
+        if not self.model.sharded:  # one process alone has no whole network to look at
+            self._write_mistakes(self.model.model)
 
     def _write_mistakes(self, model) -> None:
         count, device = self.config[self.subcommand].mistakes, self.trainer.strategy.root_device
         if count and not self.model.multilabel and self.folder.is_dir():
-            found = collect(model.to(device).eval(), self.datamodule.val_dataloader(), device, count)
+            images, recipe = self.datamodule.val_dataloader(), self.model.recipe
+            found = collect(model.to(device).eval(), images, device, count, recipe)
             write_mistakes(found, model, self.datamodule, self.folder / "mistakes.html", device)
 
     @rank_zero_only
@@ -209,7 +212,8 @@ class TrainingCLI(LightningCLI):
     @rank_zero_only
     def after_predict(self) -> None:
         writer = next(part for part in self.trainer.callbacks if isinstance(part, PredictionWriter))
-        print(f"predictions of {writer.count} images lie in {self.folder / 'predictions.csv'}")
+        others = f", the others' in predictions.*.csv of {self.folder}" if self.trainer.world_size > 1 else ""
+        print(f"predictions of {writer.count} images lie in {writer.path}{others}")
 
 
 DEFAULTS = {
@@ -231,7 +235,7 @@ def construct(kind: type[TrainingCLI], args: list[str] | None = None) -> Trainin
             ImageData,
             trainer_class=Trainer,
             parser_class=Parser,
-            save_config_callback=SaveConfigCallback,
+            save_config_callback=SavedConfig,
             save_config_kwargs={"overwrite": True},
             trainer_defaults=dict(DEFAULTS),
             seed_everything_default=0,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from visattn.draw.overlay import overlay
 from visattn.training.attention import look, photographs
+from visattn.training.recipe import Recipe
 
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Mistakes of {title}</title>
@@ -25,7 +26,7 @@ figcaption {{ max-width: 330px; overflow-wrap: anywhere }}
 small {{ color: #666 }}
 </style>
 <h1>The most confident mistakes of {title}</h1>
-<p>{wrong} of {total} images were mistaken. Left the image as the network gets it, right where it looked ({method}).</p>
+<p>{counted} Left the image as the network gets it, right where it looked ({method}).</p>
 <main>
 {figures}
 </main></html>
@@ -44,7 +45,7 @@ class Mistakes:
     def __init__(self, count: int = 24):
         self.count = count
         self.kept: list[tuple[float, int, Tensor, int, int]] = []
-        self.wrong, self.total = 0, 0
+        self.wrong, self.total, self.processes = 0, 0, 1
         self.names: list[str] = []
 
     def add(self, images: Tensor, labels: Tensor, probabilities: Tensor) -> None:
@@ -57,11 +58,12 @@ class Mistakes:
 
 
 @torch.no_grad()
-def collect(model: nn.Module, loader, device: torch.device, count: int = 24) -> Mistakes:
-    """Return the mistakes of a model over a loader of images and labels."""
-    found = Mistakes(count)
+def collect(model: nn.Module, loader, device: torch.device, count: int = 24, recipe: Recipe | None = None) -> Mistakes:
+    """Return the mistakes of a model over a loader of images and labels, asked as validation by its recipe asks it."""
+    found, recipe = Mistakes(count), recipe or Recipe()
     for images, labels in loader:
-        found.add(images, labels, model(images.to(device)).float().softmax(1).cpu())
+        found.add(images, labels, recipe.probabilities(recipe.scores(model, images.to(device))).cpu())
+    found.processes = getattr(loader.sampler, "num_replicas", 1)
     seen = loader.dataset
     if (
         len(seen) == found.total
@@ -91,8 +93,15 @@ def write_mistakes(found: Mistakes, model: nn.Module, data, path: Path, device: 
                 )
             )
     title, body = html.escape(path.parent.name), "\n".join(figures)
-    page = PAGE.format(title=title, wrong=found.wrong, total=found.total, method=html.escape(method), figures=body)
-    path.write_text(page, encoding="utf-8")
+    page = PAGE.format(title=title, counted=_counted(found), method=html.escape(method), figures=body)
+    path.write_text(page, encoding="utf-8", errors="replace")  # a file's name need not be text
+
+
+def _counted(found: Mistakes) -> str:
+    if found.processes == 1:
+        return f"{found.wrong} of {found.total} images were mistaken."
+    share = f"Of the {found.total} images of the first of {found.processes} processes {found.wrong} were mistaken"
+    return f"{share}; those of the others are not on this page."
 
 
 def _inline(picture) -> str:

@@ -15,7 +15,8 @@ from visattn.training.checkpoint import FORMAT, KEY, build_network
 from visattn.training.freeze import frozen_names
 from visattn.training.measures import confusion, measures
 from visattn.training.recipe import Recipe, resized
-from visattn.training.sharding import shard
+from visattn.training.resume import refuse_other_optimizer
+from visattn.training.sharding import any_has_batch, shard
 
 
 class ImageClassifier(pl.LightningModule):
@@ -116,14 +117,16 @@ class ImageClassifier(pl.LightningModule):
         loss = self.recipe.objective(scores, targets, self.weights)
         # logging costs about a millisecond a value: only the steps that a logger writes, and the first of an epoch
         if batch_idx == 0 or (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
-            self._log_step(loss.detach(), scores.detach(), labels)
+            self._log_step(loss.detach(), scores.detach(), targets)
         return loss
 
-    def _log_step(self, loss: Tensor, scores: Tensor, labels: Tensor) -> None:
+    def _log_step(self, loss: Tensor, scores: Tensor, targets: Tensor) -> None:
         self.log("train_loss", loss, prog_bar=True, on_step=True)
         if not self.recipe.plain:
-            self.log("train_plain_loss", self.recipe.plain_loss(scores, labels), on_step=True)
-        right = (scores > 0) == (labels > 0) if self.multilabel else scores.argmax(1) == labels
+            self.log("train_plain_loss", self.recipe.plain_loss(scores, targets), on_step=True)
+        if self.mix:  # a mixed image has no one class that would be right
+            return
+        right = (scores > 0) == (targets > 0) if self.multilabel else scores.argmax(1) == targets
         self.log("train_accuracy", right.float().mean(), prog_bar=True, on_step=True)
 
     def _grown(self, images: Tensor) -> Tensor:
@@ -140,18 +143,30 @@ class ImageClassifier(pl.LightningModule):
         return self._measure(batch)
 
     def on_validation_epoch_end(self) -> None:
+        self._catch_up()
         self._report("val")
 
     def on_test_epoch_end(self) -> None:
+        self._catch_up()
         self._report("test")
+
+    def on_predict_epoch_end(self) -> None:
+        self._catch_up()
 
     def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> tuple[list[str], Tensor]:
         images, names = batch
         return names, self.recipe.probabilities(self._viewed(images))
 
     def _viewed(self, images: Tensor) -> Tensor:
-        scores = self(images).float()
-        return (scores + self(images.flip(-1)).float()) / 2 if self.recipe.views == "flip" else scores
+        if self.sharded:
+            any_has_batch(True, self.device)
+        return self.recipe.scores(self, images)
+
+    def _catch_up(self) -> None:
+        """Pass a blank image on while another process has batches left: its passes need the shards of this one too."""
+        while self.sharded and any_has_batch(False, self.device):
+            size, kind = self.trainer.datamodule.image_size, next(self.model.parameters()).dtype
+            self.recipe.scores(self, torch.zeros(1, 3, *size, device=self.device, dtype=kind))
 
     def _measure(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
@@ -174,22 +189,28 @@ class ImageClassifier(pl.LightningModule):
                 metric.reset()
 
     def configure_optimizers(self) -> dict:
-        recipe = self.recipe
-        optimizer = create_optimizer_v2(
-            self.model,
-            recipe.optimizer,
-            lr=recipe.lr,
-            weight_decay=recipe.weight_decay,
-            filter_bias_and_bn=True,
-            layer_decay=recipe.layer_decay if recipe.layer_decay < 1 else None,
-        )
-        for group in optimizer.param_groups:  # timm's own schedulers would do this
-            group["lr"] = recipe.lr * group.get("lr_scale", 1.0)
+        recipe, optimizer = self.recipe, self._optimizer()
         per_epoch, steps = planned_steps(self.trainer)
         self.epochs = math.ceil(steps / per_epoch)
         warmup = round(recipe.warmup_epochs * per_epoch)
         schedule = LambdaLR(optimizer, lambda step: recipe.rate(step, steps, warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        recipe, names = self.recipe, {id(weight): name for name, weight in self.model.named_parameters()}
+        optimizer = create_optimizer_v2(
+            self.model,
+            recipe.optimizer,
+            lr=recipe.lr,
+            weight_decay=1.0,  # without decay timm makes other groups, which no checkpoint with decay would fit
+            filter_bias_and_bn=True,
+            layer_decay=recipe.layer_decay if recipe.layer_decay < 1 else None,
+        )
+        for group in optimizer.param_groups:
+            group["weight_decay"] *= recipe.weight_decay
+            group["lr"] = recipe.lr * group.get("lr_scale", 1.0)  # timm's own schedulers would do this
+            group["param_names"] = [names[id(weight)] for weight in group["params"]]
+        return optimizer
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         data = self.trainer.datamodule
@@ -199,19 +220,25 @@ class ImageClassifier(pl.LightningModule):
             "classes": list(data.classes),
             "transform": data.transform_config(),
             "several": self.recipe.loss == "bce",
+            "optimizer": self.recipe.optimizer,
         }
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         refuse_other(checkpoint[KEY]["network"], _rebuilt(self.network))
-        rates = []
-        for state in checkpoint.get("optimizer_states", ()):
-            for group in state["param_groups"]:
-                rate, old = self.recipe.lr * group.get("lr_scale", 1.0), group["initial_lr"] or 1.0
-                group["lr"], group["initial_lr"] = group["lr"] * rate / old, rate
-                group["weight_decay"] = self.recipe.weight_decay if group["weight_decay"] else 0.0
-                rates.append(rate)
+        if self.trainer.training:
+            self._take_over(checkpoint)
+
+    def _take_over(self, checkpoint: dict) -> None:
+        wanted = self._optimizer().param_groups
+        refuse_other_optimizer(checkpoint, wanted, self.recipe.optimizer)
+        groups = [state["param_groups"] for state in checkpoint.get("optimizer_states", ())]
+        groups += [optimizer.param_groups for optimizer in self.trainer.optimizers]  # sharded ones are loaded already
+        for group, new in ((group, new) for side in groups for group, new in zip(side, wanted, strict=True)):
+            old = group["initial_lr"] or 1.0
+            group |= {key: new[key] for key in ("weight_decay", "lr_scale", "param_names") if key in new}
+            group["lr"], group["initial_lr"] = group["lr"] * new["lr"] / old, new["lr"]
         for state in checkpoint.get("lr_schedulers", ()):
-            state["base_lrs"] = rates
+            state["base_lrs"] = [group["lr"] for group in wanted]
 
 
 def planned_steps(trainer: pl.Trainer) -> tuple[int, int]:

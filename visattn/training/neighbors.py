@@ -50,6 +50,8 @@ def vote(train: tuple[Tensor, Tensor], test: Tensor, k: int, classes: int) -> Te
 
 def neighbors_accuracy(model: nn.Module, data, k: int, device: torch.device) -> float:
     """Return the accuracy of k nearest neighbors from the training images to those of validation."""
+    if data.multilabel:
+        raise ValueError("knn gives an image the class of its neighbors: it needs one label per image, not several")
     model = model.to(device).eval()
     train = features(model, data.ordered_dataloader("train"), device)
     test, labels = features(model, data.ordered_dataloader("val"), device)

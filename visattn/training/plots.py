@@ -12,7 +12,8 @@ NAMES = {"train": "training (augmented images)", "val": "validation"}
 def draw_curves(rows: list[dict], path: Path) -> None:
     """Draw loss and accuracy of training and validation over the steps.
 
-    Training's loss is the plain one where it was logged: without smoothing, mixing and weights, as validation's is.
+    Training's loss is the plain one where it was logged: without smoothing and weights, as validation's is. Of mixed
+    images it is the loss against their mixed targets, and there is no accuracy.
     """
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     FigureCanvasAgg(figure)

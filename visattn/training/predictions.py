@@ -27,7 +27,9 @@ class PredictionWriter(BasePredictionWriter):
     def on_predict_start(self, trainer, pl_module) -> None:
         part = f".{trainer.global_rank}" if trainer.world_size > 1 else ""
         self.path = self.folder / f"predictions{part}.csv"
-        self.file = self.path.open("w", newline="", encoding="utf-8")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # a file's name need not be text: its bytes stay what they are
+        self.file = self.path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
         self.rows = csv.writer(self.file)
         self.rows.writerow(("file", "class", "probability"))
 

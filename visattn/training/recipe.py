@@ -1,6 +1,7 @@
 """Recipe: the numbers and words one tunes, and the arithmetic that is nothing but theirs."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -90,10 +91,14 @@ class Recipe:
         return self._measure(scores, targets, weights, self.label_smoothing)
 
     def plain_loss(self, scores: Tensor, targets: Tensor) -> Tensor:
-        """Return the same without smoothing and weights, which training and validation can be compared by."""
+        """Return the same without smoothing and weights, which training and validation can be compared by.
+
+        The targets of mixed images are as mixed as they are.
+        """
         return self._measure(scores, targets, None, 0.0)
 
     def _measure(self, scores: Tensor, targets: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
+        weights = None if weights is None else weights.to(scores.dtype)  # cross_entropy takes no other
         if self.loss == "cross_entropy":
             return F.cross_entropy(scores, targets, weights, label_smoothing=smoothing)
         if targets.ndim == 1:
@@ -104,7 +109,12 @@ class Recipe:
     @property
     def plain(self) -> bool:
         """Whether the objective is the plain loss."""
-        return not (self.label_smoothing or self.mixup or self.cutmix or self.class_weights != "none")
+        return not (self.label_smoothing or self.class_weights != "none")
+
+    def scores(self, model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """Return a model's scores (B, C) in float32, averaged over the views of each image."""
+        scores = model(images).float()
+        return (scores + model(images.flip(-1)).float()) / 2 if self.views == "flip" else scores
 
     def probabilities(self, scores: Tensor) -> Tensor:
         """Turn scores (B, C) into probabilities, which for "bce" do not sum to one."""

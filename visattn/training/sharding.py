@@ -3,6 +3,7 @@
 from collections import Counter
 
 import torch
+import torch.distributed
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import fully_shard
@@ -41,6 +42,13 @@ def shard(model: nn.Module, mesh) -> None:
         if type(module) in kinds:
             fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh)
+
+
+def any_has_batch(here: bool, device: torch.device) -> bool:
+    """Tell the other processes whether this one has a batch left; return whether any has."""
+    left = torch.tensor(int(here), device=device)
+    torch.distributed.all_reduce(left, torch.distributed.ReduceOp.MAX)
+    return bool(left)
 
 
 class Shards(ModelParallelStrategy):

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 USR1 = getattr(signal, "SIGUSR1", None)  # Windows has none
 SIGNALS = [number for number in (signal.SIGINT, signal.SIGTERM, USR1) if number is not None]
@@ -40,13 +40,14 @@ class StopOnSignal(Callback):
 
     Args:
         checkpoint: Where the state is saved.
-        every: With several processes, the number of batches between two agreements on whether to stop.
+        every: With several processes, the number of steps between two agreements on whether to stop.
     """
 
     def __init__(self, checkpoint: Path, every: int = 8):
         self.checkpoint = checkpoint
         self.every = every
         self.received = 0
+        self.saved = -1
         self.previous = {}
 
     def on_train_start(self, trainer, pl_module) -> None:
@@ -62,17 +63,30 @@ class StopOnSignal(Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            return  # the validation that follows belongs to this epoch: stop at the next batch
-        number = self.received
-        if trainer.world_size > 1:
-            if batch_idx % self.every:
-                return
-            number = int(trainer.strategy.reduce(torch.tensor(number, device=pl_module.device), reduce_op="max"))
-        if number:
+            return  # the validation that follows belongs to this epoch: stop when the next one begins
+        if trainer.fit_loop._should_accumulate():
+            return  # no checkpoint holds the gradients of the batches since the last step
+        if trainer.world_size > 1 and trainer.global_step % self.every:
+            return
+        if number := self._agreed(trainer, pl_module):
+            trainer.save_checkpoint(self.checkpoint)
             self._stop(number, trainer)
 
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
+        self.saved = trainer.global_step
+
+    def on_train_epoch_start(self, trainer, pl_module) -> None:
+        # Where every batch is the last of its epoch nothing else stops; what it would save here skips an epoch.
+        if self.saved == trainer.global_step and (number := self._agreed(trainer, pl_module)):
+            self._stop(number, trainer)
+
+    def _agreed(self, trainer, pl_module) -> int:
+        if trainer.world_size == 1:
+            return self.received
+        received = torch.tensor(self.received, device=pl_module.device)
+        return int(trainer.strategy.reduce(received, reduce_op="max"))
+
     def _stop(self, number: int, trainer) -> None:
-        trainer.save_checkpoint(self.checkpoint)
         job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
         if number == USR1 and not job:
             self.received = 0
@@ -90,6 +104,14 @@ class StopOnSignal(Callback):
         for number, handler in self.previous.items():
             signal.signal(number, handler)
         self.previous = {}
+
+
+class BetweenSteps(ModelCheckpoint):
+    """Save by steps or minutes, but never while gradients are accumulated: no checkpoint holds them."""
+
+    def on_train_batch_end(self, trainer, *given) -> None:
+        if not trainer.fit_loop._should_accumulate():
+            super().on_train_batch_end(trainer, *given)
 
 
 class StopOnNotFinite(Callback):

@@ -4,6 +4,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from visattn.training.attention import AttentionOverlays
@@ -13,7 +14,7 @@ from visattn.training.freeze import Freeze
 from visattn.training.module import ImageClassifier
 from visattn.training.run import Report, RunLogger
 from visattn.training.speed import Speed
-from visattn.training.stopping import StopOnNotFinite, StopOnSignal
+from visattn.training.stopping import BetweenSteps, StopOnNotFinite, StopOnSignal
 
 
 def loggers(folder: Path, resumed_step: int | None) -> list:
@@ -26,10 +27,9 @@ def given_loggers(asked) -> list:
     return [] if isinstance(asked, bool | None) else asked if isinstance(asked, list) else [asked]
 
 
-def callbacks(config, folder: Path, module: ImageClassifier) -> list[Callback]:
+def callbacks(config, folder: Path, module: ImageClassifier, resumed: bool = False) -> list[Callback]:
     """Return what the plain keys of a training ask for, and what every training has."""
     checkpoints = (folder / "checkpoints").absolute()
-    resumed = bool(config.ckpt_path) and Path(config.ckpt_path).absolute().parent == checkpoints
     # with sharded parameters no process holds a network that it could look at alone
     drawn = config.overlays and config.trainer.strategy != "fsdp"
     chosen = [AttentionOverlays(folder / "attention", config.overlays)] if drawn else []
@@ -47,6 +47,14 @@ def callbacks(config, folder: Path, module: ImageClassifier) -> list[Callback]:
     return chosen + _savers(config, checkpoints, module.monitor)
 
 
+class SavedConfig(SaveConfigCallback):
+    """Save config.yaml without the checkpoint that a run went on from: a new run of it starts anew."""
+
+    def __init__(self, parser, config, **options):
+        super().__init__(parser, config.clone(), **options)
+        self.config.ckpt_path = None
+
+
 def _savers(config, checkpoints: Path, monitor: str) -> list[ModelCheckpoint]:
     place = {"dirpath": checkpoints, "enable_version_counter": False}
     savers = [
@@ -54,8 +62,8 @@ def _savers(config, checkpoints: Path, monitor: str) -> list[ModelCheckpoint]:
         ModelCheckpoint(filename="last", every_n_epochs=1, **place),
     ]
     if config.checkpoint_steps:
-        savers.append(ModelCheckpoint(filename="last", every_n_train_steps=config.checkpoint_steps, **place))
+        savers.append(BetweenSteps(filename="last", every_n_train_steps=config.checkpoint_steps, **place))
     if config.checkpoint_minutes:
         interval = timedelta(minutes=config.checkpoint_minutes)
-        savers.append(ModelCheckpoint(filename="last", train_time_interval=interval, **place))
+        savers.append(BetweenSteps(filename="last", train_time_interval=interval, **place))
     return savers
