@@ -116,7 +116,7 @@ def test_cuda_takes_the_kernels(cuda_tokens, name):
         (lambda q, n: plan(*[q(1, 1, 5, 160)] * 3, None, n), "heads up to 128 wide; got 160"),
         (lambda q, n: plan(*[q(1, 1, 5, 16, dtype=torch.float64)] * 3, None, n), "no float64"),
         (lambda q, n: plan(*[q(1, 1, 5, 16)] * 3, None, n, dropout=0.1), "dropout"),
-        (lambda q, n: plan(*[q(1, 1, 5, 16)] * 3, None, NORMALIZERS["topk"](2)), "query tiles"),
+        (lambda q, n: plan(*[q(1, 1, 5, 16)] * 3, None, NORMALIZERS["topk"]()), "query tiles"),
         (lambda q, n: plan(*[q(1, 1, 5, 16)] * 3, laplacian(), n), "query tiles"),
     ],
 )
