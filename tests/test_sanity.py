@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_metrics import Corner
 from torch import nn
 
 from visattn import metrics
@@ -45,21 +46,9 @@ def test_max_sensitivity_counts_a_map_that_noise_puts_out():
         metrics.max_sensitivity(Lit(), dark, **options)
 
 
-class Channels(nn.Module):
-    """Class c is the brightness of channel c."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(4, 4, 1, bias=False)
-        nn.init.eye_(self.conv.weight.data[:, :, 0, 0])
-
-    def forward(self, images):
-        return self.conv(images).mean((2, 3))
-
-
 def test_grid_pointing_gives_an_empty_map_no_share_alone_or_beside_others():
     bright = torch.eye(4)[:, :, None, None].expand(4, 4, 6, 10)
     images, target = torch.cat([bright, torch.zeros(4, 4, 6, 10)]), torch.arange(4).repeat(2)
-    both = metrics.grid_pointing(Channels(), images, target, "hirescam")
+    both = metrics.grid_pointing(Corner(), images, target, "hirescam")
     assert (both[:4] > 0.8).all() and not both[4:].any()
-    assert torch.equal(metrics.grid_pointing(Channels(), images[4:], target[4:], "hirescam"), both[4:])
+    assert torch.equal(metrics.grid_pointing(Corner(), images[4:], target[4:], "hirescam"), both[4:])
