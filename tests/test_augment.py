@@ -49,7 +49,7 @@ def test_flip_mirrors_half_of_the_images_and_only_on_request():
     assert 70 < sum(mirrored[:200]) < 130 and not any(mirrored[200:])
 
 
-@pytest.mark.parametrize("name", ["light", "strong", "trivial"])
+@pytest.mark.parametrize("name", ["crop", "light", "strong", "trivial"])
 def test_augmentation_depends_on_seed_epoch_index_and_copy(name):
     image = picture(2, (40, 30))
 
@@ -65,6 +65,15 @@ def test_augmentation_depends_on_seed_epoch_index_and_copy(name):
     assert len({looks(transform, [(0, 0, 0)])[0] for transform in transforms}) > 6
 
 
+def test_crop_moves_by_an_eighth_at_most_and_repeats_the_edge():
+    pixels = np.asarray(picture(3, (24, 16)))
+    padded = np.pad(pixels, ((2, 2), (3, 3), (0, 0)), mode="edge")
+    parts = {padded[y : y + 16, x : x + 24].tobytes(): (y, x) for y in range(5) for x in range(7)}
+    transform = TrainTransform(EvalTransform((16, 24)), "crop")
+    seen = {parts.get(transform.pixels(Image.fromarray(pixels), (0, i, 0)).tobytes()) for i in range(500)}
+    assert seen == set(parts.values())
+
+
 @pytest.mark.parametrize(("name", "erase", "share"), [("none", 0.5, 0.5), ("light", 1.0, 1.0), ("strong", 0.0, 0.0)])
 def test_erasing_hits_the_share_asked_for(name, erase, share):
     image = Image.new("RGB", (34, 22), (90, 120, 150))  # one color: moving it changes nothing, only erasing does
@@ -74,7 +83,7 @@ def test_erasing_hits_the_share_asked_for(name, erase, share):
 
 
 def test_strong_erases_a_quarter_unless_told_otherwise():
-    assert [TrainTransform(EvalTransform((5, 7)), name).erase for name in AUGMENTS] == [0, 0, 0.25, 0]
+    assert [TrainTransform(EvalTransform((5, 7)), name).erase for name in AUGMENTS] == [0, 0, 0, 0.25, 0]
     with pytest.raises(ValueError, match=r"erase must lie between 0 and 1, got 1\.5"):
         TrainTransform(EvalTransform((5, 7)), erase=1.5)
 

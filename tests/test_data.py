@@ -229,7 +229,8 @@ def test_bench_tells_what_reading_costs(tree, capsys):
     assert main(["bench", "data", "--photos", str(tree), "--image-size", "16", "--repeats", "1", "--files", "0"]) == 0
     rows = dict(re.findall(r"^\| (\w[\w ]*?) +\| (\d+) +\|", capsys.readouterr().out, re.MULTILINE))
     assert (
-        set(rows) == {"decode alone", "validation", "light", "strong", "trivial"} and min(map(int, rows.values())) > 0
+        set(rows) == {"decode alone", "validation", "crop", "light", "strong", "trivial"}
+        and min(map(int, rows.values())) > 0
     )
 
 
