@@ -8,10 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_cases import BROKEN, CLASSES, COUNTS, ODD, batches, image_data, make_split, make_tree, make_zip, picture
+from data_cases import (
+    BROKEN,
+    CLASSES,
+    COUNTS,
+    ODD,
+    assert_same,
+    batches,
+    image_data,
+    make_split,
+    make_tree,
+    make_zip,
+    picture,
+)
 from PIL import Image
 
 from visattn.data import decode
+from visattn.data.images import list_classes
+from visattn.data.kept import KeptImages
 from visattn.data.transform import EvalTransform, build_transform
 
 
@@ -36,6 +50,29 @@ def test_odd_images(tmp_path, name, size):
     with Image.open(tmp_path / "ant" / name) as image:  # as a user of the classifier would hand it in
         transform = build_transform({"image_size": list(size), "resize": "cover", "mean": [0.5] * 3, "std": [0.25] * 3})
         torch.testing.assert_close(transform(image), images[0])
+
+
+def test_kept_images_are_those_of_the_files(tmp_path):
+    for name in CLASSES:
+        (tmp_path / name).mkdir()
+        for odd, (data, _, _) in ODD.items():
+            (tmp_path / name / odd).write_bytes(data)
+        picture(1, (203, 131)).save(tmp_path / name / "large.jpg")  # decoded no finer than needed
+        (tmp_path / name / "broken.png").write_bytes(b"")
+    plain, kept = (image_data(tmp_path, cache=cache, augment="strong", val_fraction=0.4) for cache in (False, True))
+    expected = [*batches(plain.train_dataloader()), *batches(plain.val_dataloader())]
+    for path in tmp_path.rglob("*.*"):
+        path.unlink()
+    assert_same([*batches(kept.train_dataloader()), *batches(kept.val_dataloader())], expected)
+    assert {Path(name).name for name in kept.skipped} == {Path(name).name for name in plain.skipped} == {"broken.png"}
+
+
+def test_more_pixels_than_the_memory_may_take_are_refused(tree):
+    source = list_classes(tree)["train"]
+    kept = KeptImages(source, range(5), 22, limit=4 * 19 * 13 * 3)
+    assert len(kept) == len(source) and kept.name(3) == source.name(3)
+    with pytest.raises(ValueError, match=r"cache: 5 of 6 images fill 0\.0 GiB of memory: turn it off"):
+        KeptImages(source, range(6), 22, limit=4 * 19 * 13 * 3)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

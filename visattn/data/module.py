@@ -12,9 +12,11 @@ from torch.utils.data import DataLoader
 
 from visattn.data.augment import TrainTransform
 from visattn.data.images import list_images
+from visattn.data.kept import KeptImages
 from visattn.data.labels import check_same_classes, class_counts, class_weights
 from visattn.data.libraries import TORCHVISION, torchvision_images
 from visattn.data.loader import EpochSampler, EvalLoader, ImageSet, TrainLoader, collate, start_worker
+from visattn.data.remote import is_remote
 from visattn.data.sources import HUB, check_dataset, find_splits, home, parts_of
 from visattn.data.transform import EvalTransform, build_transform, measure
 
@@ -28,7 +30,8 @@ class ImageData(LightningDataModule):
 
     Args:
         root: a folder or zip of class folders, or with ``train/``, ``val/`` (or ``valid/``, ``validation/``) and
-            ``test/`` of class folders; a folder of tar shards; with ``dataset``, where that lies.
+            ``test/`` of class folders; a folder of tar shards, or their URL, such as ``https://HOST/train-{00..07}.tar``,
+            which are fetched into ``data/`` once; with ``dataset``, where that lies.
         dataset: None, one of ``cifar10 cifar100 fashion_mnist mnist svhn food101 oxford_pets``, ``synthetic``, or
             ``hf:NAME``, a data set of Hugging Face's hub or a folder that its ``save_to_disk`` wrote.
         labels: a CSV file, here or in root, that labels the images of root in place of folders: column ``file`` and
@@ -37,7 +40,7 @@ class ImageData(LightningDataModule):
         image_size: side or (height, width) of the images given out.
         batch_size: of each process.
         num_workers: processes that decode and augment; 0 does it in the training process.
-        augment: ``none``, ``light``, ``strong`` or ``trivial``, see TrainTransform.
+        augment: ``none``, ``crop``, ``light``, ``strong`` or ``trivial``, see TrainTransform.
         erase: share of the training images with an erased rectangle; None takes 0.25 for ``strong`` and 0 elsewhere.
         flip: mirror half of the training images; leave it off for characters, digits, and anything with left and right.
         resize: ``cover`` keeps proportions and cuts off what overhangs, ``stretch`` keeps everything and distorts.
@@ -49,9 +52,10 @@ class ImageData(LightningDataModule):
         repeats: augmented copies of an image in a row.
         on_error: ``skip`` leaves unreadable files out and lists them in ``skipped``; ``raise`` stops at the first.
         predict_root: a folder, zip or picture to predict, without classes.
-        download: allow torchvision to fetch ``dataset`` from the network.
+        download: allow to fetch ``dataset``, or the shards of ``root``, from the network.
         start_method: ``fork``, ``spawn`` or ``forkserver`` for the workers; None takes the system's own.
         persistent_workers: keep the workers from epoch to epoch.
+        cache: decode the training and validation images once and keep them in memory, up to 8 GiB.
 
     Shape:
         - Training, validation and test batches: (images (B, 3, h, w) float32, normalized; labels (B,) int64, or
@@ -95,6 +99,7 @@ class ImageData(LightningDataModule):
         download: bool = False,
         start_method: str | None = None,
         persistent_workers: bool = True,
+        cache: bool = False,
     ):
         super().__init__()
         self.root, self.dataset, self.labels = root, dataset, labels
@@ -103,7 +108,7 @@ class ImageData(LightningDataModule):
         self.batch_size, self.num_workers, self.start_method = batch_size, num_workers, start_method
         self.persistent_workers = persistent_workers and num_workers > 0
         self.augment, self.erase, self.flip, self.resize = augment, erase, flip, resize
-        self.balanced, self.repeats = balanced, repeats
+        self.balanced, self.repeats, self.cache = balanced, repeats, cache
         self.mean, self.std, self.val_fraction, self.seed, self.on_error = mean, std, val_fraction, seed, on_error
         self._parts, self._sets, self._classes = {}, {}, None
         self._check()
@@ -132,13 +137,15 @@ class ImageData(LightningDataModule):
         """Fetch a data set once per machine, if allowed."""
         if self.download and self.dataset in TORCHVISION:
             torchvision_images(self.dataset, home(self.root, self.dataset), download=True)
-        elif self.download and self.dataset is not None and self.dataset.startswith(HUB):
+        elif self.download and (is_remote(self.root) or (self.dataset or "").startswith(HUB)):
             self._list_labeled()
 
     def setup(self, stage: str | None = None) -> None:
-        """List the files that the stage needs; reads no image."""
+        """List the files that the stage needs; reads no image, except to fit with ``cache``."""
         if stage != "predict":
             self._list_labeled()
+        if self.cache and stage in ("fit", None) and "train" in self._parts:
+            self._keep_pixels()
         if self.predict_root is not None and "predict" not in self._parts:
             source = list_images(self.predict_root)
             self._parts["predict"] = (source, np.arange(len(source)))
@@ -156,6 +163,13 @@ class ImageData(LightningDataModule):
         )
         self._parts |= parts_of(found, self.val_fraction, self.seed)
         self._classes = found["train"].classes
+
+    def _keep_pixels(self) -> None:
+        evaluation = EvalTransform(self.image_size)
+        for split, transform in {"train": TrainTransform(evaluation, self.augment), "val": evaluation}.items():
+            source, indices = self._part(split)
+            if not isinstance(source, KeptImages):
+                self._parts[split] = KeptImages(source, indices, transform.long_side), indices
 
     @property
     def classes(self) -> list[str]:

@@ -8,6 +8,7 @@ import numpy as np
 from visattn.data.images import FileImages, list_classes
 from visattn.data.labels import check_labels, list_table, split_stratified
 from visattn.data.libraries import TORCHVISION, LibraryImages, hub_images, torchvision_images
+from visattn.data.remote import fetched, is_remote
 from visattn.data.shards import ShardImages, list_shards, shards_in
 from visattn.data.synthetic import PlacedCharacters
 
@@ -44,6 +45,8 @@ def find_splits(
         return torchvision_images(dataset, home(root, dataset))
     if labels is not None:
         return list_table(root, labels)
+    if is_remote(root):
+        return list_shards(fetched(root, download))
     return list_shards(root) if shards_in(root) else list_classes(root)
 
 

@@ -1,0 +1,99 @@
+"""Remote shards: fetched once and only when asked to, from a server on this machine."""
+
+import shutil
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from data_cases import CLASSES, assert_same, batches, image_data, make_tree
+
+from visattn.__main__ import main
+from visattn.data.module import ImageData
+from visattn.data.remote import fetched, is_remote
+from visattn.data.shards import INDEX
+
+pytest.importorskip("webdataset", reason="the extra `shards` is not installed")
+pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="webdataset fetches with curl")
+
+
+class Handler(SimpleHTTPRequestHandler):
+    asked: list[str] = []
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        super().do_GET()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("remote")
+    assert main(["pack", str(make_tree(folder / "photos")), str(folder / "validation set")]) == 0
+    return folder / "validation set"  # a word that names no split here
+
+
+@pytest.fixture
+def url(packed, tmp_path, monkeypatch):
+    """What serves the shards' folder, and a new folder to fetch into."""
+    monkeypatch.chdir(tmp_path)
+    Handler.asked.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(packed.parent))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/validation%20set/{{train,val}}-000000.tar"
+        server.shutdown()
+
+
+def test_only_urls_are_remote():
+    assert is_remote("https://a.org/x.tar") and is_remote("s3://bucket/x-{00..07}.tar")
+    assert not any(map(is_remote, [None, "photos", Path("a/b"), "C:/photos", "pipe:cat https://a.org/x.tar"]))
+
+
+def test_fetched_shards_are_those_that_were_packed(url, packed):
+    data = ImageData(url, image_size=(11, 17), batch_size=5, num_workers=0, download=True)
+    data.prepare_data()
+    data.setup("fit")
+    here = ImageData(str(packed), image_size=(11, 17), batch_size=5, num_workers=0)
+    here.setup("fit")
+    assert data.classes == CLASSES
+    assert_same(batches(data.train_dataloader()), batches(here.train_dataloader()))
+    assert_same(batches(data.val_dataloader()), batches(here.val_dataloader()))
+    (folder,) = Path("data").iterdir()
+    assert (folder / INDEX).is_file()
+
+
+def test_nothing_is_fetched_unasked_or_twice(url):
+    with pytest.raises(FileNotFoundError, match=r"root: 2 of 2 shards of .*set download: true"):
+        image_data(url)
+    assert not Handler.asked
+    fetched(url, download=True)
+    assert sorted(path.rpartition("/")[2] for path in Handler.asked) == [
+        "classes.txt",
+        "train-000000.tar",
+        "val-000000.tar",
+    ]
+    assert image_data(url).classes == CLASSES  # without a word to the server
+    assert fetched(url, download=True) and len(Handler.asked) == 3
+
+
+def test_shards_that_are_not_there_are_named(url, packed):
+    more = url.replace("{train,val}-000000", "train-{000000..000001}")
+    with pytest.raises(FileNotFoundError, match=r"root: cannot fetch '.*train-000001\.tar'.*those before it are kept"):
+        fetched(more, download=True)
+    (packed / "broken-000000.tar").write_bytes(b"not a tar")
+    with pytest.raises(FileNotFoundError, match=r"cannot fetch '.*broken-000000\.tar'"):
+        fetched(url.replace("{train,val}", "broken"), download=True)
+    with pytest.raises(ValueError, match=r"'https://a\.org/x\.zip' is not the URL of a tar shard"):
+        fetched("https://a.org/x.zip", download=True)
+
+
+def test_classes_without_a_list_are_their_numbers(url, packed):
+    names = (packed / "classes.txt").rename(packed / "hidden.txt")
+    try:
+        fetched(url, download=True)
+        assert image_data(url).classes == ["0", "1", "2"]
+    finally:
+        names.rename(packed / "classes.txt")
