@@ -45,10 +45,13 @@ def reference(flawed) -> list:
         {"num_workers": 2, "persistent_workers": True},
         {"num_workers": 2, "persistent_workers": False},
         {"num_workers": 1, "start_method": "spawn"},
+        {"num_workers": 0, "cache": True},
+        {"num_workers": 2, "cache": True},
+        {"num_workers": 1, "cache": True, "start_method": "spawn"},
     ],
     ids=str,
 )
-def test_workers_change_nothing(flawed, reference, options):
+def test_workers_and_cache_change_nothing(flawed, reference, options):
     data = image_data(flawed, augment="strong", **options)
     assert_same(two_epochs(data), reference)
     assert data.skipped == ["train/bee/03.png"]
@@ -212,3 +215,12 @@ def test_another_look_at_the_training_images_leaves_the_training_alone(flawed, r
     torch.testing.assert_close(images[0], build_transform(data.transform_config())(data._part("train")[0].image(0)))
     assert_same(batches(loader), reference[: len(reference) // 2])
     assert data.skipped == ["train/bee/03.png"]
+
+
+def test_the_loader_counts_what_it_waits(tree, monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr("visattn.data.loader.time.perf_counter", lambda: next(clock))
+    loader = image_data(tree).train_dataloader()
+    for epoch in (1, 2):
+        count = len(list(loader))
+        assert loader.waited == epoch * (count + 1)  # one second a batch, and one to learn that there is no other

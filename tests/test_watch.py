@@ -99,7 +99,7 @@ def test_measures_by_hand():
 def test_result_tells_of_quality_and_cost(run):
     result = json.loads((run / "result.json").read_text())
     assert 0 <= result["val_ece"] <= 1
-    assert result["images_per_second"] > 0
+    assert result["images_per_second"] > 0 and 0 < result["loading_share"] < 1
     assert result["peak_memory_mib"] > 100
     assert result["mfu"] is None  # nobody knows what this processor could do
     assert result["gflops_per_image"] > 0
@@ -121,14 +121,15 @@ def test_speed_counts_every_process(monkeypatch):
     clock = iter([0.0, 2.0])
     monkeypatch.setattr("visattn.training.speed.time.perf_counter", lambda: next(clock))
     progress = SimpleNamespace(batch_progress=SimpleNamespace(is_last_batch=True))
-    trainer = SimpleNamespace(world_size=3, fit_loop=SimpleNamespace(epoch_loop=progress))
+    loops, loader = SimpleNamespace(epoch_loop=progress), SimpleNamespace(waited=0.5)
+    trainer = SimpleNamespace(world_size=3, fit_loop=loops, train_dataloader=loader)
     logged = {}
     module = SimpleNamespace(log=lambda name, value, **options: logged.update({name: value}))
     speed = Speed()
     speed.on_train_epoch_start(trainer, module)
     speed.on_train_batch_end(trainer, module, None, (torch.zeros(5, 3), None), 0)
     assert logged == {"images/s": 7.5}
-    assert (speed.all_images, speed.all_seconds) == (15, 2.0)
+    assert (speed.all_images, speed.all_seconds, speed.all_waited) == (15, 2.0, 0.5)
 
 
 # Mistakes.

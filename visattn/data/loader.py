@@ -1,5 +1,6 @@
 """Which images, in which order, on which process: sampler, data set, loaders; functions of seed, epoch and index."""
 
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -153,6 +154,7 @@ class TrainLoader(DataLoader):
     refuses to resume with another number of them.) Needs an EpochSampler.
     """
 
+    waited = 0.0  # seconds in which batches were awaited, or made in this process, over all epochs
     _stand: tuple[int, int] | None = None
 
     def __iter__(self):
@@ -160,11 +162,20 @@ class TrainLoader(DataLoader):
         epoch, step = sampler.epoch, self.batch_size * sampler.world
         batches, rest = divmod(sampler.count(start), self.batch_size)
         batches += bool(rest and not self.drop_last)
-        for number, batch in enumerate(super().__iter__(), 1):
+        for number, batch in enumerate(self._timed(super().__iter__()), 1):
             # moved on before the batch is given out: what is saved while it is used resumes after it
             self._stand = (epoch, start + number * step) if number < batches else (epoch + 1, 0)
             if number == batches:
                 sampler.set_epoch(epoch + 1)
+            yield batch
+
+    def _timed(self, batches: Iterator) -> Iterator:
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - start
+            if batch is None:
+                return
             yield batch
 
     def state_dict(self) -> dict[str, int]:
