@@ -1,18 +1,20 @@
 """Remote shards: fetched once and only when asked to, from a server on this machine."""
 
 import shutil
+import subprocess
+import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from data_cases import CLASSES, assert_same, batches, image_data, make_tree
+from data_cases import CLASSES, COUNTS, assert_same, batches, image_data, make_tree
 
 from visattn.__main__ import main
 from visattn.data.module import ImageData
 from visattn.data.remote import fetched, is_remote
-from visattn.data.shards import INDEX
+from visattn.data.shards import INDEX, shards_in
 
 pytest.importorskip("webdataset", reason="the extra `shards` is not installed")
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="webdataset fetches with curl")
@@ -48,8 +50,28 @@ def url(packed, tmp_path, monkeypatch):
 
 
 def test_only_urls_are_remote():
-    assert is_remote("https://a.org/x.tar") and is_remote("s3://bucket/x-{00..07}.tar")
-    assert not any(map(is_remote, [None, "photos", Path("a/b"), "C:/photos", "pipe:cat https://a.org/x.tar"]))
+    assert is_remote("https://a.org/x.tar") and is_remote("gs://bucket/x-{00..07}.tar")
+    assert not any(map(is_remote, [None, "photos", Path("a/b"), "C:/photos"]))
+
+
+@pytest.mark.parametrize(
+    ("root", "reason"),
+    [
+        ("https://a.org/x.zip", r"'https://a\.org/x\.zip' is not the URL of a tar shard"),
+        ("https://a.org/x.TAR", r"end with \.tar"),
+        ("s3://bucket/x.tar", r"must begin with http, https, gs, hf"),
+        ("file:///tmp/x.tar", r"must begin with http, https, gs, hf"),
+        ("pipe://x;touch ran;.tar", r"must begin with http, https, gs, hf"),
+        ("http://a.org/{a,b}.tar::pipe:touch ran;echo .tar", r"'pipe:touch ran;echo \.tar' is not the URL"),
+        ("https://{a,b}.org/x.tar", r"2 shards with 1 different paths"),
+        ("https://a.org/x.tar?part={a,b}", r"2 shards with 1 different paths"),
+    ],
+)
+def test_what_is_no_shard_is_refused_before_it_is_asked_for(root, reason, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=reason):
+        fetched(root, download=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_fetched_shards_are_those_that_were_packed(url, packed):
@@ -79,21 +101,45 @@ def test_nothing_is_fetched_unasked_or_twice(url):
     assert fetched(url, download=True) and len(Handler.asked) == 3
 
 
-def test_shards_that_are_not_there_are_named(url, packed):
+def test_shards_that_are_not_there_are_named_and_the_others_kept(url, packed):
     more = url.replace("{train,val}-000000", "train-{000000..000001}")
-    with pytest.raises(FileNotFoundError, match=r"root: cannot fetch '.*train-000001\.tar'.*those before it are kept"):
+    with pytest.raises(FileNotFoundError, match=r"root: cannot fetch '.*train-000001\.tar'"):
         fetched(more, download=True)
-    (packed / "broken-000000.tar").write_bytes(b"not a tar")
-    with pytest.raises(FileNotFoundError, match=r"cannot fetch '.*broken-000000\.tar'"):
-        fetched(url.replace("{train,val}", "broken"), download=True)
-    with pytest.raises(ValueError, match=r"'https://a\.org/x\.zip' is not the URL of a tar shard"):
-        fetched("https://a.org/x.zip", download=True)
+    (folder,) = Path("data").iterdir()
+    assert [path.name for path in folder.glob("*.tar")] == ["train-000000.tar"]
 
 
-def test_classes_without_a_list_are_their_numbers(url, packed):
-    names = (packed / "classes.txt").rename(packed / "hidden.txt")
+def test_what_is_no_tar_is_not_kept(url, packed):
+    broken, root = packed / "broken-000000.tar", url.replace("{train,val}", "broken")
+    broken.write_bytes(b"not a tar")
+    with pytest.raises(ValueError, match=r"root: what '.*broken-000000\.tar' gives is no tar file"):
+        fetched(root, download=True)
+    broken.write_bytes((packed / "val-000000.tar").read_bytes())
+    assert [path.name for path in shards_in(fetched(root, download=True))] == ["broken-000000.tar"]
+    broken.unlink()
+
+
+@pytest.mark.parametrize("text", [None, "", "<html>\nnothing here\n</html>"])
+def test_classes_without_a_list_are_their_numbers(url, packed, text, caplog):
+    names = packed / "classes.txt"
+    kept = names.read_text()
+    names.unlink() if text is None else names.write_text(text)
     try:
         fetched(url, download=True)
-        assert image_data(url).classes == ["0", "1", "2"]
     finally:
-        names.rename(packed / "classes.txt")
+        names.write_text(kept)
+    assert image_data(url).classes == ["0", "1", "2"] and "classes are named as in the shards" in caplog.text
+
+
+def test_processes_that_fetch_together_fetch_once(url, packed):
+    script = [
+        "import sys",
+        "from visattn.data.module import ImageData",
+        "data = ImageData(sys.argv[1], download=True)",
+        "data.setup('fit')",
+        "print(*data.classes, data.class_counts)",
+    ]
+    command = [sys.executable, "-c", "; ".join(script), url]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    said = {process.communicate()[0].strip() for process in started}
+    assert said == {f"{' '.join(CLASSES)} {list(COUNTS['train'])}"} and len(Handler.asked) == 3

@@ -28,11 +28,11 @@ class TrainTransform:
 
     Args:
         evaluation: the deterministic transform that ``none`` equals and whose size and normalization all share.
-        name: ``none``; ``crop``: shift by up to an eighth of each side, which costs least (He et al. 2016 pad and crop
-            CIFAR-10 so); ``light``: random crop along the longer side, rotation by at most 10 degrees, scale and shift
-            by 10 and 8 %, shear by 5 degrees; ``strong``: random resized crop of at least 35 % of the area, two random
-            operations of fourteen (as RandAugment); ``trivial``: the crop of ``light`` and one random operation (as
-            TrivialAugment).
+        name: ``none``; ``crop``: random crop along the longer side, then a shift by up to an eighth of each side, which
+            costs least (He et al. 2016 pad and crop CIFAR-10 so); ``light``: the same crop, rotation by at most 10
+            degrees, scale and shift by 10 and 8 %, shear by 5 degrees; ``strong``: random resized crop of at least 35 %
+            of the area, two random operations of fourteen (as RandAugment); ``trivial``: the crop of ``light`` and one
+            random operation (as TrivialAugment).
         flip: mirror half of the images; wrong for characters, digits and anything with a left and a right.
         erase: share of the images that lose a rectangle of 10 to 40 % of each side to a random color (random erasing);
             None takes 0.25 for ``strong`` and 0 elsewhere.

@@ -32,13 +32,13 @@ class KeptImages:
         self._block = bytearray()
         watched = Console(stderr=True)
         steps = track(indices, "decoding", console=watched, transient=True, disable=not watched.is_terminal)
-        for count, index in enumerate(steps):
+        for count, index in enumerate(steps, 1):
+            self._keep(int(index))
             if len(self._block) > limit:
                 raise ValueError(
-                    f"cache: {count} of {len(indices)} images fill {limit / 2**30:.1f} GiB of memory: turn it off, or "
+                    f"cache: {count} of {len(indices)} images take more than {limit / 2**30:.1f} GiB: turn it off, or "
                     "store the images smaller"
                 )
-            self._keep(int(index))
 
     def _keep(self, index: int) -> None:
         try:

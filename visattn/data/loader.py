@@ -154,7 +154,7 @@ class TrainLoader(DataLoader):
     refuses to resume with another number of them.) Needs an EpochSampler.
     """
 
-    waited = 0.0  # seconds in which batches were awaited, or made in this process, over all epochs
+    waited = 0.0  # seconds in which batches were awaited, or made in this process, in the epoch begun last
     _stand: tuple[int, int] | None = None
 
     def __iter__(self):
@@ -162,21 +162,20 @@ class TrainLoader(DataLoader):
         epoch, step = sampler.epoch, self.batch_size * sampler.world
         batches, rest = divmod(sampler.count(start), self.batch_size)
         batches += bool(rest and not self.drop_last)
-        for number, batch in enumerate(self._timed(super().__iter__()), 1):
+        for number, batch in enumerate(self._timed(), 1):
             # moved on before the batch is given out: what is saved while it is used resumes after it
             self._stand = (epoch, start + number * step) if number < batches else (epoch + 1, 0)
             if number == batches:
                 sampler.set_epoch(epoch + 1)
             yield batch
 
-    def _timed(self, batches: Iterator) -> Iterator:
-        while True:
-            start = time.perf_counter()
-            batch = next(batches, None)
+    def _timed(self) -> Iterator:
+        self.waited, start = 0.0, time.perf_counter()
+        batches = super().__iter__()
+        while (batch := next(batches, None)) is not None:
             self.waited += time.perf_counter() - start
-            if batch is None:
-                return
             yield batch
+            start = time.perf_counter()
 
     def state_dict(self) -> dict[str, int]:
         epoch, position = self._stand or (self.sampler.epoch, self.sampler.start)

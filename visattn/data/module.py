@@ -55,7 +55,7 @@ class ImageData(LightningDataModule):
         download: allow to fetch ``dataset``, or the shards of ``root``, from the network.
         start_method: ``fork``, ``spawn`` or ``forkserver`` for the workers; None takes the system's own.
         persistent_workers: keep the workers from epoch to epoch.
-        cache: decode the training and validation images once and keep them in memory, up to 8 GiB.
+        cache: decode the training and validation images once, to fit, and keep them in memory, up to 8 GiB each.
 
     Shape:
         - Training, validation and test batches: (images (B, 3, h, w) float32, normalized; labels (B,) int64, or
@@ -144,7 +144,7 @@ class ImageData(LightningDataModule):
         """List the files that the stage needs; reads no image, except to fit with ``cache``."""
         if stage != "predict":
             self._list_labeled()
-        if self.cache and stage in ("fit", None) and "train" in self._parts:
+        if self.cache and stage == "fit" and "train" in self._parts:
             self._keep_pixels()
         if self.predict_root is not None and "predict" not in self._parts:
             source = list_images(self.predict_root)

@@ -1,73 +1,105 @@
 """Shards that lie elsewhere: webdataset fetches each once, and they are read from the disk as any others."""
 
+import logging
 import os
 import re
+import tarfile
+import zlib
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.progress import track
 
-from visattn.data.shards import CLASSES, shards_in, write_index
+from visattn.data.shards import CLASSES, INDEX, shards_in, write_index
+
+SCHEMES = ("http", "https", "gs", "hf")  # of those webdataset opens: none that runs a command of the URL's choice
+_log = logging.getLogger(__name__)
 
 
 def is_remote(root: str | os.PathLike | None) -> bool:
-    """Say whether ``root`` is a URL, such as ``https://...`` or ``s3://...``."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", str(root or "")) is not None
+    """Say whether ``root`` is a URL."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", str(root or "")) is not None
 
 
 def fetched(root: str, download: bool = False) -> Path:
     """The folder with the shards that a URL means, braces expanded; what is not there yet is fetched, if allowed."""
     try:
         import webdataset
+        from filelock import FileLock
     except ImportError as error:
-        raise ImportError(
-            f"root: shards of {root!r} need the package webdataset: pip install 'visattn[shards]'"
-        ) from error
+        reason = "needs the packages webdataset and filelock: pip install 'visattn[shards]'"
+        raise ImportError(f"root: {root!r} {reason}") from error
 
-    folder = Path("data") / _plain(root.partition("://")[2])
-    urls = webdataset.shardlists.expand_urls(root)
-    others = [url for url in urls if not urlsplit(url).path.lower().endswith(".tar")]
-    if others:
-        raise ValueError(
-            f"root: {others[0]!r} is not the URL of a tar shard, such as https://HOST/train-{{000..007}}.tar"
-        )
-    missing = [url for url in urls if not (folder / _name(url, root)).is_file()]
-    if missing and not download:
-        raise FileNotFoundError(
-            f"root: {len(missing)} of {len(urls)} shards of {root!r} do not lie in {str(folder)!r}; set download: true "
-            "to fetch them from the network"
-        )
-    if missing:
-        _fetch(webdataset, root, missing, folder)
+    # its check sum tells it from others of a similar path, and keeps what may be secret in a URL out of names
+    folder = Path("data") / f"{_plain(urlsplit(root).path)[-80:]}-{zlib.crc32(root.encode()):08x}"
+    shards = _places(root, webdataset.shardlists.expand_urls(root), folder)
+    if not download:
+        missing = [place for place in shards if not place.is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"root: {len(missing)} of {len(shards)} shards of {root!r} do not lie in {str(folder)!r}; set "
+                "download: true to fetch them from the network"
+            )
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # the processes of a training come here together
+        if not all(place.is_file() for place in (*shards, folder / INDEX)):
+            _fetch(webdataset, root, shards, folder)
     return folder
 
 
-def _fetch(webdataset, root: str, urls: list[str], folder: Path) -> None:
-    names = webdataset.cache.FileCache(str(folder), url_to_name=lambda _: CLASSES, validator=None)
-    try:
-        names.get_file(f"{_base(root)}{CLASSES}")
-    except OSError:
-        pass  # without it the labels themselves are the names
-    shards = webdataset.cache.FileCache(str(folder), url_to_name=lambda url: _name(url, root))
+def _places(root: str, urls: list[str], folder: Path) -> dict[Path, str]:
+    """Where each shard is to lie, and its URL; what no file can be told apart by, or nothing can open, is refused."""
+    for url in urls:
+        parts = urlsplit(url)
+        if parts.scheme not in SCHEMES or not parts.path.endswith(".tar") or "::" in url:
+            raise ValueError(
+                f"root: {url!r} is not the URL of a tar shard: it must begin with {', '.join(SCHEMES)}, and its path "
+                "end with .tar, as in https://HOST/train-{000..007}.tar"
+            )
+    places = {folder / _plain(urlsplit(url).path.removeprefix(_base(root))): url for url in urls}
+    if len(places) < len(urls):
+        raise ValueError(f"root: {root!r} means {len(urls)} shards with {len(places)} different paths between them")
+    return places
+
+
+def _fetch(webdataset, root: str, shards: dict[Path, str], folder: Path) -> None:
+    for left in folder.glob("*.part*"):  # by an interrupted run
+        left.unlink()
+    if not (folder / CLASSES).is_file():
+        _fetch_classes(webdataset, root, folder / CLASSES)
     watched = Console(stderr=True)
-    for url in track(urls, "fetching", console=watched, transient=True, disable=not watched.is_terminal):
+    missing = [place for place in shards if not place.is_file()]
+    for place in track(missing, "fetching", console=watched, transient=True, disable=not watched.is_terminal):
+        part = place.with_name(f"{place.name}.part")
         try:
-            shards.get_file(url)
-        except (OSError, ValueError, AssertionError) as error:
-            raise FileNotFoundError(f"root: cannot fetch {url!r} ({error}); those before it are kept") from error
+            webdataset.cache.download(shards[place], str(part))
+        except (OSError, ValueError) as error:
+            raise FileNotFoundError(f"root: cannot fetch {shards[place]!r}: {error}") from error
+        if not tarfile.is_tarfile(part):
+            raise ValueError(f"root: what {shards[place]!r} gives is no tar file")
+        part.replace(place)
     write_index(folder, shards_in(folder))
 
 
+def _fetch_classes(webdataset, root: str, target: Path) -> None:
+    """The list of class names that ``visattn pack`` writes beside its shards; others' have none."""
+    url = urlsplit(root)._replace(path=_base(root) + CLASSES).geturl()
+    part = target.with_name(f"{CLASSES}.part")
+    try:
+        webdataset.cache.download(url, str(part))
+        if re.search(r"^\s*$|<", part.read_text(encoding="utf-8")):
+            raise ValueError("it is no list of names")
+        part.replace(target)
+    except (OSError, ValueError) as error:
+        _log.warning("classes are named as in the shards, for there is no %s: %s", CLASSES, error)
+
+
 def _base(root: str) -> str:
-    """What the URLs of all shards begin with, as far as whole folders."""
-    fixed = root.partition("{")[0]
-    return fixed[: fixed.rindex("/") + 1]
-
-
-def _name(url: str, root: str) -> str:
-    """A shard's file name, with the folders that tell it from the others."""
-    return _plain(urlsplit(url).path[len(urlsplit(_base(root)).path) :])
+    """The folder that the paths of all shards begin with."""
+    fixed = urlsplit(root).path.partition("{")[0]
+    return fixed[: fixed.rfind("/") + 1]
 
 
 def _plain(text: str) -> str:

@@ -112,12 +112,15 @@ def scan(folder: Path, paths: list[Path]) -> tuple[Places, list[str]]:
 def write_index(folder: Path, paths: list[Path]) -> Places:
     """Scan the shards once and keep what was found beside them, for a start without reading every header."""
     places, classes = scan(folder, paths)
-    (folder / CLASSES).write_text("\n".join(classes) + "\n", encoding="utf-8")
+    if not (folder / CLASSES).is_file():
+        (folder / CLASSES).write_text("\n".join(classes) + "\n", encoding="utf-8")
     facts = {name: getattr(places, name) for name in ("shard", "offset", "size", "label")}
     facts |= {"names": np.frombuffer(places.names.block, np.uint8), "ends": places.names.ends}
     facts |= {"shards": np.array([str(path.relative_to(folder)) for path in paths])}
     facts |= {"marks": np.array([_mark(path) for path in paths]), "broken": np.array(places.broken, dtype=str)}
-    np.savez(folder / INDEX, **facts)
+    with open(folder / f"{INDEX}.part", "wb") as part:
+        np.savez(part, **facts)
+    os.replace(part.name, folder / INDEX)
     return places
 
 
