@@ -1,6 +1,7 @@
 """Draw assets/blocks.png: one photograph through a small CNN with six blocks, and what each block weighs in it.
 
-Train the CNN on a folder or zip of class folders (CIFAR-10, say), once, then draw, from the project's folder:
+Train the CNN on a folder or zip of class folders (CIFAR-10, say), once, then draw, from the
+project's folder:
     uv run assets/draw_blocks.py train my_images.zip runs/blocks.pt
     uv run assets/draw_blocks.py draw runs/blocks.pt
 """
@@ -33,7 +34,10 @@ PLACES = {
     "layer3.0": "gc",
     "layer3.1": "non_local",
 }
-HEIGHT, QUERY = 128, (0.38, 0.38)  # of the photograph: rows the network is given, and the marked position
+HEIGHT, QUERY = (
+    128,
+    (0.38, 0.38),
+)  # of the photograph: rows the network is given, and the marked position
 EPOCHS, SIZE, BATCH = 3, 24, 128  # small images are cheap
 
 
@@ -51,7 +55,10 @@ def normalized(images: Tensor) -> Tensor:
 
 def moved(images: Tensor, random: torch.Generator) -> Tensor:
     """Return the batch mirrored or not, and shifted by up to four pixels."""
-    flip, (down, right) = torch.rand(len(images), generator=random) < 0.5, torch.randint(9, (2,), generator=random)
+    flip, (down, right) = (
+        torch.rand(len(images), generator=random) < 0.5,
+        torch.randint(9, (2,), generator=random),
+    )
     images = torch.where(flip[:, None, None, None], images.flip(3), images)
     height, width = images.shape[2:]
     return F.pad(images, (4,) * 4)[:, :, down : down + height, right : right + width]
@@ -60,9 +67,17 @@ def moved(images: Tensor, random: torch.Generator) -> Tensor:
 def train(root: str, out: str) -> None:
     source = list_classes(root)["train"]
     labels = torch.as_tensor(np.array(source.labels))
-    images = torch.stack([resize(pil_to_tensor(source.image(i)), [SIZE] * 2) for i in range(len(source))])
-    used, held = (torch.as_tensor(part) for part in split_stratified(np.array(source.labels), 0.1, 0))
-    model, random, start = network(len(source.classes)), torch.Generator().manual_seed(0), time.process_time()
+    images = torch.stack(
+        [resize(pil_to_tensor(source.image(i)), [SIZE] * 2) for i in range(len(source))]
+    )
+    used, held = (
+        torch.as_tensor(part) for part in split_stratified(np.array(source.labels), 0.1, 0)
+    )
+    model, random, start = (
+        network(len(source.classes)),
+        torch.Generator().manual_seed(0),
+        time.process_time(),
+    )
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
     steps = EPOCHS * (len(used) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=steps)
@@ -76,8 +91,15 @@ def train(root: str, out: str) -> None:
             schedule.step()
         minutes = (time.process_time() - start) / 60
         accuracy = right(model, images[held], labels[held])
-        print(f"epoch {epoch}: loss {loss.item():.3f}, held out {accuracy:.1%}, {minutes:.1f} CPU minutes")
-    about = {"data": Path(root).parent.name, "classes": source.classes, "images": len(used), "held": len(held)}
+        print(
+            f"epoch {epoch}: loss {loss.item():.3f}, held out {accuracy:.1%}, {minutes:.1f} CPU minutes"
+        )
+    about = {
+        "data": Path(root).parent.name,
+        "classes": source.classes,
+        "images": len(used),
+        "held": len(held),
+    }
     about |= {"epochs": EPOCHS, "minutes": minutes, "accuracy": accuracy}
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     torch.save({"weights": model.state_dict(), "about": about}, out)
@@ -95,8 +117,14 @@ def weighed(model: nn.Module, image: Tensor) -> dict[str, tuple[str, Tensor]]:
     """Return for each block what is shown of it, and the map."""
     with torch.no_grad(), visattn.capture(model) as maps:
         model(image)
-    records = {block: [r for r in maps.layers if r.name.startswith(f"{place}.")] for place, block in PLACES.items()}
-    gates = {block: [r.alpha[0] for r in found if r.alpha is not None] for block, found in records.items()}
+    records = {
+        block: [r for r in maps.layers if r.name.startswith(f"{place}.")]
+        for place, block in PLACES.items()
+    }
+    gates = {
+        block: [r.alpha[0] for r in found if r.alpha is not None]
+        for block, found in records.items()
+    }
     rows, columns = gates["coord"]
     attention = records["non_local"][0]
     y, x = (int(part * size) for part, size in zip(QUERY, attention.grid, strict=True))
@@ -120,16 +148,24 @@ def draw(path: str) -> None:
     small = resize(photo, [HEIGHT, round(HEIGHT * photo.width / photo.height)])
     maps = weighed(model.eval(), normalized(pil_to_tensor(small)[None]))
     figure = Figure(figsize=(13, 5.6), dpi=110, facecolor="white", layout="constrained")
-    axes = figure.subplot_mosaic([["photo", *list(maps)[:3]], ["photo", *list(maps)[3:]]], width_ratios=[1.25, 1, 1, 1])
+    axes = figure.subplot_mosaic(
+        [["photo", *list(maps)[:3]], ["photo", *list(maps)[3:]]], width_ratios=[1.25, 1, 1, 1]
+    )
     axes["photo"].imshow(photo)
     axes["photo"].set_title(f"{small.width} x {small.height} pixels for the network", fontsize=9)
     for place, (block, (what, values)) in zip(PLACES, maps.items(), strict=True):
         panel, low, high = axes[block], values.min().item(), values.max().item()
         panel.imshow(visattn.overlay(photo, values, alpha=0.65))
-        bar = figure.colorbar(ScalarMappable(Normalize(low, high), "inferno"), ax=panel, fraction=0.035, pad=0.02)
+        bar = figure.colorbar(
+            ScalarMappable(Normalize(low, high), "inferno"), ax=panel, fraction=0.035, pad=0.02
+        )
         bar.ax.tick_params(labelsize=7)
-        panel.set_title(f"{block}, behind {place}, {values.shape[1]} x {values.shape[0]}\n{what}", fontsize=9)
-    axes["non_local"].plot(QUERY[1] * photo.width, QUERY[0] * photo.height, "s", mfc="none", mec="cyan", mew=1.6)
+        panel.set_title(
+            f"{block}, behind {place}, {values.shape[1]} x {values.shape[0]}\n{what}", fontsize=9
+        )
+    axes["non_local"].plot(
+        QUERY[1] * photo.width, QUERY[0] * photo.height, "s", mfc="none", mec="cyan", mew=1.6
+    )
     for panel in axes.values():
         panel.set_axis_off()
     figure.suptitle(

@@ -12,7 +12,11 @@ from visattn.core.attention import RELATIONS
 from visattn.core.normalize import NORMALIZERS
 
 GRID = 8
-LOCAL = {"window": {"window_size": 4}, "shifted_window": {"window_size": 4}, "grid": {"window_size": 4}}
+LOCAL = {
+    "window": {"window_size": 4},
+    "shifted_window": {"window_size": 4},
+    "grid": {"window_size": 4},
+}
 LOCAL |= {"neighborhood": {"kernel_size": 3}, "memory": {"normalize": NORMALIZERS["softmax"]()}}
 CAPTIONS = {
     "self": "self",
@@ -34,7 +38,9 @@ QUERY = (2, 5)
 def scores() -> torch.Tensor:
     """Return scores of one query over a 14 x 14 grid: two bumps and a little noise."""
     y, x = torch.meshgrid(torch.arange(14.0), torch.arange(14.0), indexing="ij")
-    bumps = 5 * torch.exp(-((y - 4) ** 2 + (x - 5) ** 2) / 6) + 3.5 * torch.exp(-((y - 10) ** 2 + (x - 10) ** 2) / 3)
+    bumps = 5 * torch.exp(-((y - 4) ** 2 + (x - 5) ** 2) / 6) + 3.5 * torch.exp(
+        -((y - 10) ** 2 + (x - 10) ** 2) / 3
+    )
     return bumps - 1 + 0.3 * torch.randn(14, 14, generator=torch.Generator().manual_seed(0))
 
 
@@ -42,19 +48,34 @@ def draw_normalizers(figure) -> None:
     e = scores()
     panels = {"scores e": e}
     for name, normalizer in NORMALIZERS.items():
-        # double and sinkhorn look at all queries: the others here ask about the upper left bump and its surroundings
-        shifts = (3 * torch.randn(195, 2, generator=torch.Generator().manual_seed(1))).int().tolist()
-        others = torch.stack([(e * (torch.arange(14) < 10)[:, None]).roll(shift, (0, 1)).flatten() for shift in shifts])
+        # double and sinkhorn look at all queries: the others here ask about the upper left bump and
+        # its surroundings
+        shifts = (
+            (3 * torch.randn(195, 2, generator=torch.Generator().manual_seed(1))).int().tolist()
+        )
+        others = torch.stack(
+            [
+                (e * (torch.arange(14) < 10)[:, None]).roll(shift, (0, 1)).flatten()
+                for shift in shifts
+            ]
+        )
         alpha = normalizer().eval()(torch.cat([e.view(1, -1), others])[None, None])
         panels[name] = alpha[0, 0, 0].view(14, 14).detach()
     for axes, (name, values) in zip(figure.subplots(3, 5).flat, panels.items(), strict=True):
-        low, high = (values.min().item(), values.max().item()) if name == "scores e" else (0.0, values.max().item())
+        low, high = (
+            (values.min().item(), values.max().item())
+            if name == "scores e"
+            else (0.0, values.max().item())
+        )
         axes.imshow(values, cmap="inferno", vmin=low, vmax=high)
         zeros = (values == 0).float().mean().item()
         total = "" if name == "scores e" else f"\nsum {values.sum().item():.2f}, {zeros:.0%} zero"
         axes.set_title(f"{name}  [{low:.2g}, {high:.2g}]{total}", fontsize=8)
         axes.set_axis_off()
-    figure.suptitle("f_norm: the same scores through each normalizer (range of the colors in brackets)", fontsize=11)
+    figure.suptitle(
+        "f_norm: the same scores through each normalizer (range of the colors in brackets)",
+        fontsize=11,
+    )
 
 
 def reads(name: str) -> torch.Tensor:
@@ -81,7 +102,12 @@ def draw_relations(figure) -> None:
         inside = name not in ("cross", "class", "pool")
         axes.imshow(read, cmap="cividis", vmin=-0.4, vmax=1)
         axes.scatter(
-            QUERY[1] if inside else -1.4, QUERY[0] if inside else 3, marker="s", s=34, zorder=3, color="#d62728"
+            QUERY[1] if inside else -1.4,
+            QUERY[0] if inside else 3,
+            marker="s",
+            s=34,
+            zorder=3,
+            color="#d62728",
         )
         axes.set_xlim(-2.0, GRID - 0.5)
         axes.set_xticks([i - 0.5 for i in range(GRID + 1)], minor=True)

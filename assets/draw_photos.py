@@ -21,7 +21,12 @@ from visattn.core import NORMALIZERS, SIMILARITIES, Attend
 ASSETS = Path(__file__).parent
 PATCH, SHARPNESS = 8, 2.0
 # the marked place of each photograph, in shares of its height and width
-QUERIES = {"chelsea": (0.42, 0.42), "coffee": (0.62, 0.24), "astronaut": (0.57, 0.35), "rocket": (0.2, 0.25)}
+QUERIES = {
+    "chelsea": (0.42, 0.42),
+    "coffee": (0.62, 0.24),
+    "astronaut": (0.57, 0.35),
+    "rocket": (0.2, 0.25),
+}
 NAMES = ("softmax", "entmax15")
 
 
@@ -36,7 +41,9 @@ class Colors(nn.Module):
         mean = F.avg_pool2d(images, PATCH)
         spread = (F.avg_pool2d(images**2, PATCH) - mean**2).clamp(min=0).sqrt()
         tokens = torch.cat([mean, spread], 1).flatten(2).transpose(1, 2)
-        tokens = (tokens - tokens.mean(1, keepdim=True)) / tokens.std(1, keepdim=True) * SHARPNESS**0.5
+        tokens = (
+            (tokens - tokens.mean(1, keepdim=True)) / tokens.std(1, keepdim=True) * SHARPNESS**0.5
+        )
         return self.attend(*[tokens[:, None]] * 3)
 
 
@@ -52,7 +59,9 @@ def main() -> None:
     for column, (name, (down, right)) in enumerate(QUERIES.items()):
         photo = cropped(name)
         grid[0, column].imshow(photo)
-        grid[0, column].set_title(f"{photo.width // PATCH} x {photo.height // PATCH} patches", fontsize=9)
+        grid[0, column].set_title(
+            f"{photo.width // PATCH} x {photo.height // PATCH} patches", fontsize=9
+        )
         for axes, normalize in zip(grid[1:, column], NAMES, strict=True):
             model = Colors(normalize)
             with torch.no_grad(), visattn.capture(model) as maps:
@@ -60,11 +69,17 @@ def main() -> None:
             rows, columns = maps.layers[0].grid
             heat = maps.map(query=(int(down * rows), int(right * columns)))[0]
             axes.imshow(visattn.overlay(np.asarray(photo), heat, alpha=0.7, vmin=0))
-            bar = figure.colorbar(ScalarMappable(Normalize(0, heat.values.max()), "inferno"), ax=axes, fraction=0.04)
+            bar = figure.colorbar(
+                ScalarMappable(Normalize(0, heat.values.max()), "inferno"), ax=axes, fraction=0.04
+            )
             bar.ax.tick_params(labelsize=7)
-            axes.set_ylabel(f"{normalize}, {(heat.values == 0).float().mean():.0%} zero", fontsize=9)
+            axes.set_ylabel(
+                f"{normalize}, {(heat.values == 0).float().mean():.0%} zero", fontsize=9
+            )
         for axes in grid[:, column]:
-            axes.plot(right * photo.width, down * photo.height, "s", mfc="none", mec="cyan", mew=1.6)
+            axes.plot(
+                right * photo.width, down * photo.height, "s", mfc="none", mec="cyan", mew=1.6
+            )
             axes.set(xticks=[], yticks=[])
     figure.savefig(ASSETS / "photos.png")
 

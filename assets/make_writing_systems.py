@@ -2,7 +2,8 @@
 
     python assets/make_writing_systems.py FOLDER [OUT]
 
-The images are five writing systems of Omniglot (https://github.com/brendenlake/omniglot, MIT): drawers 01-16 in train,
+The images are five writing systems of Omniglot (https://github.com/brendenlake/omniglot, MIT):
+    drawers 01-16 in train,
 17-20 in val.
 """
 
@@ -18,13 +19,18 @@ def pack(folder: Path, out: Path) -> int:
     images = sorted(path for path in folder.rglob("*") if path.suffix in KEEP)
     with zipfile.ZipFile(out, "w") as archive:
         for path in [folder / "LICENSE", *images]:
-            # a fixed time, system and mode, so that packing twice gives equal files; PNG is compressed already
-            entry = zipfile.ZipInfo(path.relative_to(folder).as_posix(), date_time=(1980, 1, 1, 0, 0, 0))
+            # a fixed time, system and mode, so that packing twice gives equal files; PNG is
+            # compressed already
+            entry = zipfile.ZipInfo(
+                path.relative_to(folder).as_posix(), date_time=(1980, 1, 1, 0, 0, 0)
+            )
             entry.create_system, entry.external_attr = 3, 0o644 << 16
             archive.writestr(entry, path.read_bytes())
     return len(images)
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(__file__).with_name("writing_systems.zip")
+    target = (
+        Path(sys.argv[2]) if len(sys.argv) > 2 else Path(__file__).with_name("writing_systems.zip")
+    )
     print(f"{pack(Path(sys.argv[1]), target)} images, {target.stat().st_size:,} bytes in {target}")

@@ -3,7 +3,7 @@
 import torch
 from block_cases import CASES
 
-from visattn.blocks.table import create_block
+from visattn.blocks.catalog import create_block
 from visattn.core.formula import Attend
 from visattn.core.tap import Tap
 
@@ -29,12 +29,17 @@ def build(case, dtype=torch.float32):
 def inputs(case, batch=2, height=7, width=11, dtype=torch.float32):
     generator = torch.Generator().manual_seed(1)
     height, width = case.only_size or (height, width)
-    return [torch.randn(s, generator=generator).to(dtype) for s in case.shapes(batch, case.channels, height, width)]
+    return [
+        torch.randn(s, generator=generator).to(dtype)
+        for s in case.shapes(batch, case.channels, height, width)
+    ]
 
 
 def seams(block):
     """The places where maps leave a block, by name."""
-    return {name: module for name, module in block.named_modules() if isinstance(module, Tap | Attend)}
+    return {
+        name: module for name, module in block.named_modules() if isinstance(module, Tap | Attend)
+    }
 
 
 def call_with(seam, change, block, tensors):
@@ -52,9 +57,15 @@ def recorded(block, tensors):
 
     def record(module, args, kwargs, output):
         layout = kwargs.get("layout")
-        maps.append((module.kind, output) if isinstance(module, Tap) else (getattr(layout, "kind", "token"), None))
+        maps.append(
+            (module.kind, output)
+            if isinstance(module, Tap)
+            else (getattr(layout, "kind", "token"), None)
+        )
 
-    handles = [seam.register_forward_hook(record, with_kwargs=True) for seam in seams(block).values()]
+    handles = [
+        seam.register_forward_hook(record, with_kwargs=True) for seam in seams(block).values()
+    ]
     output = block(*tensors)
     for handle in handles:
         handle.remove()
@@ -63,4 +74,6 @@ def recorded(block, tensors):
 
 def assert_close(got, want, tolerance=1e-5):
     """Equal up to `tolerance` of the largest value."""
-    torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance * max(1.0, want.abs().max().item()))
+    torch.testing.assert_close(
+        got, want, rtol=tolerance, atol=tolerance * max(1.0, want.abs().max().item())
+    )

@@ -26,7 +26,9 @@ class Case:
     name: str
     channels: int = 12
     options: dict = field(default_factory=dict)
-    maps: tuple = ("channel",)  # kinds of the taps and attention seams, in the order in which they fire
+    maps: tuple = (
+        "channel",
+    )  # kinds of the taps and attention seams, in the order in which they fire
     shapes: Callable = one_map
     sums: tuple = ()  # (index into maps, axis or axes over which that map sums to one)
     batch_one: str = ""  # the message with which training on one image is refused
@@ -42,14 +44,23 @@ class Case:
 CASES = [
     # Gates over channels, and over channels and positions.
     Case("se", pixels=True),
-    Case("se", channels=7, options={"reduction": 3, "bias": False, "gate": "hard_sigmoid"}, pixels=True),
+    Case(
+        "se",
+        channels=7,
+        options={"reduction": 3, "bias": False, "gate": "hard_sigmoid"},
+        pixels=True,
+    ),
     Case("ese", pixels=True),
     Case("eca", pixels=True),
     Case("eca", options={"kernel_size": 7}, pixels=True),
     Case("ge", maps=("spatial",), pixels=True),
     Case("ge", options={"extent": 4}, maps=("spatial",)),
     Case("ge", options={"extent": 4, "parameters": "gather"}, maps=("spatial",)),
-    Case("ge", options={"extent": 2, "parameters": "both", "reduction": 5, "norm": "layer"}, maps=("spatial",)),
+    Case(
+        "ge",
+        options={"extent": 2, "parameters": "both", "reduction": 5, "norm": "layer"},
+        maps=("spatial",),
+    ),
     Case(
         "ge",
         options={"parameters": "gather", "size": (7, 11)},
@@ -57,7 +68,11 @@ CASES = [
         only_size=(7, 11),
         batch_one="batch norm cannot train on one value per channel.*norm='layer'",
     ),
-    Case("srm", pixels=True, batch_one="batch norm cannot train on one value per channel.*norm='layer'"),
+    Case(
+        "srm",
+        pixels=True,
+        batch_one="batch norm cannot train on one value per channel.*norm='layer'",
+    ),
     Case("srm", options={"norm": "layer", "unbiased": True}, pixels=True, refused_sizes=((1, 1),)),
     Case("gct", pixels=True),
     Case("gct", options={"p": 1}, pixels=True),
@@ -67,34 +82,74 @@ CASES = [
     Case("fca", channels=32),
     Case("fca", channels=10, options={"frequencies": 5, "reduction": 3, "size": 14}),
     Case("nam", maps=("spatial",), pixels=True),
-    Case("nam", options={"detach": True}, maps=("spatial",), pixels=True, smooth=False),  # cut on purpose
+    Case(
+        "nam", options={"detach": True}, maps=("spatial",), pixels=True, smooth=False
+    ),  # cut on purpose
     Case("gsop", options={"hidden": 7}, pixels=True),
     Case("gsop", options={"hidden": 5, "norm": "layer"}, pixels=True),
     Case("cbam", maps=("channel", "spatial")),
-    Case("cbam", options={"pools": ("avg", "max", "lp", "lse"), "spatial": False, "reduction": 5}, pixels=True),
-    Case("cbam", options={"norm": "none", "kernel_size": 3, "bias": False}, maps=("channel", "spatial")),
-    Case("bam", maps=("spatial",), batch_one="batch norm cannot train on one value per channel.*norm='layer'"),
-    Case("bam", options={"combine": "multiply", "norm": "none", "num_layers": 1}, maps=("spatial",)),
+    Case(
+        "cbam",
+        options={"pools": ("avg", "max", "lp", "lse"), "spatial": False, "reduction": 5},
+        pixels=True,
+    ),
+    Case(
+        "cbam",
+        options={"norm": "none", "kernel_size": 3, "bias": False},
+        maps=("channel", "spatial"),
+    ),
+    Case(
+        "bam",
+        maps=("spatial",),
+        batch_one="batch norm cannot train on one value per channel.*norm='layer'",
+    ),
+    Case(
+        "bam", options={"combine": "multiply", "norm": "none", "num_layers": 1}, maps=("spatial",)
+    ),
     Case("bam", options={"norm": "layer", "dilation": 2, "reduction": 4}, maps=("spatial",)),
     Case("scse", maps=("channel", "spatial"), pixels=True),
-    Case("scse", options={"merge": "max", "reduction": 5}, maps=("channel", "spatial"), pixels=True),
+    Case(
+        "scse", options={"merge": "max", "reduction": 5}, maps=("channel", "spatial"), pixels=True
+    ),
     Case("coord", maps=("spatial", "spatial")),
-    Case("coord", options={"norm": "layer", "bias": False, "reduction": 1}, maps=("spatial", "spatial")),
+    Case(
+        "coord",
+        options={"norm": "layer", "bias": False, "reduction": 1},
+        maps=("spatial", "spatial"),
+    ),
     # Gates over positions and over strips.
     Case("ela", options={"groups": 4}, maps=("spatial", "spatial")),
-    Case("ela", options={"groups": 1, "kernel_size": 5, "conv_groups": 3, "silu": True}, maps=("spatial", "spatial")),
+    Case(
+        "ela",
+        options={"groups": 1, "kernel_size": 5, "conv_groups": 3, "silu": True},
+        maps=("spatial", "spatial"),
+    ),
     Case("simam", maps=("spatial",), pixels=True),
     Case("triplet", maps=("spatial",) * 3),
-    Case("triplet", options={"kernel_size": 3, "spatial": False, "norm": "layer"}, maps=("spatial",) * 2),
+    Case(
+        "triplet",
+        options={"kernel_size": 3, "spatial": False, "norm": "layer"},
+        maps=("spatial",) * 2,
+    ),
     Case("shuffle", options={"groups": 3}, maps=("spatial",), pixels=True),
     Case("sge", options={"groups": 4}, maps=("spatial",), pixels=True),
     Case("polarized", maps=("channel", "spatial"), pixels=True),
     Case("polarized", options={"mode": "sequential"}, maps=("channel", "spatial"), pixels=True),
     Case("polarized", options={"form": "code"}, maps=("channel", "spatial"), pixels=True),
-    Case("polarized", 24, {"mode": "sequential", "form": "code"}, maps=("channel", "spatial"), pixels=True),
+    Case(
+        "polarized",
+        24,
+        {"mode": "sequential", "form": "code"},
+        maps=("channel", "spatial"),
+        pixels=True,
+    ),
     Case("ema", options={"groups": 3}, maps=("spatial",)),
     Case("mca", maps=("spatial", "spatial", "channel")),
-    Case("mca", options={"channel_gate": False, "spatial_kernel_size": 5}, maps=("spatial", "spatial")),
+    Case(
+        "mca",
+        options={"channel_gate": False, "spatial_kernel_size": 5},
+        maps=("spatial", "spatial"),
+    ),
     Case(
         "scsa",
         options={"num_heads": 2, "window_size": 3, "kernel_sizes": (3, 5, 1)},
@@ -106,8 +161,18 @@ CASES = [
     Case("aff", maps=("spatial",), shapes=two_maps, batch_one="batch norm cannot train"),
     Case("aff", options={"norm": "layer", "factor": 2.0}, maps=("spatial",), shapes=two_maps),
     Case("iaff", maps=("spatial", "spatial"), shapes=two_maps, batch_one="batch norm cannot train"),
-    Case("iaff", options={"norm": "none", "shared_global": True}, maps=("spatial", "spatial"), shapes=two_maps),
-    Case("attention_gate", maps=("spatial",), shapes=map_and_gate(12), refused_sizes=((1, 1), (1, 13))),
+    Case(
+        "iaff",
+        options={"norm": "none", "shared_global": True},
+        maps=("spatial", "spatial"),
+        shapes=two_maps,
+    ),
+    Case(
+        "attention_gate",
+        maps=("spatial",),
+        shapes=map_and_gate(12),
+        refused_sizes=((1, 1), (1, 13)),
+    ),
     Case(
         "attention_gate",
         options={"gate_channels": 5, "subsample": 1, "project": True},
@@ -129,8 +194,20 @@ CASES = [
         maps=("spatial", "spatial"),
     ),
     # Branches, context and tokens.
-    Case("sk", options={"groups": 4, "reduction": 2}, maps=("branch",), sums=((0, 1),), batch_one="norm='layer'"),
-    Case("sk", channels=7, options={"groups": 7, "num_branches": 3, "norm": "layer"}, maps=("branch",), sums=((0, 1),)),
+    Case(
+        "sk",
+        options={"groups": 4, "reduction": 2},
+        maps=("branch",),
+        sums=((0, 1),),
+        batch_one="norm='layer'",
+    ),
+    Case(
+        "sk",
+        channels=7,
+        options={"groups": 7, "num_branches": 3, "norm": "layer"},
+        maps=("branch",),
+        sums=((0, 1),),
+    ),
     Case("split", maps=("branch",), sums=((0, 1),), batch_one="norm='layer'"),
     Case(
         "split",
@@ -152,11 +229,27 @@ CASES = [
         maps=("token", "branch"),
         sums=((1, 1),),
     ),
-    Case("involution", options={"kernel_size": 3, "group_channels": 4, "norm": "none"}, maps=("token",)),
+    Case(
+        "involution",
+        options={"kernel_size": 3, "group_channels": 4, "norm": "none"},
+        maps=("token",),
+    ),
     Case("involution", channels=16, maps=("token",)),
     Case("outlook", options={"num_heads": 6}, maps=("token",), sums=((0, -1),)),
-    Case("outlook", channels=7, options={"kernel_size": 5, "num_heads": 7}, maps=("token",), sums=((0, -1),)),
-    Case("gc", options={"reduction": 3}, maps=("spatial", "channel"), sums=((0, (2, 3)),), pixels=True),
+    Case(
+        "outlook",
+        channels=7,
+        options={"kernel_size": 5, "num_heads": 7},
+        maps=("token",),
+        sums=((0, -1),),
+    ),
+    Case(
+        "gc",
+        options={"reduction": 3},
+        maps=("spatial", "channel"),
+        sums=((0, (2, 3)),),
+        pixels=True,
+    ),
     Case(
         "gc",
         options={"reduction": 3, "fusion": "both"},
@@ -168,10 +261,18 @@ CASES = [
     Case("non_local", maps=("token",), pixels=True),
     Case("non_local", options={"mode": "gaussian", "norm": "none"}, maps=("token",), pixels=True),
     Case("non_local", options={"mode": "dot_product", "scale": 0.3}, maps=("token",), pixels=True),
-    Case("non_local", options={"mode": "concatenation", "reduction": 4}, maps=("token",), pixels=True),
+    Case(
+        "non_local", options={"mode": "concatenation", "reduction": 4}, maps=("token",), pixels=True
+    ),
     Case("non_local", options={"subsample": True, "norm": "layer"}, maps=("token",)),
     Case("a2", maps=("spatial", "spatial"), sums=((0, 1), (1, (2, 3))), pixels=True),
-    Case("a2", options={"num_descriptors": 5}, maps=("spatial", "spatial"), sums=((0, 1), (1, (2, 3))), pixels=True),
+    Case(
+        "a2",
+        options={"num_descriptors": 5},
+        maps=("spatial", "spatial"),
+        sums=((0, 1), (1, (2, 3))),
+        pixels=True,
+    ),
     Case("pam", maps=("token",), pixels=True),
     Case("cam", maps=("channel",), pixels=True),
     Case("cam", options={"inverted": True}, maps=("channel",), pixels=True),
@@ -196,8 +297,18 @@ REFUSALS = [  # block, channels, options, what the message must say
     ("ese", 0, {}, "channels must be 1 or more; got 0"),
     ("eca", 12, {"kernel_size": 4}, "kernel_size must be odd and positive; got 4"),
     ("ge", 12, {"extent": 3}, "extent must be one of 0, 2, 4, 8; got 3"),
-    ("ge", 12, {"parameters": "theta"}, "parameters must be one of none, gather, both; got 'theta'"),
-    ("ge", 12, {"parameters": "gather"}, "size goes with a learned gather over the whole map.*got None"),
+    (
+        "ge",
+        12,
+        {"parameters": "theta"},
+        "parameters must be one of none, gather, both; got 'theta'",
+    ),
+    (
+        "ge",
+        12,
+        {"parameters": "gather"},
+        "size goes with a learned gather over the whole map.*got None",
+    ),
     ("ge", 12, {"size": (7, 7)}, r"size goes with a learned gather.*got \(7, 7\)"),
     ("srm", 12, {"norm": "instance"}, "norm must be one of batch, layer, none; got 'instance'"),
     ("gct", 12, {"p": 3}, "p must be one of 1, 2; got 3"),
@@ -232,12 +343,32 @@ REFUSALS = [  # block, channels, options, what the message must say
     ("ema", 12, {}, "channels must be a multiple of groups; got 12 and 32"),
     ("mca", 12, {"kernel_size": 2}, "kernel_size must be odd and positive; got 2"),
     ("scsa", 12, {}, "channels must be a multiple of num_heads; got 12 and 8"),
-    ("scsa", 6, {"num_heads": 2}, r"channels must be a multiple of len\(kernel_sizes\); got 6 and 4"),
-    ("scsa", 12, {"num_heads": 3, "kernel_sizes": (3, 4)}, r"kernel_sizes\[1\] must be odd and positive; got 4"),
+    (
+        "scsa",
+        6,
+        {"num_heads": 2},
+        r"channels must be a multiple of len\(kernel_sizes\); got 6 and 4",
+    ),
+    (
+        "scsa",
+        12,
+        {"num_heads": 3, "kernel_sizes": (3, 4)},
+        r"kernel_sizes\[1\] must be odd and positive; got 4",
+    ),
     ("ms_cam", 12, {"reduction": 0}, "reduction must be 1 or more; got 0"),
     ("attention_gate", 12, {"subsample": 0}, "subsample must be 1 or more; got 0"),
-    ("lka", 12, {"kernel_size": 20, "dilation": 2}, "kernel_size / dilation, rounded up, must be odd.*got 10"),
-    ("lska", 12, {"kernel_size": 21, "dilation": 5}, "kernel_size / dilation, rounded down, must be odd.*got 4"),
+    (
+        "lka",
+        12,
+        {"kernel_size": 20, "dilation": 2},
+        "kernel_size / dilation, rounded up, must be odd.*got 10",
+    ),
+    (
+        "lska",
+        12,
+        {"kernel_size": 21, "dilation": 5},
+        "kernel_size / dilation, rounded down, must be odd.*got 4",
+    ),
     ("msca", 12, {"strip_sizes": (7, 12)}, r"strip_sizes\[1\] must be odd and positive; got 12"),
     ("lsk", 1, {}, "channels must be 2 or more; got 1"),
     ("strip_pooling", 12, {"pool_sizes": (0, 3)}, r"pool_sizes\[0\] must be 1 or more; got 0"),
@@ -264,7 +395,12 @@ REFUSALS = [  # block, channels, options, what the message must say
     ("a2", 12, {"num_descriptors": 0}, "num_descriptors must be 1 or more; got 0"),
     ("cam", 0, {}, "channels must be 1 or more; got 0"),
     ("criss_cross", 12, {"recurrence": 0}, "recurrence must be 1 or more; got 0"),
-    ("efficient", 12, {"num_heads": 5}, r"channels must be a multiple of reduction \* num_heads; got 12 and 10"),
+    (
+        "efficient",
+        12,
+        {"num_heads": 5},
+        r"channels must be a multiple of reduction \* num_heads; got 12 and 10",
+    ),
     ("external", 12, {"memory": 0}, "memory must be 1 or more; got 0"),
     ("bot", 13, {}, "channels must be a multiple of num_heads; got 13 and 4"),
     ("axial", 13, {}, "channels must be a multiple of num_heads; got 13 and 4"),

@@ -52,7 +52,9 @@ PARITY = [
     Parity("cbam", "cbam_timm.npz", "timm", options={"reduction": 4, "bias": False}),
     Parity("bam", "bam.npz", options={"combine": "multiply"}),
     Parity("bam", "bam_paper_sum.npz"),
-    Parity("scse", "scse.npz", options={"merge": "max"}, maps={"cSE.sigmoid/0": 0, "sSE.sigmoid/0": 1}),
+    Parity(
+        "scse", "scse.npz", options={"merge": "max"}, maps={"cSE.sigmoid/0": 0, "sSE.sigmoid/0": 1}
+    ),
     Parity("coord", "coord.npz", options={"reduction": 4}),
     Parity("coord", "coord_timm.npz", "timm", options={"reduction": 4, "bias": False}),
     # Gates over positions and over strips.
@@ -60,14 +62,21 @@ PARITY = [
     Parity("simam", "simam.npz"),
     Parity("triplet", "triplet.npz"),
     Parity("shuffle", "shuffle_sa.npz", options={"groups": 4}),
-    Parity("polarized", "psa_parallel.npz", options={"form": "code"}, maps={"sigmoid/0": 0, "sigmoid/1": 1}),
+    Parity(
+        "polarized",
+        "psa_parallel.npz",
+        options={"form": "code"},
+        maps={"sigmoid/0": 0, "sigmoid/1": 1},
+    ),
     Parity(
         "polarized",
         "psa_sequential.npz",
         options={"mode": "sequential", "form": "code"},
         maps={"sigmoid/0": 0, "sigmoid/1": 1},
     ),
-    Parity("polarized", "psa_parallel_fcv.npz", "fightingcv", maps={"sigmoid/0": 0, "sigmoid/1": 1}),
+    Parity(
+        "polarized", "psa_parallel_fcv.npz", "fightingcv", maps={"sigmoid/0": 0, "sigmoid/1": 1}
+    ),
     Parity(
         "polarized",
         "psa_sequential_fcv.npz",
@@ -84,7 +93,12 @@ PARITY = [
     ),
     Parity("aff", "aff.npz", options={"factor": 2.0}),
     Parity("iaff", "iaff.npz", options={"shared_global": True}),
-    Parity("attention_gate", "attention_gate.npz", channels=16, options={"gate_channels": 24, "project": True}),
+    Parity(
+        "attention_gate",
+        "attention_gate.npz",
+        channels=16,
+        options={"gate_channels": 24, "project": True},
+    ),
     Parity("lka", "lka.npz"),
     Parity("lka_attention", "lka_attention.npz"),
     Parity("lsk", "lsk.npz"),
@@ -100,9 +114,24 @@ PARITY = [
     Parity("gc", "gc_timm.npz", "timm", options={"reduction": 8, "fusion": "both"}),
     Parity("non_local", "nonlocal_alexhex7.npz", "alexhex7", options={"subsample": True}),
     Parity("non_local", "nonlocal_timm.npz", "timm", options={"reduction": 4, "scale": 32**-0.5}),
-    Parity("non_local", "nonlocal_mmcv_embedded_gaussian.npz", "mmcv", options={"scale": 0.25, "norm": "none"}),
-    Parity("non_local", "nonlocal_mmcv_gaussian.npz", "mmcv", options={"mode": "gaussian", "norm": "none"}),
-    Parity("non_local", "nonlocal_mmcv_dot_product.npz", "mmcv", options={"mode": "dot_product", "norm": "none"}),
+    Parity(
+        "non_local",
+        "nonlocal_mmcv_embedded_gaussian.npz",
+        "mmcv",
+        options={"scale": 0.25, "norm": "none"},
+    ),
+    Parity(
+        "non_local",
+        "nonlocal_mmcv_gaussian.npz",
+        "mmcv",
+        options={"mode": "gaussian", "norm": "none"},
+    ),
+    Parity(
+        "non_local",
+        "nonlocal_mmcv_dot_product.npz",
+        "mmcv",
+        options={"mode": "dot_product", "norm": "none"},
+    ),
     Parity("a2", "a2_double.npz", options={"reduction": 2, "num_descriptors": 8}),
     Parity("pam", "danet_pam.npz"),
     Parity("cam", "danet_cam_paper.npz"),
@@ -116,15 +145,37 @@ PARITY = [
 
 TIMM = [
     # Gates over channels, and over channels and positions.
-    Timm("se", "squeeze_excite.SEModule", {"channels": 32, "rd_ratio": 0.25}, options={"reduction": 4}),
+    Timm(
+        "se",
+        "squeeze_excite.SEModule",
+        {"channels": 32, "rd_ratio": 0.25},
+        options={"reduction": 4},
+    ),
     Timm("ese", "squeeze_excite.EffectiveSEModule", {"channels": 32}),
     Timm("eca", "eca.EcaModule", {"channels": 128}, channels=128),
     Timm("ge", "gather_excite.GatherExcite", {"channels": 32, "use_mlp": False}),
-    Timm("ge", "gather_excite.GatherExcite", {"channels": 32, "extent": 2, "use_mlp": False}, options={"extent": 2}),
-    Timm("cbam", "cbam.CbamModule", {"channels": 32, "rd_ratio": 0.25}, options={"reduction": 4, "bias": False}),
-    Timm("coord", "coord_attn.CoordAttn", {"channels": 32}, options={"reduction": 4, "bias": False}),
+    Timm(
+        "ge",
+        "gather_excite.GatherExcite",
+        {"channels": 32, "extent": 2, "use_mlp": False},
+        options={"extent": 2},
+    ),
+    Timm(
+        "cbam",
+        "cbam.CbamModule",
+        {"channels": 32, "rd_ratio": 0.25},
+        options={"reduction": 4, "bias": False},
+    ),
+    Timm(
+        "coord", "coord_attn.CoordAttn", {"channels": 32}, options={"reduction": 4, "bias": False}
+    ),
     # Gates over positions and over strips.
-    Timm("ela", "coord_attn.EfficientLocalAttn", {"channels": 32}, options={"groups": 1, "silu": True}),
+    Timm(
+        "ela",
+        "coord_attn.EfficientLocalAttn",
+        {"channels": 32},
+        options={"groups": 1, "silu": True},
+    ),
     # Branches, context and tokens.
     Timm(
         "sk",
@@ -132,12 +183,22 @@ TIMM = [
         {"in_channels": 32, "split_input": False, "groups": 8, "rd_ratio": 0.25},
         options={"groups": 8, "reduction": 4, "min_width": 8},
     ),
-    Timm("split", "SplitAttn", {"in_channels": 32, "groups": 2, "norm_layer": nn.BatchNorm2d}, options={"groups": 2}),
+    Timm(
+        "split",
+        "SplitAttn",
+        {"in_channels": 32, "groups": 2, "norm_layer": nn.BatchNorm2d},
+        options={"groups": 2},
+    ),
     Timm(
         "gc",
         "GlobalContext",
         {"channels": 32, "fuse_add": True, "fuse_scale": False},
         options={"reduction": 8},
     ),
-    Timm("non_local", "NonLocalAttn", {"in_channels": 32}, options={"reduction": 4, "scale": 32**-0.5}),
+    Timm(
+        "non_local",
+        "NonLocalAttn",
+        {"in_channels": 32},
+        options={"reduction": 4, "scale": 32**-0.5},
+    ),
 ]

@@ -39,7 +39,9 @@ def _softmax(x):
 
 
 def _efficient(q, k, p, keys):
-    column = [_softmax(keys[:, d])[[tuple(key) for key in keys].index(tuple(k))] for d in range(len(q))]
+    column = [
+        _softmax(keys[:, d])[[tuple(key) for key in keys].index(tuple(k))] for d in range(len(q))
+    ]
     return float(np.dot(_softmax(q), column))
 
 
@@ -50,26 +52,39 @@ def _phi(x):
 SIMILARITY_CASES = {
     "dot": SimilarityCase(lambda q, k, p, keys: sum(a * b for a, b in zip(q, k, strict=True))),
     "scaled_dot": SimilarityCase(
-        lambda q, k, p, keys: float(q @ k) / math.sqrt(len(q)) / math.exp(p["log_temperature"].item()),
+        lambda q, k, p, keys: (
+            float(q @ k) / math.sqrt(len(q)) / math.exp(p["log_temperature"].item())
+        ),
         {"learned_temperature": True},
     ),
     "cosine": SimilarityCase(
-        lambda q, k, p, keys: float(q @ k) / _norm(q) / _norm(k) * min(math.exp(p["logit_scale"].item()), 100.0)
+        lambda q, k, p, keys: (
+            float(q @ k) / _norm(q) / _norm(k) * min(math.exp(p["logit_scale"].item()), 100.0)
+        )
     ),
     "bilinear": SimilarityCase(
-        lambda q, k, p, keys: float(q @ p["weight"] @ k), refused={"key_dim": (0, "key_dim must be at least 1; got 0")}
+        lambda q, k, p, keys: float(q @ p["weight"] @ k),
+        refused={"key_dim": (0, "key_dim must be at least 1; got 0")},
     ),
     "additive": SimilarityCase(
-        lambda q, k, p, keys: float(np.tanh(q @ p["query_weight"] + k @ p["key_weight"]) @ p["score_weight"][:, 0]),
+        lambda q, k, p, keys: float(
+            np.tanh(q @ p["query_weight"] + k @ p["key_weight"]) @ p["score_weight"][:, 0]
+        ),
         {"hidden_dim": 3},
         {"hidden_dim": (0, "hidden_dim must be at least 1; got 0")},
     ),
     "concat": SimilarityCase(
-        lambda q, k, p, keys: max(0.0, float(q @ p["query_weight"][:, 0] + k @ p["key_weight"][:, 0]))
+        lambda q, k, p, keys: max(
+            0.0, float(q @ p["query_weight"][:, 0] + k @ p["key_weight"][:, 0])
+        )
     ),
-    "negative_l2": SimilarityCase(lambda q, k, p, keys: -math.exp(p["log_gamma"].item()) * _norm(q - k) ** 2),
+    "negative_l2": SimilarityCase(
+        lambda q, k, p, keys: -math.exp(p["log_gamma"].item()) * _norm(q - k) ** 2
+    ),
     "laplacian": SimilarityCase(
-        lambda q, k, p, keys: -math.exp(p["log_gamma"].item()) * sum(abs(a - b) for a, b in zip(q, k, strict=True))
+        lambda q, k, p, keys: (
+            -math.exp(p["log_gamma"].item()) * sum(abs(a - b) for a, b in zip(q, k, strict=True))
+        )
     ),
     "linear": SimilarityCase(lambda q, k, p, keys: float(_phi(q) @ _phi(k))),
     "efficient": SimilarityCase(_efficient),
@@ -105,7 +120,9 @@ def _entmax(alpha):
 def _topk(row):
     chosen = sorted(range(len(row)), key=lambda j: -row[j])[:3]
     total = sum(math.exp(row[j]) for j in chosen)
-    return np.array([math.exp(value) / total if j in chosen else 0.0 for j, value in enumerate(row)])
+    return np.array(
+        [math.exp(value) / total if j in chosen else 0.0 for j, value in enumerate(row)]
+    )
 
 
 def _double(e):
@@ -132,11 +149,17 @@ NORMALIZER_CASES = {
         {"alpha": (1.0, r"alpha must lie in \(1, 2\) to be learned; got 1.0")},
     ),
     "sigmoid": NormalizerCase(_rows(lambda row: 1 / (1 + len(row) * np.exp(-row)))),
-    "relu": NormalizerCase(_rows(lambda row: np.array([max(value, 0) / len(row) for value in row]))),
+    "relu": NormalizerCase(
+        _rows(lambda row: np.array([max(value, 0) / len(row) for value in row]))
+    ),
     "topk": NormalizerCase(_rows(_topk), {"k": 3}, {"k": (0, "k must be at least 1; got 0")}),
-    "hard": NormalizerCase(_rows(lambda row: np.eye(len(row))[max(range(len(row)), key=lambda j: row[j])])),
+    "hard": NormalizerCase(
+        _rows(lambda row: np.eye(len(row))[max(range(len(row)), key=lambda j: row[j])])
+    ),
     "gumbel": NormalizerCase(
-        _rows(lambda row: _softmax(row / 0.5)), {"tau": 0.5}, {"tau": (0.0, "tau must be positive; got 0.0")}
+        _rows(lambda row: _softmax(row / 0.5)),
+        {"tau": 0.5},
+        {"tau": (0.0, "tau must be positive; got 0.0")},
     ),
     "l1": NormalizerCase(_rows(lambda row: row / sum(abs(value) for value in row))),
     "none": NormalizerCase(_rows(lambda row: row / len(row))),
@@ -157,7 +180,9 @@ def make_normalizer(name: str, num_heads: int) -> torch.nn.Module:
     """Return the case's normalizer in float64, in evaluation mode, with the parameters of its options."""
     module = NORMALIZERS[name](num_heads, **NORMALIZER_CASES[name].options).double().eval()
     with torch.no_grad():
-        for parameter in module.parameters():  # entmax is born in float32: give it its exponent in all digits
+        for (
+            parameter
+        ) in module.parameters():  # entmax is born in float32: give it its exponent in all digits
             parameter.fill_(math.log(0.25 / 0.75))
     return module
 
@@ -166,5 +191,7 @@ def _seed(module: torch.nn.Module) -> torch.nn.Module:
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype) / 2)
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype) / 2
+            )
     return module

@@ -36,14 +36,22 @@ def make_tree(folder: Path) -> Path:
     """train/ and val/ of three classes, with what operating systems leave behind."""
     start = make_split(folder / "train", COUNTS["train"])
     make_split(folder / "val", COUNTS["val"], start)
-    for junk in (".DS_Store", "train/.DS_Store", "train/ant/._00.png", "train/ant/Thumbs.db", "val/bee/desktop.ini"):
+    for junk in (
+        ".DS_Store",
+        "train/.DS_Store",
+        "train/ant/._00.png",
+        "train/ant/Thumbs.db",
+        "val/bee/desktop.ini",
+    ):
         (folder / junk).write_bytes(b"junk")
     (folder / "__MACOSX" / "train" / "ant").mkdir(parents=True)
     (folder / "__MACOSX" / "train" / "ant" / "00.png").write_bytes(b"junk")
     return folder
 
 
-def make_zip(folder: Path, target: Path, prefix: str = "", compression: int = zipfile.ZIP_DEFLATED) -> Path:
+def make_zip(
+    folder: Path, target: Path, prefix: str = "", compression: int = zipfile.ZIP_DEFLATED
+) -> Path:
     with zipfile.ZipFile(target, "w", compression) as archive:
         for path in sorted(folder.rglob("*")):
             archive.write(path, prefix + path.relative_to(folder).as_posix())
@@ -119,17 +127,37 @@ ODD = {
     "bits.png": (png(_two_tone("1", 0, 1)), (0, 0, 0), (255, 255, 255)),
     "grey_alpha.png": (png(_two_tone("LA", (10, 0), (200, 255))), (255, 255, 255), (200, 200, 200)),
     "rgba.png": (png(_two_tone("RGBA", (9, 9, 9, 0), (1, 2, 3, 255))), (255, 255, 255), (1, 2, 3)),
-    "half_clear.png": (png(_two_tone("RGBA", (0, 0, 0, 51), (1, 2, 3, 255))), (204, 204, 204), (1, 2, 3)),
+    "half_clear.png": (
+        png(_two_tone("RGBA", (0, 0, 0, 51), (1, 2, 3, 255))),
+        (204, 204, 204),
+        (1, 2, 3),
+    ),
     "palette.png": (_palette(None), (10, 20, 30), (200, 100, 50)),
     "palette_clear.png": (_palette(0), (255, 255, 255), (200, 100, 50)),
-    "cmyk.tif": (encoded(_two_tone("CMYK", (255, 0, 0, 0), (0, 0, 0, 255)), "TIFF"), (0, 255, 255), (0, 0, 0)),
+    "cmyk.tif": (
+        encoded(_two_tone("CMYK", (255, 0, 0, 0), (0, 0, 0, 255)), "TIFF"),
+        (0, 255, 255),
+        (0, 0, 0),
+    ),
     "sixteen.png": (png(_sixteen_bit(257 * 10, 257 * 200)), (10, 10, 10), (200, 200, 200)),
-    "sixteen.tif": (encoded(_sixteen_bit(257 * 10, 257 * 200), "TIFF"), (10, 10, 10), (200, 200, 200)),
+    "sixteen.tif": (
+        encoded(_sixteen_bit(257 * 10, 257 * 200), "TIFF"),
+        (10, 10, 10),
+        (200, 200, 200),
+    ),
     "float.tif": (_float(0.2, 0.8), (51, 51, 51), (204, 204, 204)),
-    "lab.tif": (encoded(Image.new("LAB", (14, 14), (255, 128, 128)), "TIFF"), (255, 255, 255), (255, 255, 255)),
+    "lab.tif": (
+        encoded(Image.new("LAB", (14, 14), (255, 128, 128)), "TIFF"),
+        (255, 255, 255),
+        (255, 255, 255),
+    ),
     "rotated.png": (_rotated(), (255, 0, 0), (0, 0, 255)),
     "one_pixel.png": (png(Image.new("RGB", (1, 1), (7, 8, 9))), (7, 8, 9), (7, 8, 9)),
-    "moving.gif": (encoded(_two_tone("L", 0, 255), "GIF", save_all=True), (0, 0, 0), (255, 255, 255)),
+    "moving.gif": (
+        encoded(_two_tone("L", 0, 255), "GIF", save_all=True),
+        (0, 0, 0),
+        (255, 255, 255),
+    ),
     "upper.PNG": (png(_two_tone("L", 10, 200)), (10, 10, 10), (200, 200, 200)),
 }
 
@@ -138,7 +166,9 @@ def bomb() -> bytes:
     """A PNG of a few bytes that claims 60000 x 60000 pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
@@ -212,10 +242,20 @@ REFUSALS = [
     (_unsorted, {}, ValueError, r"has \['train', 'val'\] but no train/ with class folders in it"),
     (_not_a_zip, {}, ValueError, r"photos' is not a readable zip"),
     (make_tree, {"augment": "strnog"}, ValueError, r"augment must be one of .*strong.*'strnog'"),
-    (make_tree, {"resize": "squash"}, ValueError, r"resize must be one of cover, stretch, got 'squash'"),
+    (
+        make_tree,
+        {"resize": "squash"},
+        ValueError,
+        r"resize must be one of cover, stretch, got 'squash'",
+    ),
     (make_tree, {"dataset": "cifar_10"}, ValueError, r"did you mean 'cifar10'"),
     (make_tree, {"dataset": "imagenet"}, ValueError, r"known are cifar10"),
-    (make_tree, {"on_error": "ignore"}, ValueError, r"on_error must be skip or raise, got 'ignore'"),
+    (
+        make_tree,
+        {"on_error": "ignore"},
+        ValueError,
+        r"on_error must be skip or raise, got 'ignore'",
+    ),
     (make_tree, {"image_size": 0}, ValueError, r"image_size=\(0, 0\)"),
     (make_tree, {"batch_size": 0}, ValueError, r"batch_size=0"),
     (make_tree, {"std": None}, ValueError, r"both mean and std"),

@@ -39,9 +39,13 @@ def _timm(name: str, **options) -> Callable:
 def _hf(name: str, config: str, **options) -> Callable:
     def build():
         transformers = pytest.importorskip("transformers")
-        sizes = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=48)
+        sizes = dict(
+            hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=48
+        )
         sizes = {} if "Swin" in name else sizes
-        return getattr(transformers, name)(getattr(transformers, config)(num_labels=CLASSES, **sizes, **options))
+        return getattr(transformers, name)(
+            getattr(transformers, config)(num_labels=CLASSES, **sizes, **options)
+        )
 
     return build
 
@@ -61,7 +65,9 @@ def _tv_maxvit():
 
 
 def _mvit():
-    return MultiScaleVit(MultiScaleVitCfg(depths=(1, 1, 1), embed_dim=24, num_heads=1), 64, num_classes=CLASSES)
+    return MultiScaleVit(
+        MultiScaleVitCfg(depths=(1, 1, 1), embed_dim=24, num_heads=1), 64, num_classes=CLASSES
+    )
 
 
 _SWIN = dict(window_size=4, embed_dim=24, depths=(2, 2), num_heads=(2, 3))
@@ -109,7 +115,13 @@ FAMILIES = [
     ),
     Family(
         "timm_dinov2_registers",
-        _timm("vit_small_patch14_reg4_dinov2", depth=2, embed_dim=48, num_heads=3, dynamic_img_size=True),
+        _timm(
+            "vit_small_patch14_reg4_dinov2",
+            depth=2,
+            embed_dim=48,
+            num_heads=3,
+            dynamic_img_size=True,
+        ),
         (42, 98),
         ("blocks.0.attn", 3, (3, 7), 5),
         ("blocks.1.attn", 3, (3, 7), 5),
@@ -253,7 +265,12 @@ FAMILIES = [
     ),
     Family(
         "hf_dinov2_registers",
-        _hf("Dinov2WithRegistersForImageClassification", "Dinov2WithRegistersConfig", image_size=42, patch_size=14),
+        _hf(
+            "Dinov2WithRegistersForImageClassification",
+            "Dinov2WithRegistersConfig",
+            image_size=42,
+            patch_size=14,
+        ),
         (42, 70),
         ("dinov2_with_registers.encoder.layer.0.attention", 3, (3, 5), 5),
         ("dinov2_with_registers.encoder.layer.1.attention", 3, (3, 5), 5),
@@ -294,7 +311,9 @@ def built(family: Family) -> tuple[nn.Module, Tensor]:
     model = family.build().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim == 2 and any(part in name for part in ("qkv", "q_proj", "k_proj", "query", "key", ".q.")):
+            if parameter.ndim == 2 and any(
+                part in name for part in ("qkv", "q_proj", "k_proj", "query", "key", ".q.")
+            ):
                 parameter.mul_(4)
             if name.endswith("weight") and "norm" in name and not parameter.any():
                 parameter.fill_(1)  # Swin V2 starts with blocks that add nothing
@@ -369,7 +388,9 @@ class TinyNet(nn.Module):
 
     def forward(self, images):
         x = self.embed(images).flatten(2).transpose(1, 2)
-        y, self.weights = self.mix(x, x, x, need_weights=self.need_weights, average_attn_weights=False)
+        y, self.weights = self.mix(
+            x, x, x, need_weights=self.need_weights, average_attn_weights=False
+        )
         return self.head((x + y).mean(1))
 
 

@@ -53,7 +53,11 @@ def attached_weights(model, images, target):
         Tensor.softmax = original
     score = sum(logits[b, target[b]] for b in range(len(images)))
     gradients = torch.autograd.grad(score, found)
-    return [alpha.detach().double() for alpha in found], [g.double() for g in gradients], logits.detach()
+    return (
+        [alpha.detach().double() for alpha in found],
+        [g.double() for g in gradients],
+        logits.detach(),
+    )
 
 
 def window_place(y, x, grid, window, shift, pad_first):

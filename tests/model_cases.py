@@ -19,9 +19,19 @@ MODEL_CASES = {
     # The class token has no place, so that a bias in the last block shows in the patches alone.
     "relative": {"position": "relative", "pool": "mean"},
     "log_cpb": {"position": "log_cpb", "similarity": "cosine", "pool": "mean"},
-    "decomposed": {"position": "decomposed", "similarity": "additive", "normalize": "sigmoid", "pool": "mean"},
+    "decomposed": {
+        "position": "decomposed",
+        "similarity": "additive",
+        "normalize": "sigmoid",
+        "pool": "mean",
+    },
     "no_position": {"position": "none"},
-    "swin": {"relation": ("window", "shifted_window"), "window_size": 3, "position": "relative", **PATCHES_ALONE},
+    "swin": {
+        "relation": ("window", "shifted_window"),
+        "window_size": 3,
+        "position": "relative",
+        **PATCHES_ALONE,
+    },
     "neighborhood": {"relation": "neighborhood", "kernel_size": 3, **PATCHES_ALONE},
 }
 
@@ -29,7 +39,14 @@ MODEL_CASES = {
 def build(name: str, **more) -> torch.nn.Module:
     """Return a case's ViT in evaluation mode, with seeded weights large enough to matter."""
     torch.manual_seed(0)
-    options = {"dim": 12, "depth": 2, "num_heads": 3, "patch_size": 4, "image_size": SIZE, "num_classes": 5}
+    options = {
+        "dim": 12,
+        "depth": 2,
+        "num_heads": 3,
+        "patch_size": 4,
+        "image_size": SIZE,
+        "num_classes": 5,
+    }
     model = build_vit(**{**options, **MODEL_CASES[name], **more}).eval()
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):

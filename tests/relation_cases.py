@@ -36,7 +36,9 @@ def in_neighborhood(size: int):
             first -= 1
         return first
 
-    return lambda a, b: all(start(a[i], GRID[i]) <= b[i] < start(a[i], GRID[i]) + size for i in (0, 1))
+    return lambda a, b: all(
+        start(a[i], GRID[i]) <= b[i] < start(a[i], GRID[i]) + size for i in (0, 1)
+    )
 
 
 def everyone(a, b):
@@ -57,8 +59,12 @@ class RelationCase:
 
 
 RELATION_CASES = {
-    "self": RelationCase(meets=everyone, refused={"num_heads": (5, "num_heads must divide dim; got num_heads=5")}),
-    "cross": RelationCase(takes_context=True, refused={"num_heads": (0, "num_heads must divide dim")}),
+    "self": RelationCase(
+        meets=everyone, refused={"num_heads": (5, "num_heads must divide dim; got num_heads=5")}
+    ),
+    "cross": RelationCase(
+        takes_context=True, refused={"num_heads": (0, "num_heads must divide dim")}
+    ),
     "class": RelationCase(tokens_out=1, refused={"num_heads": (5, "num_heads must divide dim")}),
     "pool": RelationCase(
         {"num_queries": 2},
@@ -66,7 +72,9 @@ RELATION_CASES = {
         takes_context=True,
         refused={"num_queries": (0, "num_queries must be at least 1; got 0")},
     ),
-    "memory": RelationCase({"num_slots": 5}, refused={"num_slots": (0, "num_slots must be at least 1; got 0")}),
+    "memory": RelationCase(
+        {"num_slots": 5}, refused={"num_slots": (0, "num_slots must be at least 1; got 0")}
+    ),
     "window": RelationCase(
         {"window_size": 3},
         in_window(3),
@@ -94,7 +102,11 @@ def numbers(*shape, seed=0, dtype=torch.float64):
 def build(name: str, similarity=None, normalize=None, **options) -> torch.nn.Module:
     """Return the case's relation in float64 with seeded parameters, in evaluation mode."""
     options = {**RELATION_CASES[name].options, **options}
-    module = RELATIONS[name](DIM, HEADS, similarity=similarity, normalize=normalize, **options).double().eval()
+    module = (
+        RELATIONS[name](DIM, HEADS, similarity=similarity, normalize=normalize, **options)
+        .double()
+        .eval()
+    )
     with torch.no_grad():
         for i, (key, parameter) in enumerate(module.named_parameters()):
             if ".similarity." not in key and ".normalize." not in key:

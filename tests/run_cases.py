@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from visattn.models.table import create_model
+from visattn.models.presets import create_model
 
 
 def untrained_run(folder: Path, classes: list[str]) -> Path:

@@ -21,7 +21,9 @@ def test_none_augments_nothing(tree):
     data = image_data(tree, augment="none", batch_size=1)
     source, indices = data._part("train")
     transform = build_transform(data.transform_config())
-    for draw, (images, _) in zip(data.train_dataloader().sampler, data.train_dataloader(), strict=True):
+    for draw, (images, _) in zip(
+        data.train_dataloader().sampler, data.train_dataloader(), strict=True
+    ):
         torch.testing.assert_close(images[0], transform(source.image(indices[draw.index])))
 
 
@@ -34,7 +36,11 @@ def test_augmentations_at_odd_sizes(name, flip, size):
     before = image.tobytes()
     for number in range(20):
         tensor = transform.apply(image, (0, number, 0))
-        assert tensor.shape == (3, 11, 17) and tensor.dtype == torch.float32 and tensor.isfinite().all()
+        assert (
+            tensor.shape == (3, 11, 17)
+            and tensor.dtype == torch.float32
+            and tensor.isfinite().all()
+        )
     assert image.tobytes() == before
 
 
@@ -42,7 +48,10 @@ def test_flip_mirrors_half_of_the_images_and_only_on_request():
     image = picture(1, (17, 11))
     pixels = np.asarray(image)
     mirrored = [
-        (TrainTransform(EvalTransform((11, 17)), "none", flip=flip).pixels(image, (0, i, 0)) != pixels).any()
+        (
+            TrainTransform(EvalTransform((11, 17)), "none", flip=flip).pixels(image, (0, i, 0))
+            != pixels
+        ).any()
         for flip in (True, False)
         for i in range(200)
     ]
@@ -58,7 +67,9 @@ def test_augmentation_depends_on_seed_epoch_index_and_copy(name):
 
     transforms = [TrainTransform(EvalTransform((11, 17)), name, seed=seed) for seed in range(10)]
     for place in range(3):
-        draws = [tuple(number if other == place else 0 for other in range(3)) for number in range(10)]
+        draws = [
+            tuple(number if other == place else 0 for other in range(3)) for number in range(10)
+        ]
         first = looks(transforms[0], draws)
         assert len(set(first)) > 6
         assert looks(transforms[0], draws[::-1]) == first[::-1]
@@ -70,20 +81,36 @@ def test_crop_moves_by_an_eighth_at_most_and_repeats_the_edge():
     padded = np.pad(pixels, ((2, 2), (3, 3), (0, 0)), mode="edge")
     parts = {padded[y : y + 16, x : x + 24].tobytes(): (y, x) for y in range(5) for x in range(7)}
     transform = TrainTransform(EvalTransform((16, 24)), "crop")
-    seen = {parts.get(transform.pixels(Image.fromarray(pixels), (0, i, 0)).tobytes()) for i in range(500)}
+    seen = {
+        parts.get(transform.pixels(Image.fromarray(pixels), (0, i, 0)).tobytes())
+        for i in range(500)
+    }
     assert seen == set(parts.values())
 
 
-@pytest.mark.parametrize(("name", "erase", "share"), [("none", 0.5, 0.5), ("light", 1.0, 1.0), ("strong", 0.0, 0.0)])
+@pytest.mark.parametrize(
+    ("name", "erase", "share"), [("none", 0.5, 0.5), ("light", 1.0, 1.0), ("strong", 0.0, 0.0)]
+)
 def test_erasing_hits_the_share_asked_for(name, erase, share):
-    image = Image.new("RGB", (34, 22), (90, 120, 150))  # one color: moving it changes nothing, only erasing does
+    image = Image.new(
+        "RGB", (34, 22), (90, 120, 150)
+    )  # one color: moving it changes nothing, only erasing does
     transform = TrainTransform(EvalTransform((11, 17)), name, erase=erase)
-    counts = [len(np.unique(transform.pixels(image, (0, i, 0)).reshape(-1, 3), axis=0)) for i in range(100)]
+    counts = [
+        len(np.unique(transform.pixels(image, (0, i, 0)).reshape(-1, 3), axis=0))
+        for i in range(100)
+    ]
     assert abs(np.mean([count > 1 for count in counts]) - share) <= (0.15 if 0 < share < 1 else 0)
 
 
 def test_strong_erases_a_quarter_unless_told_otherwise():
-    assert [TrainTransform(EvalTransform((5, 7)), name).erase for name in AUGMENTS] == [0, 0, 0, 0.25, 0]
+    assert [TrainTransform(EvalTransform((5, 7)), name).erase for name in AUGMENTS] == [
+        0,
+        0,
+        0,
+        0.25,
+        0,
+    ]
     with pytest.raises(ValueError, match=r"erase must lie between 0 and 1, got 1\.5"):
         TrainTransform(EvalTransform((5, 7)), erase=1.5)
 
@@ -101,12 +128,18 @@ def test_masks_move_as_their_images(name, resize):
     agreement, places = [], set()
     for index in range(30):
         pixels, moved = transform.pair(image, mask, (0, index, 0))
-        assert moved.shape == (32, 48) and moved.dtype == torch.uint8 and set(moved.unique().tolist()) <= {0, 7}
+        assert (
+            moved.shape == (32, 48)
+            and moved.dtype == torch.uint8
+            and set(moved.unique().tolist()) <= {0, 7}
+        )
         shown = pixels[0] > (pixels.max() + pixels.min()) / 2
         agreement.append((shown == (moved == 7)).float().mean().item())
         places.add(moved.numpy().tobytes())
     agreement.sort()
-    assert agreement[15] > 0.95 and len(places) > 1  # operations such as solarize may exchange bright and dark
+    assert (
+        agreement[15] > 0.95 and len(places) > 1
+    )  # operations such as solarize may exchange bright and dark
 
 
 def test_masks_under_evaluation_and_erasing():
@@ -114,7 +147,9 @@ def test_masks_under_evaluation_and_erasing():
     image, mask = picture(0, (40, 40)), Image.fromarray(values)
     pixels, kept = EvalTransform((11, 17)).pair(image, mask)
     assert pixels.shape == (3, 11, 17) and kept.shape == (11, 17) and (kept == 3).all()
-    _, kept = TrainTransform(EvalTransform((11, 17)), "none", erase=1.0).pair(image, mask, (0, 0, 0))
+    _, kept = TrainTransform(EvalTransform((11, 17)), "none", erase=1.0).pair(
+        image, mask, (0, 0, 0)
+    )
     assert (kept == 3).all()  # what is hidden is still there
 
 
@@ -137,7 +172,11 @@ def test_boxes_lie_inside_and_have_their_aspect(size, aspect):
             assert 0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]
             ratio = (right - left) / (bottom - top) / aspect
             assert 0.74 < ratio < 1.34 if resized else ratio == pytest.approx(1)
-            touches = right - left == pytest.approx(size[0]) or bottom - top == pytest.approx(size[1])
-            assert touches or (resized and (right - left) * (bottom - top) > 0.349 * size[0] * size[1])
+            touches = right - left == pytest.approx(size[0]) or bottom - top == pytest.approx(
+                size[1]
+            )
+            assert touches or (
+                resized and (right - left) * (bottom - top) > 0.349 * size[0] * size[1]
+            )
             places.add((left, top))
     assert len(places) > 40

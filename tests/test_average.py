@@ -12,7 +12,7 @@ from training_cases import keys, refusal, same, weights
 from visattn.training import cli
 from visattn.training.average import AverageWeights
 from visattn.training.checkpoint import read_checkpoint
-from visattn.training.classifier import load
+from visattn.training.classifier import load_classifier
 from visattn.training.module import ImageClassifier
 
 
@@ -51,10 +51,15 @@ def test_the_average_is_the_recursion(averaged):
 def test_the_average_is_what_is_validated_and_kept(averaged, shapes):
     run, _ = averaged
     files = sorted((shapes / "val").glob("*/*.png"))
-    classifier = load(run)
+    classifier = load_classifier(run)
     answers = classifier([Image.open(file) for file in files]).argmax(1).tolist()
-    right = sum(classifier.classes[answer] == file.parent.name for answer, file in zip(answers, files, strict=True))
-    assert right / 21 == pytest.approx(json.loads((run / "result.json").read_text())["val_accuracy"])
+    right = sum(
+        classifier.classes[answer] == file.parent.name
+        for answer, file in zip(answers, files, strict=True)
+    )
+    assert right / 21 == pytest.approx(
+        json.loads((run / "result.json").read_text())["val_accuracy"]
+    )
 
 
 def test_pictures_show_the_average_and_training_ends_with_it(shapes, tmp_path, monkeypatch):
@@ -67,7 +72,12 @@ def test_pictures_show_the_average_and_training_ends_with_it(shapes, tmp_path, m
     monkeypatch.setattr("visattn.training.attention.look", look)
     monkeypatch.setattr(cli.TrainingCLI, "after_fit", lambda self: modules.append(self.model))
     with pytest.raises(ValueError, match="seen"):
-        cli.main(["fit", *keys(shapes, tmp_path / "a", model__ema=0.9, overlays=1, trainer__max_epochs=1)])
+        cli.main(
+            [
+                "fit",
+                *keys(shapes, tmp_path / "a", model__ema=0.9, overlays=1, trainer__max_epochs=1),
+            ]
+        )
     cli.main(["fit", *keys(shapes, tmp_path / "b", model__ema=0.9, trainer__max_epochs=1)])
     final = weights(tmp_path / "b" / "checkpoints" / "last.ckpt")
     assert same(modules[0].state_dict(), final)
@@ -88,7 +98,10 @@ def test_a_stopped_run_goes_on_to_the_same_average(averaged, shapes, tmp_path, m
         with pytest.raises(SystemExit):
             cli.main(["fit", *again])
     cli.main(["fit", *again, "--ckpt_path", "last"])
-    ends = [read_checkpoint(folder / "checkpoints" / "last.ckpt") for folder in (tmp_path / "cut", averaged[0])]
+    ends = [
+        read_checkpoint(folder / "checkpoints" / "last.ckpt")
+        for folder in (tmp_path / "cut", averaged[0])
+    ]
     for part in ("state_dict", "current_model_state", "averaging_state"):
         assert same(ends[0][part], ends[1][part]), part
 
@@ -97,7 +110,13 @@ def test_a_stopped_run_goes_on_to_the_same_average(averaged, shapes, tmp_path, m
 def test_the_average_can_be_turned_on_and_off_on_resume(order, shapes, tmp_path):
     for epochs, ema in enumerate(order, 1):
         again = ["--ckpt_path", "last"] if epochs > 1 else []
-        cli.main(["fit", *keys(shapes, tmp_path / "run", model__ema=ema, trainer__max_epochs=epochs), *again])
+        cli.main(
+            [
+                "fit",
+                *keys(shapes, tmp_path / "run", model__ema=ema, trainer__max_epochs=epochs),
+                *again,
+            ]
+        )
     content = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
     assert content["global_step"] == 14
     assert ("current_model_state" in content) == bool(order[1])
@@ -105,4 +124,6 @@ def test_the_average_can_be_turned_on_and_off_on_resume(order, shapes, tmp_path)
 
 @pytest.mark.parametrize("wrong", ["1", "-0.1"])
 def test_a_decay_out_of_range_is_refused(wrong, shapes, tmp_path, capsys):
-    assert "ema must lie in [0, 1)" in refusal(["fit", *keys(shapes, tmp_path / "run", model__ema=wrong)], capsys)
+    assert "ema must lie in [0, 1)" in refusal(
+        ["fit", *keys(shapes, tmp_path / "run", model__ema=wrong)], capsys
+    )

@@ -20,8 +20,15 @@ def test_a_row_per_pair_and_a_table_per_length(call, capsys):
     assert call("--pairs", "linear-l1,scaled_dot-entmax15", "--tokens", "11,13") == 0
     out = capsys.readouterr().out
     assert re.findall(r"\(B, H, N, D\) = \(8, 6, (\d+), 64\)", out) == ["11", "13"]
-    rows = [[cell.strip() for cell in line.split("|")] for line in out.splitlines() if re.match(r"\| \w+-", line)]
-    assert [(row[1], row[2]) for row in rows] == 2 * [("linear-l1", "associative"), ("scaled_dot-entmax15", "blocked")]
+    rows = [
+        [cell.strip() for cell in line.split("|")]
+        for line in out.splitlines()
+        if re.match(r"\| \w+-", line)
+    ]
+    assert [(row[1], row[2]) for row in rows] == 2 * [
+        ("linear-l1", "associative"),
+        ("scaled_dot-entmax15", "blocked"),
+    ]
     assert all(re.fullmatch(r"\d+\.\d+x / \d+\.\d+x", row[5]) and row[8] == "-" for row in rows)
 
 

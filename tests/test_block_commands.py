@@ -10,16 +10,20 @@ import yaml
 from training_cases import keys, weights
 
 from visattn.__main__ import main
+from visattn.blocks.catalog import BLOCKS
 from visattn.blocks.cbam import CBAM
-from visattn.blocks.table import BLOCKS
 from visattn.commands import compare
 from visattn.surgery import insert
 
 
 def test_blocks_lists_every_block(capsys):
-    assert main(["blocks", "--channels", "64", "--height", "5", "--width", "4", "--repeats", "0"]) == 0
+    assert (
+        main(["blocks", "--channels", "64", "--height", "5", "--width", "4", "--repeats", "0"]) == 0
+    )
     output = capsys.readouterr().out
-    lines = {line.split("|")[1].strip(): line for line in output.splitlines() if line.startswith("| ")}
+    lines = {
+        line.split("|")[1].strip(): line for line in output.splitlines() if line.startswith("| ")
+    }
     assert set(lines) == {"block", *BLOCKS}
     assert "(2, 64, 5, 4)" in output
     cells = [cell.strip() for cell in lines["se"].split("|")[1:-1]]
@@ -29,9 +33,43 @@ def test_blocks_lists_every_block(capsys):
 
 
 def test_blocks_measures_and_notes_what_does_not_fit(capsys):
-    assert main(["blocks", "--channels", "6", "--height", "3", "--width", "3", "--repeats", "1", "--block", "sk"]) == 0
+    assert (
+        main(
+            [
+                "blocks",
+                "--channels",
+                "6",
+                "--height",
+                "3",
+                "--width",
+                "3",
+                "--repeats",
+                "1",
+                "--block",
+                "sk",
+            ]
+        )
+        == 0
+    )
     assert "sk: channels must be a multiple of groups; got 6 and 32" in capsys.readouterr().out
-    assert main(["blocks", "--channels", "8", "--height", "3", "--width", "3", "--repeats", "1", "--block", "eca"]) == 0
+    assert (
+        main(
+            [
+                "blocks",
+                "--channels",
+                "8",
+                "--height",
+                "3",
+                "--width",
+                "3",
+                "--repeats",
+                "1",
+                "--block",
+                "eca",
+            ]
+        )
+        == 0
+    )
     cells = [cell.strip() for cell in capsys.readouterr().out.splitlines()[-2].split("|")[1:-1]]
     assert float(cells[5]) >= 0 and float(cells[6]) >= 0
 
@@ -61,7 +99,9 @@ def test_compare_prints_mean_and_spread_and_runs_nothing_twice(tmp_path, capsys,
 
     def train(arguments):
         folder, seed = tmp_path / "out", int(arguments[arguments.index("--seed_everything") + 1])
-        model = yaml.safe_load(Path(arguments[arguments.index("--config") + 1]).read_text())["model"]
+        model = yaml.safe_load(Path(arguments[arguments.index("--config") + 1]).read_text())[
+            "model"
+        ]
         name = model.get("block", "none")
         assert model == hosts[name]
         calls.append((name, seed))
@@ -73,7 +113,9 @@ def test_compare_prints_mean_and_spread_and_runs_nothing_twice(tmp_path, capsys,
 
     monkeypatch.setattr("visattn.training.cli.main", train)
     config = tmp_path / "host.yaml"
-    config.write_text(yaml.safe_dump({"model": plain, "blocks": {"none": None, "se": {"reduction": 4}}}))
+    config.write_text(
+        yaml.safe_dump({"model": plain, "blocks": {"none": None, "se": {"reduction": 4}}})
+    )
     for _ in range(2):
         assert main(["compare", str(config), "--out", str(tmp_path / "out")]) == 0
     assert calls == [(name, seed) for seed in range(3) for name in ("none", "se")]
@@ -83,31 +125,54 @@ def test_compare_prints_mean_and_spread_and_runs_nothing_twice(tmp_path, capsys,
     assert "1,234" in output
 
 
-def test_compare_takes_options_from_the_config_and_keeps_configs_apart(tmp_path, capsys, monkeypatch):
+def test_compare_takes_options_from_the_config_and_keeps_configs_apart(
+    tmp_path, capsys, monkeypatch
+):
     config, out = tmp_path / "host.yaml", tmp_path / "out"
     trained = []
     monkeypatch.setattr("visattn.training.cli.main", lambda arguments: trained.append(arguments))
-    monkeypatch.setattr(compare, "_result", lambda *_: {"val_accuracy": 0.5, "seconds": 1.0, "parameters": 1})
+    monkeypatch.setattr(
+        compare, "_result", lambda *_: {"val_accuracy": 0.5, "seconds": 1.0, "parameters": 1}
+    )
     for options, code in (({"groups": 4}, 0), ({"groups": 2}, 2)):
-        config.write_text(yaml.safe_dump({"model": {"name": "resnet8"}, "blocks": {"none": None, "shuffle": options}}))
+        config.write_text(
+            yaml.safe_dump(
+                {"model": {"name": "resnet8"}, "blocks": {"none": None, "shuffle": options}}
+            )
+        )
         assert main(["compare", str(config), "--blocks", "shuffle", "--out", str(out)]) == code
     assert "the runs of 'shuffle'" in capsys.readouterr().err and len(trained) == 3
     written = yaml.safe_load((out / "shuffle.yaml").read_text())
-    assert written == {"model": {"name": "resnet8", "block": "shuffle", "options": {"block_options": {"groups": 4}}}}
+    assert written == {
+        "model": {
+            "name": "resnet8",
+            "block": "shuffle",
+            "options": {"block_options": {"groups": 4}},
+        }
+    }
     assert not (out / "none.yaml").exists()
 
 
 def test_compare_gives_no_network_the_block_of_the_config(tmp_path, monkeypatch):
     config, out = tmp_path / "host.yaml", tmp_path / "out"
     monkeypatch.setattr("visattn.training.cli.main", lambda arguments: None)
-    monkeypatch.setattr(compare, "_result", lambda *_: {"val_accuracy": 0.5, "seconds": 1.0, "parameters": 1})
+    monkeypatch.setattr(
+        compare, "_result", lambda *_: {"val_accuracy": 0.5, "seconds": 1.0, "parameters": 1}
+    )
     options = {"in_channels": 1, "block_options": {"reduction": 4}}
     model = {"name": "resnet8", "block": "se", "options": options}
-    config.write_text(yaml.safe_dump({"model": model, "blocks": {"none": None, "eca": None, "shuffle": {"groups": 4}}}))
+    config.write_text(
+        yaml.safe_dump(
+            {"model": model, "blocks": {"none": None, "eca": None, "shuffle": {"groups": 4}}}
+        )
+    )
     assert main(["compare", str(config), "--out", str(out)]) == 0
     plain = {"name": "resnet8", "options": {"in_channels": 1}}
     grouped = {"in_channels": 1, "block_options": {"groups": 4}}
-    written = {name: yaml.safe_load((out / f"{name}.yaml").read_text())["model"] for name in ("none", "eca", "shuffle")}
+    written = {
+        name: yaml.safe_load((out / f"{name}.yaml").read_text())["model"]
+        for name in ("none", "eca", "shuffle")
+    }
     assert written["none"] == plain
     assert written["eca"] == plain | {"block": "eca"}
     assert written["shuffle"] == plain | {"block": "shuffle", "options": grouped}
@@ -136,19 +201,35 @@ def test_compare_trains(tmp_path, capsys):
     )
     out = tmp_path / "out"
     assert main(["compare", str(config), "--seeds", "2", "--out", str(out)]) == 0
-    plain, gated = (json.loads((out / f"{name}-seed1" / "result.json").read_text()) for name in ("none", "shuffle"))
+    plain, gated = (
+        json.loads((out / f"{name}-seed1" / "result.json").read_text())
+        for name in ("none", "shuffle")
+    )
     assert gated["parameters"] > plain["parameters"] and "± " in capsys.readouterr().out
 
 
 def test_a_network_of_timm_is_fine_tuned_with_an_inserted_block(shapes, tmp_path):
     from visattn.training import cli
 
-    changed = {"model.name": "timm:resnet10t", "model.image_size": 32, "model.options": None, "model.mixup": 0}
-    limits = {"trainer.max_epochs": 1, "trainer.limit_train_batches": 2, "trainer.limit_val_batches": 1}
-    cli.main(["fit", *keys(shapes, tmp_path / "run", **changed, **limits, **{"model.insert": "cbam"})])
+    changed = {
+        "model.name": "timm:resnet10t",
+        "model.image_size": 32,
+        "model.options": None,
+        "model.mixup": 0,
+    }
+    limits = {
+        "trainer.max_epochs": 1,
+        "trainer.limit_train_batches": 2,
+        "trainer.limit_val_batches": 1,
+    }
+    cli.main(
+        ["fit", *keys(shapes, tmp_path / "run", **changed, **limits, **{"model.insert": "cbam"})]
+    )
     state = weights(tmp_path / "run" / "checkpoints" / "last.ckpt")
     fades = [value for name, value in state.items() if name.endswith("inserted.gamma")]
-    assert len(fades) == 4 and all(value != 0 for value in fades)  # one for each residual block, and all have learned
+    assert len(fades) == 4 and all(
+        value != 0 for value in fades
+    )  # one for each residual block, and all have learned
 
 
 def test_a_resnet_of_timm_gives_what_it_gave_with_cbam_inserted():

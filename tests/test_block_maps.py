@@ -9,7 +9,7 @@ from block_builds import FIRST, build, inputs
 from PIL import Image
 
 import visattn
-from visattn.blocks.table import BLOCKS
+from visattn.blocks.catalog import BLOCKS
 from visattn.core.tap import Tap
 from visattn.draw.grids import gate_bars
 
@@ -32,7 +32,11 @@ def test_every_map_is_captured_by_its_kind_and_drawn(case):
 def test_what_is_captured_is_what_is_documented(case):
     kinds = list(dict.fromkeys(record.kind for record in captured(case)))
     entry, row = BLOCKS[case.name], ROWS[case.name]
-    assert (row["cls"], row["family"], row["kinds"]) == (entry.block.__name__, entry.kind, ", ".join(kinds))
+    assert (row["cls"], row["family"], row["kinds"]) == (
+        entry.block.__name__,
+        entry.kind,
+        ", ".join(kinds),
+    )
     section = re.search(r"Map:\n(.*?)\n\n", entry.block.__doc__, re.DOTALL)[1]
     assert list(dict.fromkeys(re.findall(rf"kind\s+({'|'.join(Tap.KINDS)})\b", section))) == kinds
 
@@ -47,7 +51,9 @@ def captured(case):
 
 def attends(record):
     """Whether the weights are those of queries for keys."""
-    return record.kind == "token" or (record.kind == "channel" and record.alpha.shape[-2:] != (1, 1))
+    return record.kind == "token" or (
+        record.kind == "channel" and record.alpha.shape[-2:] != (1, 1)
+    )
 
 
 def drawn(record):
@@ -58,7 +64,11 @@ def drawn(record):
         return gate_bars({record.name: record.alpha[0].flatten(2).mean(2)[..., None, None]})
     if not attends(record):
         return gate_bars({record.name: record.alpha[0]})
-    row = record.alpha[0].mean(0)[0] if record.kind == "channel" else record.row(record.queries.tokens // 2)[0].mean(0)
+    row = (
+        record.alpha[0].mean(0)[0]
+        if record.kind == "channel"
+        else record.row(record.queries.tokens // 2)[0].mean(0)
+    )
     if record.grid is None or row.numel() != record.grid[0] * record.grid[1]:
         return gate_bars({record.name: row[:, None, None]})
     return visattn.overlay(PHOTO, row.unflatten(0, record.grid))

@@ -17,8 +17,8 @@ from block_parity import PARITY, TIMM
 from block_twins import TWINS
 from torch.func import functional_call
 
+from visattn.blocks.catalog import BLOCKS, create_block
 from visattn.blocks.reference import load_reference
-from visattn.blocks.table import BLOCKS, create_block
 
 KINDS = {"channel", "spatial", "both", "branch", "token", "context"}
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -44,7 +44,16 @@ def test_entry(name):
     entry = BLOCKS[name]
     assert entry.kind in KINDS and 2017 <= entry.year <= 2026 and len(entry.paper) > 10
     documentation = entry.block.__doc__
-    for section in (".. math::", "Args:", "Shape:", "Map:", "Reference:", "Differs from", "http", ">>>"):
+    for section in (
+        ".. math::",
+        "Args:",
+        "Shape:",
+        "Map:",
+        "Reference:",
+        "Differs from",
+        "http",
+        ">>>",
+    ):
         assert section in documentation, f"{entry.block.__name__} does not say {section}"
 
 
@@ -56,7 +65,9 @@ def test_parity(parity):
     data = np.load(Path(__file__).parent / "parity" / parity.file)
     meta = json.loads(str(data["meta"]))
     state = {key[6:]: torch.from_numpy(data[key]) for key in data.files if key.startswith("param/")}
-    tensors = [as_map(data[key], parity.layout) for key in sorted(data.files) if key.startswith("in/0/")]
+    tensors = [
+        as_map(data[key], parity.layout) for key in sorted(data.files) if key.startswith("in/0/")
+    ]
     block = create_block(parity.name, parity.channels, **parity.options).eval()
     load_reference(block, state, parity.source)
     with torch.no_grad():
@@ -86,7 +97,8 @@ def import_string(path):
 @pytest.mark.parametrize("case", TIMM, ids=str)
 def test_equal_to_timm(case, training):
     layer = import_string(f"timm.layers.{case.layer}")
-    # In float64: batch norm of pooled values magnifies the rounding of float32 where images are alike.
+    # In float64: batch norm of pooled values magnifies the rounding of float32 where images are
+    # alike.
     theirs = seeded(layer(**case.arguments)).train(training).double()
     ours = create_block(case.name, case.channels, **case.options).train(training).double()
     load_reference(ours, theirs.state_dict(), "timm")
@@ -110,7 +122,10 @@ def test_equal_to_twin(name, channels, options):
     block = seeded(create_block(name, channels, **options).double()).eval()
     case = next(case for case in CASES if case.name == name)
     generator = torch.Generator().manual_seed(2)
-    tensors = [torch.randn(s, generator=generator, dtype=torch.float64) for s in case.shapes(2, channels, 5, 8)]
+    tensors = [
+        torch.randn(s, generator=generator, dtype=torch.float64)
+        for s in case.shapes(2, channels, 5, 8)
+    ]
     state = {key: value.numpy() for key, value in block.state_dict().items()}
     expected = TWINS[name][0](state, *(t.numpy().copy() for t in tensors), channels, **options)
     with torch.no_grad():
@@ -123,7 +138,10 @@ def test_equal_to_twin(name, channels, options):
 @every_case
 @pytest.mark.parametrize("size", [(7, 11), (1, 1), (1, 13), (3, 2), (31, 17)], ids=str)
 def test_any_size(case, size):
-    block, tensors = build(case).eval(), [torch.randn(s) for s in case.shapes(2, case.channels, *size)]
+    block, tensors = (
+        build(case).eval(),
+        [torch.randn(s) for s in case.shapes(2, case.channels, *size)],
+    )
     if size in case.refused_sizes or case.only_size not in ((), size):
         with pytest.raises(ValueError, match=r"\d"):
             block(*tensors)
@@ -212,8 +230,13 @@ def test_every_parameter_learns(case):
     block, tensors = build(case).train(), [t.requires_grad_() for t in inputs(case, batch=3)]
     for seed in range(5):  # one hidden unit may be dead under a single seed
         output = seeded(block, seed)(*tensors)
-        (output * torch.randn(output.shape, generator=torch.Generator().manual_seed(seed))).sum().backward()
-    for name, value in [*block.named_parameters(), *((f"input {i}", t) for i, t in enumerate(tensors))]:
+        (
+            output * torch.randn(output.shape, generator=torch.Generator().manual_seed(seed))
+        ).sum().backward()
+    for name, value in [
+        *block.named_parameters(),
+        *((f"input {i}", t) for i, t in enumerate(tensors)),
+    ]:
         assert value.grad is not None and value.grad.isfinite().all(), name
         assert value.grad.abs().max() > 0, name
 
@@ -221,7 +244,9 @@ def test_every_parameter_learns(case):
 @pytest.mark.parametrize("case", [case for case in CASES if case.smooth], ids=str)
 def test_gradient_is_right(case):
     block = build(case, torch.float64).eval()
-    names, values = zip(*block.named_parameters(), strict=True) if list(block.parameters()) else ((), ())
+    names, values = (
+        zip(*block.named_parameters(), strict=True) if list(block.parameters()) else ((), ())
+    )
     tensors = [t.requires_grad_() for t in inputs(case, 2, 4, 5, torch.float64)]
 
     def run(*arguments):
@@ -282,7 +307,9 @@ def test_refuses_wrong_inputs(case):
     block, tensors = build(case).eval(), inputs(case)
     wrong = torch.zeros(2, case.channels + 1, 7, 11)
     for bad in (wrong, wrong[0], tensors[0].flatten(2)):
-        with pytest.raises(ValueError, match=rf"{case.channels}.*{re.escape(str(tuple(bad.shape)))}"):
+        with pytest.raises(
+            ValueError, match=rf"{case.channels}.*{re.escape(str(tuple(bad.shape)))}"
+        ):
             block(bad, *tensors[1:])
 
 
@@ -291,7 +318,9 @@ def test_refuses_even_kernels(name):
     """Every kernel of which a block has a choice; those of lka and lska go by kernel_size / dilation, see REFUSALS."""
     parameters = inspect.signature(BLOCKS[name].block).parameters
     extents = (
-        {"kernel_size", "spatial_kernel_size"} & set(parameters) if name not in ("lka", "lska", "lka_attention") else ()
+        {"kernel_size", "spatial_kernel_size"} & set(parameters)
+        if name not in ("lka", "lska", "lka_attention")
+        else ()
     )
     case = next(case for case in CASES if case.name == name)
     for extent in extents:
@@ -330,4 +359,8 @@ def test_load_reference_refuses_what_does_not_fit():
         load_reference(block, {"fc.0.weight": torch.zeros(4, 32), "extra": torch.zeros(1)}, "paper")
     with pytest.raises(ValueError, match=r"fc1.weight: expected shape \(4, 32\), got \(8, 32\)"):
         weights = {"fc1.weight": torch.zeros(8, 32), "fc1.bias": torch.zeros(4)}
-        load_reference(block, {**weights, "fc2.weight": torch.zeros(32, 4), "fc2.bias": torch.zeros(32)}, "timm")
+        load_reference(
+            block,
+            {**weights, "fc2.weight": torch.zeros(32, 4), "fc2.bias": torch.zeros(32)},
+            "timm",
+        )

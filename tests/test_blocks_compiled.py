@@ -33,7 +33,9 @@ def dynamic_shapes(tensors):
 def test_exports_with_dynamic_sizes(case):
     block, tensors = build(case).eval(), inputs(case)
     with torch.no_grad():
-        program = torch.export.export(block, tuple(tensors), dynamic_shapes=dynamic_shapes(tensors)).module()
+        program = torch.export.export(
+            block, tuple(tensors), dynamic_shapes=dynamic_shapes(tensors)
+        ).module()
         for batch, height, width in [(1, 9, 6), (3, 20, 13)]:
             tensors = inputs(case, batch, height, width)
             assert_close(program(*tensors), block(*tensors))
@@ -47,12 +49,19 @@ def test_exports_to_onnx(case, tmp_path):
     path = tmp_path / "block.onnx"
     with torch.no_grad():
         torch.onnx.export(
-            block, tuple(tensors), path, dynamo=True, dynamic_shapes=dynamic_shapes(tensors), verbose=False
+            block,
+            tuple(tensors),
+            path,
+            dynamo=True,
+            dynamic_shapes=dynamic_shapes(tensors),
+            verbose=False,
         )
         session = onnxruntime.InferenceSession(str(path))
         for batch, height, width in [(2, 7, 11), (3, 9, 6)]:
             tensors = inputs(case, batch, height, width)
-            feed = {node.name: t.numpy() for node, t in zip(session.get_inputs(), tensors, strict=True)}
+            feed = {
+                node.name: t.numpy() for node, t in zip(session.get_inputs(), tensors, strict=True)
+            }
             assert_close(torch.from_numpy(session.run(None, feed)[0]), block(*tensors), 1e-4)
 
 
@@ -60,7 +69,10 @@ def test_exports_to_onnx(case, tmp_path):
 @every_case
 def test_deterministic_on_cuda(case, monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    block, tensors = build(case).cuda().train(), [t.cuda().requires_grad_() for t in inputs(case, 2, 14, 14)]
+    block, tensors = (
+        build(case).cuda().train(),
+        [t.cuda().requires_grad_() for t in inputs(case, 2, 14, 14)],
+    )
     torch.use_deterministic_algorithms(True)
     try:
         gradients = []

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from map_cases import SmallCNN, exact
 from torch import nn
 
-from visattn.methods.table import explain
+from visattn.methods.explain import explain
 
 CAMS = ("gradcam", "gradcam++", "hirescam", "layercam", "eigencam")
 
@@ -56,9 +56,13 @@ def test_cams_on_tokens(method):
     heat = explain(model, images, 2, method)
     assert heat.layer == "blocks.1 (input)"
     for b in range(2):
-        features, gradient = (t[b, 5:].T.reshape(-1, 3, 7).detach().double().numpy() for t in (x, x.grad))
+        features, gradient = (
+            t[b, 5:].T.reshape(-1, 3, 7).detach().double().numpy() for t in (x, x.grad)
+        )
         expected = _cam_twins(features, gradient)[method]
-        np.testing.assert_allclose(heat.values[b].numpy(), expected, rtol=1e-4, atol=1e-6 * np.abs(expected).max())
+        np.testing.assert_allclose(
+            heat.values[b].numpy(), expected, rtol=1e-4, atol=1e-6 * np.abs(expected).max()
+        )
 
 
 def test_hirescam_is_exact_for_a_linear_head():
@@ -72,7 +76,9 @@ def test_cams_take_a_layer_by_name():
     torch.manual_seed(0)
     model, images = SmallCNN().eval(), torch.randn(3, 3, 21, 29)
     assert explain(model, images, 1, "layercam", layers="stem").values.shape == (3, 11, 15)
-    with pytest.raises(ValueError, match="layers must be the name of one module, such as stem; got 'stemm'"):
+    with pytest.raises(
+        ValueError, match="layers must be the name of one module, such as stem; got 'stemm'"
+    ):
         explain(model, images, 1, "gradcam", layers="stemm")
     with pytest.raises(ValueError, match="the output of 'head' is no picture"):
         explain(model, images, 1, "gradcam", layers="head")
@@ -90,8 +96,16 @@ class Rewriting(nn.Module):
 
     def __init__(self, inplace: bool):
         super().__init__()
-        self.stem, self.body, self.norm = nn.Conv2d(3, 5, 3, 2, 1), nn.Conv2d(5, 5, 3, 1, 1), nn.BatchNorm2d(5)
-        self.relu, self.last, self.head = nn.ReLU(inplace), nn.Conv2d(5, 7, 3, 2, 1), nn.Linear(7, 4)
+        self.stem, self.body, self.norm = (
+            nn.Conv2d(3, 5, 3, 2, 1),
+            nn.Conv2d(5, 5, 3, 1, 1),
+            nn.BatchNorm2d(5),
+        )
+        self.relu, self.last, self.head = (
+            nn.ReLU(inplace),
+            nn.Conv2d(5, 7, 3, 2, 1),
+            nn.Linear(7, 4),
+        )
         self.turned, self.inplace = Turned(), inplace
 
     def forward(self, images):
@@ -133,7 +147,9 @@ def test_a_layer_whose_output_nobody_reads_is_still_explained():
     features = F.relu(model.stem(images)).detach().requires_grad_()
     model.head(F.relu(model.body(features)).mean((2, 3)))[:, 1].sum().backward()
     expected = (features * features.grad).sum(1).detach()
-    torch.testing.assert_close(explain(model, images, 1, "hirescam", layers="relu").values, expected)
+    torch.testing.assert_close(
+        explain(model, images, 1, "hirescam", layers="relu").values, expected
+    )
 
 
 def test_integrated_gradients_is_a_sum_along_the_line():
@@ -149,4 +165,6 @@ def test_integrated_gradients_is_a_sum_along_the_line():
         expected = (images[b] * gradient.mean(0)).sum(0).float()
         assert (heat.values[b] - expected).abs().max() < 0.02 * expected.abs().max()
     change = (model(images) - model(torch.zeros_like(images))).gather(1, target[:, None])[:, 0]
-    torch.testing.assert_close(heat.values.sum((1, 2)), change.detach().float(), atol=1e-3, rtol=1e-2)
+    torch.testing.assert_close(
+        heat.values.sum((1, 2)), change.detach().float(), atol=1e-3, rtol=1e-2
+    )

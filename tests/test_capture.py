@@ -11,7 +11,7 @@ from torch import nn
 
 from visattn.core.attention import RELATIONS
 from visattn.core.normalize import NORMALIZERS
-from visattn.methods.table import explain
+from visattn.methods.explain import explain
 from visattn.record import capture
 
 
@@ -28,11 +28,21 @@ def test_keep():
     torch.testing.assert_close(kept["maps"].map().values, expected)
     record = kept["qk"].layers[0]
     assert record.v is None and record.output is None and record.alpha is None
-    assert record.q.untyped_storage().nbytes() == record.q.numel() * 4  # a copy, not a view that keeps v alive
-    assert kept["rows"].nbytes == 2 * 3 * 15 * 4 and kept["maps"].layers[0].alpha.shape == (2, 3, 15, 15)
+    assert (
+        record.q.untyped_storage().nbytes() == record.q.numel() * 4
+    )  # a copy, not a view that keeps v alive
+    assert kept["rows"].nbytes == 2 * 3 * 15 * 4 and kept["maps"].layers[0].alpha.shape == (
+        2,
+        3,
+        15,
+        15,
+    )
     with pytest.raises(ValueError, match="kept one row only"):
         kept["rows"].map(query=(0, 0))
-    with pytest.raises(ValueError, match="keep must be one of qk, rows, maps; got 'all'"), capture(model, keep="all"):
+    with (
+        pytest.raises(ValueError, match="keep must be one of qk, rows, maps; got 'all'"),
+        capture(model, keep="all"),
+    ):
         pass
 
 
@@ -47,8 +57,12 @@ def test_queries_and_heads():
     torch.testing.assert_close(
         maps.map(0, head=2, query=(1, 3)).values.flatten(1), maps.layers[0].weights()[:, 2, 15, 5:]
     )
-    torch.testing.assert_close(maps.map("blocks.1.attn", query=20).values.flatten(1), weights.mean(1)[:, 25, 5:])
-    torch.testing.assert_close(maps.map(query="mean").values.flatten(1), weights.mean(1)[:, 5:, 5:].mean(1))
+    torch.testing.assert_close(
+        maps.map("blocks.1.attn", query=20).values.flatten(1), weights.mean(1)[:, 25, 5:]
+    )
+    torch.testing.assert_close(
+        maps.map(query="mean").values.flatten(1), weights.mean(1)[:, 5:, 5:].mean(1)
+    )
 
 
 @torch.no_grad()
@@ -60,12 +74,16 @@ def test_what_does_not_exist_is_refused_with_what_does():
         model(images)
     with pytest.raises(ValueError, match=r"layer 3 does not exist; there are 1: 0 mix"):
         maps.map(3)
-    with pytest.raises(ValueError, match=r"layer 'mix_' does not exist; did you mean 'mix'\? Layers: mix"):
+    with pytest.raises(
+        ValueError, match=r"layer 'mix_' does not exist; did you mean 'mix'\? Layers: mix"
+    ):
         maps.map("mix_")
     with pytest.raises(ValueError, match=r"head 7 does not exist; 'mix' has heads 0 to 2"):
         maps.map(head=7)
     for query in ((3, 0), 15, "cls", "top"):
-        with pytest.raises(ValueError, match=r"query must be 'auto', 'mean', \(y, x\) within \(3, 5\), or 0 to 14"):
+        with pytest.raises(
+            ValueError, match=r"query must be 'auto', 'mean', \(y, x\) within \(3, 5\), or 0 to 14"
+        ):
             maps.map(query=query)
 
 
@@ -107,7 +125,10 @@ def test_weights_that_training_draws_are_not_drawn_again(keep):
     normalize = NORMALIZERS["gumbel"](3, generator=torch.Generator().manual_seed(0))
     module, x = RELATIONS["self"](12, 3, normalize=normalize), torch.randn(2, 15, 12)
     with capture(module, keep=keep, grid=(3, 5)) as maps:
-        with pytest.raises(ValueError, match=rf"keep='{keep}' would draw .* Gumbel is random in training; call model"):
+        with pytest.raises(
+            ValueError,
+            match=rf"keep='{keep}' would draw .* Gumbel is random in training; call model",
+        ):
             module.train()(x)
         assert not maps.records
         module.eval()(x)
@@ -173,7 +194,11 @@ def test_capture_inside_capture():
         model(images)
         other(images[:1])
     assert (maps.layers[0].batch, others.layers[0].batch) == (2, 1)
-    with capture(model), pytest.raises(RuntimeError, match="being captured already"), capture(model):
+    with (
+        capture(model),
+        pytest.raises(RuntimeError, match="being captured already"),
+        capture(model),
+    ):
         pass
 
 
@@ -212,7 +237,9 @@ def test_grid_and_prefix_can_be_given():
     x = torch.randn(2, 17, 12)
     with capture(model) as maps:
         model(x)
-    with pytest.raises(ValueError, match="no grid was found behind the 17 keys of 'self_attn'; pass grid="):
+    with pytest.raises(
+        ValueError, match="no grid was found behind the 17 keys of 'self_attn'; pass grid="
+    ):
         maps.map()
     with capture(model, grid=(3, 5)) as maps:
         model(x)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision
 
-from visattn.blocks.table import BLOCKS
+from visattn.blocks.catalog import BLOCKS
 from visattn.models.cnn import CNNS, CONVOLUTIONS, ResNet, ResNetConfig, build_resnet
 
 TINY = ResNetConfig("cifar", "basic", (1, 1), (8, 16))
@@ -35,7 +35,9 @@ def test_depth_is_in_the_name(name):
 def test_torchvision_weights_load_strictly(name):
     with torch.device("meta"):
         theirs, ours = getattr(torchvision.models, name)(), build_resnet(config=CNNS[name])
-    assert {k: v.shape for k, v in theirs.state_dict().items()} == {k: v.shape for k, v in ours.state_dict().items()}
+    assert {k: v.shape for k, v in theirs.state_dict().items()} == {
+        k: v.shape for k, v in ours.state_dict().items()
+    }
 
 
 def test_equal_to_torchvision():
@@ -52,7 +54,10 @@ def test_equal_to_torchvision():
 def test_any_size(config, size):
     model = ResNet(config, 5, in_channels=1).eval()
     assert model(torch.randn(2, 1, *size)).shape == (2, 5)
-    assert ResNet(config, 0, in_channels=1).eval()(torch.randn(2, 1, *size)).shape == (2, model.num_features)
+    assert ResNet(config, 0, in_channels=1).eval()(torch.randn(2, 1, *size)).shape == (
+        2,
+        model.num_features,
+    )
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -65,8 +70,11 @@ def test_every_block_trains_in_the_slot(block):
     loss.backward()
     kind = BLOCKS[block].block
     units = [unit for stage in model.stages for unit in getattr(model, stage)]
-    placed = [isinstance(unit.conv2 if block in CONVOLUTIONS else unit.slot, kind) for unit in units]
-    # A block keeps the size, so the convolution that strides stays where a block would take its place.
+    placed = [
+        isinstance(unit.conv2 if block in CONVOLUTIONS else unit.slot, kind) for unit in units
+    ]
+    # A block keeps the size, so the convolution that strides stays where a block would take its
+    # place.
     assert placed == ([True, False, True] if block in CONVOLUTIONS else [True, True, True])
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     assert model.conv1.weight.grad.abs().max() > 0

@@ -14,7 +14,7 @@ from run_cases import untrained_run
 from visattn.__main__ import COMMANDS, main
 from visattn.commands.bench import PARTS
 from visattn.commands.opened import Source, open_classifier
-from visattn.methods.table import explain
+from visattn.methods.explain import explain
 
 MODEL = ["--model", "timm:test_vit", "--random"]
 
@@ -56,7 +56,9 @@ def test_every_command_of_the_table_exists_and_explains_its_options(words, capsy
     options = re.findall(r"^  (--[\w-]+)(.*?)(?=^  --|\Z)", text, re.MULTILINE | re.DOTALL)
     assert options, "no option"
     for name, about in options:
-        assert len(re.sub(r"\(.*\)|[A-Z_]{2,}|\{.*\}", "", about, flags=re.DOTALL).split()) >= 2, f"{name} has no help"
+        assert len(re.sub(r"\(.*\)|[A-Z_]{2,}|\{.*\}", "", about, flags=re.DOTALL).split()) >= 2, (
+            f"{name} has no help"
+        )
 
 
 def test_bench_lists_its_parts(capsys):
@@ -71,7 +73,10 @@ def test_map_writes_pictures_numbers_index_page_and_heads(tmp_path, photos, caps
     out = tmp_path / "out"
     assert call("map", photos, *MODEL, "--out", out, "--page", "--grid", "heads") == 0
     index = json.loads((out / "index.json").read_text("utf-8"))
-    assert index["method"] == "rollout" and [item["name"] for item in index["images"]] == ["grey", "noise"]
+    assert index["method"] == "rollout" and [item["name"] for item in index["images"]] == [
+        "grey",
+        "noise",
+    ]
     classifier = open_classifier(Source("timm:test_vit", random=True))
     with Image.open(photos / "noise.png") as photo:
         image = classifier.transform(photo)
@@ -92,7 +97,17 @@ def test_map_writes_pictures_numbers_index_page_and_heads(tmp_path, photos, caps
 
 def test_maps_do_not_depend_on_the_batch(tmp_path, photos):
     for size in (1, 2):
-        call("map", photos, *MODEL, "--method", "gae", "--out", tmp_path / str(size), "--batch-size", size)
+        call(
+            "map",
+            photos,
+            *MODEL,
+            "--method",
+            "gae",
+            "--out",
+            tmp_path / str(size),
+            "--batch-size",
+            size,
+        )
     one, two = (np.load(tmp_path / size / "noise.npz")["values"] for size in "12")
     assert np.allclose(one, two, atol=1e-6 * np.abs(one).max())
     first, second = (json.loads((tmp_path / size / "index.json").read_text()) for size in "12")
@@ -102,7 +117,22 @@ def test_maps_do_not_depend_on_the_batch(tmp_path, photos):
 
 def test_layer_and_head(tmp_path, photos):
     out = tmp_path / "out"
-    assert call("map", photos / "noise.png", *MODEL, "--method", "raw", "--layer", 0, "--head", 1, "--out", out) == 0
+    assert (
+        call(
+            "map",
+            photos / "noise.png",
+            *MODEL,
+            "--method",
+            "raw",
+            "--layer",
+            0,
+            "--head",
+            1,
+            "--out",
+            out,
+        )
+        == 0
+    )
     with np.load(out / "noise.npz") as raw:
         head = raw["values"].copy()
     call("map", photos / "noise.png", *MODEL, "--method", "raw", "--layer", 0, "--out", out)
@@ -113,7 +143,21 @@ def test_layer_and_head(tmp_path, photos):
 
 def test_a_run_folder_and_a_target_by_name(tmp_path, photos, run_folder):
     out = tmp_path / "out"
-    assert call("map", photos, "--model", run_folder, "--method", "gae", "--target", "beta", "--out", out) == 0
+    assert (
+        call(
+            "map",
+            photos,
+            "--model",
+            run_folder,
+            "--method",
+            "gae",
+            "--target",
+            "beta",
+            "--out",
+            out,
+        )
+        == 0
+    )
     items = json.loads((out / "index.json").read_text("utf-8"))["images"]
     assert {item["class"] for item in items} <= {"alpha", "beta", "gamma"}
     assert [item["target"] for item in items] == [1, 1]
@@ -132,7 +176,9 @@ def test_weights_from_a_file(tmp_path, photos):
     transform = open_classifier(Source("timm:test_vit", random=True)).transform
     with Image.open(photos / "noise.png") as photo, torch.no_grad():
         best = model(transform(photo)[None]).softmax(1).max().item()
-    assert json.loads((out / "index.json").read_text())["images"][0]["probability"] == pytest.approx(best, abs=1e-5)
+    assert json.loads((out / "index.json").read_text())["images"][0][
+        "probability"
+    ] == pytest.approx(best, abs=1e-5)
 
 
 def test_unreadable_photographs_are_named_and_the_others_done(tmp_path, photos, capsys):
@@ -159,11 +205,20 @@ def test_what_needs_attention_is_refused_before_anything_is_drawn(tmp_path, phot
 
 WRONG = {
     "command": (["mpa"], "did you mean 'map'?"),
-    "option": (["map", "x.png", *MODEL, "--metod", "gae"], "there is no option --metod; did you mean --method?"),
+    "option": (
+        ["map", "x.png", *MODEL, "--metod", "gae"],
+        "there is no option --metod; did you mean --method?",
+    ),
     "no model": (["map", "x.png"], "required: model"),
     "no photograph": (["map", *MODEL], "required: photos"),
-    "number": (["map", "x.png", *MODEL, "--head", "two"], "--head must be a whole number, got 'two'"),
-    "choice": (["map", "x.png", *MODEL, "--blend", "maks"], "--blend must be one of alpha, contour, mask"),
+    "number": (
+        ["map", "x.png", *MODEL, "--head", "two"],
+        "--head must be a whole number, got 'two'",
+    ),
+    "choice": (
+        ["map", "x.png", *MODEL, "--blend", "maks"],
+        "--blend must be one of alpha, contour, mask",
+    ),
     "photograph": (["map", "PHOTOS/nois.png", *MODEL], "did you mean"),
     "empty folder": (["map", "EMPTY", *MODEL], "holds no image"),
     "nothing readable": (["map", "BROKEN", *MODEL], "none of the 1 photographs can be read"),
@@ -172,36 +227,58 @@ WRONG = {
         "needs one of --pretrained, --weights FILE, --random",
     ),
     "two weights": (["map", "PHOTOS", *MODEL, "--pretrained"], "got --pretrained and --random"),
-    "weights file": (["map", "PHOTOS", "--model", "timm:test_vit", "--weights", "no.pt"], "there is no file 'no.pt'"),
+    "weights file": (
+        ["map", "PHOTOS", "--model", "timm:test_vit", "--weights", "no.pt"],
+        "there is no file 'no.pt'",
+    ),
     "weights that are none": (
         ["map", "PHOTOS", "--model", "timm:test_vit", "--weights", "PHOTOS/noise.png"],
         "noise.png",
     ),
-    "weights of another": (["map", "PHOTOS", "--model", "timm:test_vit", "--weights", "OTHER"], "does not fit"),
+    "weights of another": (
+        ["map", "PHOTOS", "--model", "timm:test_vit", "--weights", "OTHER"],
+        "does not fit",
+    ),
     "timm model": (["map", "PHOTOS", "--model", "timm:test_vti", "--random"], "test_vit"),
     "run": (["map", "PHOTOS", "--model", "RUN/checkpoints/bst.ckpt"], "did you mean"),
-    "run and random": (["map", "PHOTOS", "--model", "RUN", "--random"], "--random is for timm:NAME"),
+    "run and random": (
+        ["map", "PHOTOS", "--model", "RUN", "--random"],
+        "--random is for timm:NAME",
+    ),
     "target": (["map", "PHOTOS", "--model", "RUN", "--target", "bta"], "did you mean 'beta'?"),
     "target number": (["map", "PHOTOS", "--model", "RUN", "--target", "3"], "0 to 2, got '3'"),
     "method": (["map", "PHOTOS", *MODEL, "--method", "rolout"], "rollout"),
     "layer": (["map", "PHOTOS", *MODEL, "--method", "raw", "--layer", "99"], "blocks.0"),
     "head": (["map", "PHOTOS", *MODEL, "--method", "raw", "--head", "99"], "has heads 0 to"),
-    "head of a joint method": (["map", "PHOTOS", *MODEL, "--head", "0"], "--head is for --method raw"),
+    "head of a joint method": (
+        ["map", "PHOTOS", *MODEL, "--head", "0"],
+        "--head is for --method raw",
+    ),
     "colormap": (["map", "PHOTOS", *MODEL, "--colormap", "virids"], "nearest is 'viridis'"),
-    "no attention": (["map", "PHOTOS", "--model", "timm:test_resnet", "--random", "--method", "gae"], "gradcam"),
+    "no attention": (
+        ["map", "PHOTOS", "--model", "timm:test_resnet", "--random", "--method", "gae"],
+        "gradcam",
+    ),
     "out": (["map", "PHOTOS", *MODEL, "--out", "PHOTOS/noise.png"], "is a file"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_calls_get_one_line_and_code_2(case, tmp_path, photos, run_folder, capsys, monkeypatch):
+def test_wrong_calls_get_one_line_and_code_2(
+    case, tmp_path, photos, run_folder, capsys, monkeypatch
+):
     arguments, message = WRONG[case]
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_bytes(b"\x89PNG")
     if "OTHER" in arguments:
         torch.save(timm.create_model("test_vit2").state_dict(), tmp_path / "other.pt")
-    places = {"PHOTOS": photos, "RUN": run_folder, "EMPTY": tmp_path / "empty", "BROKEN": tmp_path / "broken"}
+    places = {
+        "PHOTOS": photos,
+        "RUN": run_folder,
+        "EMPTY": tmp_path / "empty",
+        "BROKEN": tmp_path / "broken",
+    }
     places["OTHER"] = tmp_path / "other.pt"
     for name, place in places.items():
         arguments = [argument.replace(name, str(place)) for argument in arguments]

@@ -35,7 +35,9 @@ def differentiate(function, inputs, modules):
     parameters = [p for module in modules for p in module.parameters()]
     output = function(*inputs)
     cotangent = tokens(*output.shape, seed=9, dtype=output.dtype)
-    gradients = torch.autograd.grad(output, inputs + parameters, cotangent, allow_unused=True, materialize_grads=True)
+    gradients = torch.autograd.grad(
+        output, inputs + parameters, cotangent, allow_unused=True, materialize_grads=True
+    )
     return output.detach(), gradients
 
 
@@ -70,7 +72,9 @@ def test_normalizer_equals_its_twin(name):
     e = tokens(B, H, NQ, NK, seed=3, scale=2.0)
     alpha = make_normalizer(name, H)(e).detach().numpy()
     for b, h in [(0, 0), (1, 2)]:
-        np.testing.assert_allclose(alpha[b, h], NORMALIZER_CASES[name].twin(e[b, h].numpy()), rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(
+            alpha[b, h], NORMALIZER_CASES[name].twin(e[b, h].numpy()), rtol=1e-9, atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("name", SIMILARITIES)
@@ -91,22 +95,32 @@ def test_every_evaluation_equals_the_definition(similarity, normalizer, masked):
     f_sim, f_norm, inputs = make_similarity(similarity, D, H), make_normalizer(normalizer, H), qkv()
     mask = tokens(B, 1, 1, NK, seed=4) > -0.5 if masked else None
     expected = differentiate(
-        lambda q, k, v: attend(q, k, v, f_sim, f_norm, mask=mask, impl="dense"), inputs, (f_sim, f_norm)
+        lambda q, k, v: attend(q, k, v, f_sim, f_norm, mask=mask, impl="dense"),
+        inputs,
+        (f_sim, f_norm),
     )
     served = [impl for impl in IMPLS if serves(impl, *inputs, f_sim, f_norm, mask=mask)]
     assert plan(*inputs, f_sim, f_norm, mask=mask).impl in served
     for impl in served:
         got = differentiate(
-            lambda q, k, v, i=impl: attend(q, k, v, f_sim, f_norm, mask=mask, impl=i), inputs, (f_sim, f_norm)
+            lambda q, k, v, i=impl: attend(q, k, v, f_sim, f_norm, mask=mask, impl=i),
+            inputs,
+            (f_sim, f_norm),
         )
         torch.testing.assert_close(got[0], expected[0], **EXACT)
         for gradient, wanted in zip(got[1], expected[1], strict=True):
             torch.testing.assert_close(gradient, wanted, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize(("similarity", "normalizer"), [pair for pair in PAIRS if pair[0] != "efficient"])
+@pytest.mark.parametrize(
+    ("similarity", "normalizer"), [pair for pair in PAIRS if pair[0] != "efficient"]
+)
 def test_bias_and_dead_rows(similarity, normalizer):
-    f_sim, f_norm, (q, k, v) = make_similarity(similarity, D, H), make_normalizer(normalizer, H), qkv()
+    f_sim, f_norm, (q, k, v) = (
+        make_similarity(similarity, D, H),
+        make_normalizer(normalizer, H),
+        qkv(),
+    )
     mask = tokens(B, 1, NQ, NK, seed=4) > 0.3
     mask[:, :, 2] = False
     bias = tokens(1, H, NQ, NK, seed=6)
@@ -127,17 +141,27 @@ def test_bias_and_dead_rows(similarity, normalizer):
 
 @pytest.mark.parametrize(("similarity", "normalizer"), PAIRS)
 def test_map_times_values_is_the_output(similarity, normalizer):
-    f_sim, f_norm, (q, k, v) = make_similarity(similarity, D, H), make_normalizer(normalizer, H), qkv()
+    f_sim, f_norm, (q, k, v) = (
+        make_similarity(similarity, D, H),
+        make_normalizer(normalizer, H),
+        qkv(),
+    )
     alpha = attention_map(q, k, f_sim, f_norm)
     torch.testing.assert_close(alpha @ v, attend(q, k, v, f_sim, f_norm), **EXACT)
-    torch.testing.assert_close(attention_map(q, k, f_sim, f_norm, rows=[6, 0]), alpha[:, :, [6, 0]], **EXACT)
+    torch.testing.assert_close(
+        attention_map(q, k, f_sim, f_norm, rows=[6, 0]), alpha[:, :, [6, 0]], **EXACT
+    )
     if f_norm.rows_sum_to_one:
         torch.testing.assert_close(alpha.sum(-1), torch.ones(B, H, NQ, dtype=alpha.dtype), **EXACT)
 
 
 @pytest.mark.parametrize(("similarity", "normalizer"), WITHOUT_TIES)
 def test_masked_is_the_shorter_problem(similarity, normalizer):
-    f_sim, f_norm, (q, k, v) = make_similarity(similarity, D, H), make_normalizer(normalizer, H), qkv()
+    f_sim, f_norm, (q, k, v) = (
+        make_similarity(similarity, D, H),
+        make_normalizer(normalizer, H),
+        qkv(),
+    )
     keep = torch.tensor([0, 2, 3, 5, 8])
     mask = torch.zeros(NK, dtype=torch.bool)
     mask[keep] = True
@@ -159,7 +183,11 @@ def test_lower_precision(similarity, normalizer):
 
 @pytest.mark.parametrize(("similarity", "normalizer"), WITHOUT_TIES)
 def test_keys_may_be_permuted(similarity, normalizer):
-    f_sim, f_norm, (q, k, v) = make_similarity(similarity, D, H), make_normalizer(normalizer, H), qkv()
+    f_sim, f_norm, (q, k, v) = (
+        make_similarity(similarity, D, H),
+        make_normalizer(normalizer, H),
+        qkv(),
+    )
     order = torch.randperm(NK, generator=torch.Generator().manual_seed(1))
     got = attend(q, k[:, :, order], v[:, :, order], f_sim, f_norm)
     torch.testing.assert_close(got, attend(q, k, v, f_sim, f_norm), **EXACT)
@@ -173,21 +201,30 @@ def test_declarations_hold(name):
     rows = module(e[:, :, :3])
     assert torch.allclose(alpha, shifted, rtol=1e-9) == module.shift_invariant
     assert torch.allclose(alpha[:, :, :3], rows, rtol=1e-9) == module.row_local
-    assert torch.allclose(alpha.sum(-1), torch.ones(1, dtype=e.dtype), rtol=1e-9) == module.rows_sum_to_one
+    assert (
+        torch.allclose(alpha.sum(-1), torch.ones(1, dtype=e.dtype), rtol=1e-9)
+        == module.rows_sum_to_one
+    )
     assert bool(module.stochastic) == (not torch.equal(module.train()(e), module(e)))
 
 
 @pytest.mark.parametrize("name", SIMILARITIES)
 @pytest.mark.parametrize("impl", ["auto", "blocked", "dense"])
 def test_gradcheck_of_similarity(name, impl):
-    f_sim, inputs = make_similarity(name, D, H), [x[:1, :, :3].clone().requires_grad_() for x in qkv()]
+    f_sim, inputs = (
+        make_similarity(name, D, H),
+        [x[:1, :, :3].clone().requires_grad_() for x in qkv()],
+    )
     assert torch.autograd.gradcheck(lambda q, k, v: attend(q, k, v, f_sim, impl=impl), inputs)
 
 
 @pytest.mark.parametrize("name", [name for name in NORMALIZERS if NORMALIZERS[name].differentiable])
 @pytest.mark.parametrize("impl", ["auto", "dense"])
 def test_gradcheck_of_normalizer(name, impl):
-    f_norm, inputs = make_normalizer(name, H), [x[:1, :, :5].clone().requires_grad_() for x in qkv()]
+    f_norm, inputs = (
+        make_normalizer(name, H),
+        [x[:1, :, :5].clone().requires_grad_() for x in qkv()],
+    )
     parameters = tuple(f_norm.parameters())
 
     def function(q, k, v, *values):
@@ -198,13 +235,18 @@ def test_gradcheck_of_normalizer(name, impl):
 
 @pytest.mark.parametrize("name", ["softmax", "sigmoid", "entmax15", "sparsemax"])
 def test_second_derivatives_of_the_definition(name):
-    f_norm, inputs = make_normalizer(name, H), [x[:1, :, :3].clone().requires_grad_() for x in qkv()]
+    f_norm, inputs = (
+        make_normalizer(name, H),
+        [x[:1, :, :3].clone().requires_grad_() for x in qkv()],
+    )
     assert torch.autograd.gradgradcheck(lambda *x: attend(*x, None, f_norm, impl="dense"), inputs)
 
 
 def test_second_derivative_through_tiles_says_so():
     q, k, v = (x.requires_grad_() for x in qkv())
-    (gradient,) = torch.autograd.grad(attend(q, k, v, None, make_normalizer("sigmoid", H)).sum(), q, create_graph=True)
+    (gradient,) = torch.autograd.grad(
+        attend(q, k, v, None, make_normalizer("sigmoid", H)).sum(), q, create_graph=True
+    )
     with pytest.raises(RuntimeError, match="impl='dense'"):
         gradient.sum().backward()
 
@@ -217,22 +259,31 @@ def test_every_parameter_of_a_similarity_learns(name):
 
 
 def _pair_module(similarity, normalizer):
-    attention = Attend(make_similarity(similarity, D, H).float(), make_normalizer(normalizer, H).float())
+    attention = Attend(
+        make_similarity(similarity, D, H).float(), make_normalizer(normalizer, H).float()
+    )
     return attention.eval()
 
 
-ONE_BY_ONE = [(name, "softmax") for name in SIMILARITIES] + [("scaled_dot", name) for name in list(NORMALIZERS)[1:]]
+ONE_BY_ONE = [(name, "softmax") for name in SIMILARITIES] + [
+    ("scaled_dot", name) for name in list(NORMALIZERS)[1:]
+]
 
 
 @pytest.mark.parametrize(("similarity", "normalizer"), ONE_BY_ONE)
 def test_compiles_whole(similarity, normalizer):
     torch.compiler.reset()
-    module, inputs = _pair_module(similarity, normalizer), [x.float().requires_grad_() for x in qkv()]
+    module, inputs = (
+        _pair_module(similarity, normalizer),
+        [x.float().requires_grad_() for x in qkv()],
+    )
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     got, expected = compiled(*inputs), module(*inputs)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
     for gradient, want in zip(
-        torch.autograd.grad(got.sum(), inputs), torch.autograd.grad(expected.sum(), inputs), strict=True
+        torch.autograd.grad(got.sum(), inputs),
+        torch.autograd.grad(expected.sum(), inputs),
+        strict=True,
     ):
         torch.testing.assert_close(gradient, want, rtol=1e-4, atol=1e-5)
 
@@ -240,8 +291,13 @@ def test_compiles_whole(similarity, normalizer):
 @pytest.mark.parametrize(("similarity", "normalizer"), ONE_BY_ONE)
 def test_exports_with_dynamic_tokens(similarity, normalizer):
     module, inputs = _pair_module(similarity, normalizer), [x.float() for x in qkv()]
-    queries, keys = torch.export.Dim("queries", min=2, max=64), torch.export.Dim("keys", min=4, max=64)
-    program = torch.export.export(module, tuple(inputs), dynamic_shapes=({2: queries}, {2: keys}, {2: keys}))
+    queries, keys = (
+        torch.export.Dim("queries", min=2, max=64),
+        torch.export.Dim("keys", min=4, max=64),
+    )
+    program = torch.export.export(
+        module, tuple(inputs), dynamic_shapes=({2: queries}, {2: keys}, {2: keys})
+    )
     other = [x.float() for x in qkv(queries=5, keys=17)]
     torch.testing.assert_close(program.module()(*other), module(*other), rtol=1e-4, atol=1e-5)
 
@@ -262,7 +318,10 @@ def test_copies_and_states(similarity, normalizer):
 
 @pytest.mark.parametrize(("similarity", "normalizer"), ONE_BY_ONE)
 def test_needs_no_device(similarity, normalizer):
-    module, inputs = _pair_module(similarity, normalizer).to("meta"), [x.float().to("meta") for x in qkv()]
+    module, inputs = (
+        _pair_module(similarity, normalizer).to("meta"),
+        [x.float().to("meta") for x in qkv()],
+    )
     assert module(*inputs).shape == (B, H, NQ, DV)
 
 

@@ -49,16 +49,22 @@ def test_batches_of_a_tree(tree):
     assert data.class_counts == list(COUNTS["train"])
     assert data.skipped == []  # junk of operating systems is not worth a word
     images, labels = next(iter(data.train_dataloader()))
-    assert images.shape == (5, 3, 11, 17) and images.dtype == torch.float32 and images.is_contiguous()
+    assert (
+        images.shape == (5, 3, 11, 17) and images.dtype == torch.float32 and images.is_contiguous()
+    )
     assert labels.shape == (5,) and labels.dtype == torch.int64
     seen = Counter(label for _, labels in batches(data.val_dataloader()) for label in labels)
     assert [seen[label] for label in range(3)] == list(COUNTS["val"])
 
 
-@pytest.mark.parametrize(("prefix", "compression"), [("", zipfile.ZIP_STORED), ("photos/", zipfile.ZIP_DEFLATED)])
+@pytest.mark.parametrize(
+    ("prefix", "compression"), [("", zipfile.ZIP_STORED), ("photos/", zipfile.ZIP_DEFLATED)]
+)
 def test_zip_equals_folder(tree, tmp_path, prefix, compression):
     packed = make_zip(tree, tmp_path / "x.zip", prefix, compression)
-    assert_same(batches(image_data(packed).val_dataloader()), batches(image_data(tree).val_dataloader()))
+    assert_same(
+        batches(image_data(packed).val_dataloader()), batches(image_data(tree).val_dataloader())
+    )
     assert image_data(packed).classes == CLASSES
 
 
@@ -124,7 +130,9 @@ def test_every_process_opens_the_zip_for_itself(archive, monkeypatch):
 
 def test_splits_that_do_not_exist(tree):
     data = image_data(tree)
-    with pytest.raises(ValueError, match="no images for test: give a root or dataset with a test part"):
+    with pytest.raises(
+        ValueError, match="no images for test: give a root or dataset with a test part"
+    ):
         data.test_dataloader()
     with pytest.raises(ValueError, match="no images for predict: give predict_root"):
         data.predict_dataloader()
@@ -132,7 +140,9 @@ def test_splits_that_do_not_exist(tree):
         ImageData()
 
 
-@pytest.mark.parametrize(("build", "options", "error", "message"), REFUSALS, ids=range(len(REFUSALS)))
+@pytest.mark.parametrize(
+    ("build", "options", "error", "message"), REFUSALS, ids=range(len(REFUSALS))
+)
 def test_refuses(tmp_path, build, options, error, message):
     if build is not None:
         build(tmp_path / "photos")
@@ -147,7 +157,11 @@ def test_missing_root_names_its_neighbor(tree):
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "file"])
 def test_predict_root(tree, archive, kind):
-    root = {"folder": tree / "val" / "bee", "zip": archive, "file": tree / "val" / "bee" / "01.png"}[kind]
+    root = {
+        "folder": tree / "val" / "bee",
+        "zip": archive,
+        "file": tree / "val" / "bee" / "01.png",
+    }[kind]
     data = ImageData(predict_root=str(root), image_size=8, num_workers=0, **HALF)
     data.setup("predict")
     names = [name for _, batch in data.predict_dataloader() for name in batch]
@@ -172,25 +186,37 @@ def test_predict_leaves_out_what_it_cannot_read(tmp_path):
 def write_mnist(folder: Path) -> None:
     folder.mkdir(parents=True)
     for part, count in (("train", 40), ("t10k", 7)):
-        header = (0x803).to_bytes(4, "big") + b"".join(n.to_bytes(4, "big") for n in (count, 28, 28))
-        (folder / f"{part}-images-idx3-ubyte").write_bytes(header + bytes(i % 251 for i in range(count * 784)))
+        header = (0x803).to_bytes(4, "big") + b"".join(
+            n.to_bytes(4, "big") for n in (count, 28, 28)
+        )
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(
+            header + bytes(i % 251 for i in range(count * 784))
+        )
         header = (0x801).to_bytes(4, "big") + count.to_bytes(4, "big")
-        (folder / f"{part}-labels-idx1-ubyte").write_bytes(header + bytes(i % 10 for i in range(count)))
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(
+            header + bytes(i % 10 for i in range(count))
+        )
 
 
 def test_torchvision_data_set(tmp_path):
     write_mnist(tmp_path / "FashionMNIST" / "raw")
-    data = ImageData(str(tmp_path), "fashion_mnist", image_size=14, num_workers=0, val_fraction=0.25, **HALF)
+    data = ImageData(
+        str(tmp_path), "fashion_mnist", image_size=14, num_workers=0, val_fraction=0.25, **HALF
+    )
     data.prepare_data()
     data.setup("fit")
-    assert data.num_classes == 10 and data.classes[9] == "Ankle boot" and data.class_counts == [3] * 10
+    assert (
+        data.num_classes == 10 and data.classes[9] == "Ankle boot" and data.class_counts == [3] * 10
+    )
     assert sum(len(labels) for _, labels in data.val_dataloader()) == 10
     assert sum(len(labels) for _, labels in data.test_dataloader()) == 7
     images, _ = next(iter(data.train_dataloader()))
     assert images.shape == (30, 3, 14, 14)
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion_mnist", "mnist", "svhn", "food101", "oxford_pets"])
+@pytest.mark.parametrize(
+    "name", ["cifar10", "cifar100", "fashion_mnist", "mnist", "svhn", "food101", "oxford_pets"]
+)
 def test_torchvision_data_set_is_fetched_only_on_request(tmp_path, name):
     with pytest.raises(FileNotFoundError, match=f"'{name}' does not lie in root .*download: true"):
         ImageData(str(tmp_path), name).setup("fit")
@@ -213,7 +239,9 @@ def test_a_hundred_thousand_files(tmp_path):
         for other in range(1000):
             (tmp_path / f"class{number:02d}" / f"{other:04d}.png").write_bytes(pixel)
     data = image_data(tmp_path)
-    assert sum(data.class_counts) == 85_000 and len(pickle.dumps(data._part("train")[0])) < 4_000_000
+    assert (
+        sum(data.class_counts) == 85_000 and len(pickle.dumps(data._part("train")[0])) < 4_000_000
+    )
 
 
 def test_the_transform_alone_imports_neither_lightning_nor_albumentations():
@@ -221,12 +249,30 @@ def test_the_transform_alone_imports_neither_lightning_nor_albumentations():
         "import sys, visattn.data.transform, visattn.data.augment, visattn.data.images;"
         "print(sorted({'lightning', 'albumentations', 'torchvision', 'cv2'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], check=True, capture_output=True, text=True
+    )
     assert done.stdout.strip() == "[]" and done.stderr == ""
 
 
 def test_bench_tells_what_reading_costs(tree, capsys):
-    assert main(["bench", "data", "--photos", str(tree), "--image-size", "16", "--repeats", "1", "--files", "0"]) == 0
+    assert (
+        main(
+            [
+                "bench",
+                "data",
+                "--photos",
+                str(tree),
+                "--image-size",
+                "16",
+                "--repeats",
+                "1",
+                "--files",
+                "0",
+            ]
+        )
+        == 0
+    )
     rows = dict(re.findall(r"^\| (\w[\w ]*?) +\| (\d+) +\|", capsys.readouterr().out, re.MULTILINE))
     assert (
         set(rows) == {"decode alone", "validation", "crop", "light", "strong", "trivial"}

@@ -26,7 +26,11 @@ class _Probe(pl.LightningModule):
 
     def training_step(self, batch, number):
         images, labels = batch
-        self.seen[self.global_step] = (self.current_epoch, labels.tolist(), images.double().sum().item())
+        self.seen[self.global_step] = (
+            self.current_epoch,
+            labels.tolist(),
+            images.double().sum().item(),
+        )
         return cross_entropy(self.linear(images.flatten(1)), labels)
 
     def validation_step(self, batch, number):
@@ -49,7 +53,13 @@ class _Probe(pl.LightningModule):
         self.save("val")
 
 
-def fit(data: ImageData, tmp_path: Path, folder: Path | None = None, checkpoint: Path | None = None, **options):
+def fit(
+    data: ImageData,
+    tmp_path: Path,
+    folder: Path | None = None,
+    checkpoint: Path | None = None,
+    **options,
+):
     probe = _Probe(folder)
     trainer = pl.Trainer(
         max_epochs=3,
@@ -64,12 +74,16 @@ def fit(data: ImageData, tmp_path: Path, folder: Path | None = None, checkpoint:
         **options,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Lightning's own: few workers, and names that torch has deprecated
+        warnings.simplefilter(
+            "ignore"
+        )  # Lightning's own: few workers, and names that torch has deprecated
         trainer.fit(probe, data, ckpt_path=checkpoint)
     return probe.seen
 
 
-@pytest.mark.parametrize("options", [{}, {"limit_train_batches": 3}, {"val_check_interval": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"limit_train_batches": 3}, {"val_check_interval": 2}], ids=str
+)
 def test_lightning_resumes_with_the_batches_an_unbroken_run_sees(tree, tmp_path, options):
     unbroken = fit(image_data(tree), tmp_path, folder=tmp_path, **options)
     checkpoints = sorted(tmp_path.glob("*.ckpt"))
@@ -85,12 +99,18 @@ def test_lightning_predicts_file_names(tree, tmp_path):
         def predict_step(self, batch, number):
             return batch[1]
 
-    data = ImageData(predict_root=str(tree / "val"), image_size=8, batch_size=3, num_workers=0, **HALF)
-    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    data = ImageData(
+        predict_root=str(tree / "val"), image_size=8, batch_size=3, num_workers=0, **HALF
+    )
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         names = [name for batch in trainer.predict(Names(), data) for name in batch]
-    assert names == sorted(path.relative_to(tree / "val").as_posix() for path in tree.glob("val/*/[0-9]*.png"))
+    assert names == sorted(
+        path.relative_to(tree / "val").as_posix() for path in tree.glob("val/*/[0-9]*.png")
+    )
 
 
 def test_checkpoint_keeps_transform_and_refuses_other_classes(tree, tmp_path):
@@ -103,10 +123,16 @@ def test_checkpoint_keeps_transform_and_refuses_other_classes(tree, tmp_path):
         predicting.predict_dataloader()
     predicting.load_state_dict(state)
     assert predicting.transform_config() == state["transform"] and predicting.classes == CLASSES
-    assert image_data(tree).transform_config()["mean"] == [0.5, 0.5, 0.5]  # given, so not taken from anywhere
+    assert image_data(tree).transform_config()["mean"] == [
+        0.5,
+        0.5,
+        0.5,
+    ]  # given, so not taken from anywhere
     other = image_data(tree)
     state["classes"] = ["ant", "bee", "dog"]
-    with pytest.raises(ValueError, match=r"other classes: only there \['dog'\], only here \['cat'\]"):
+    with pytest.raises(
+        ValueError, match=r"other classes: only there \['dog'\], only here \['cat'\]"
+    ):
         other.load_state_dict(state)
     state["classes"] = CLASSES[::-1]
     with pytest.raises(ValueError, match="other classes: here they have another order"):

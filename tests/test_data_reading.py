@@ -47,8 +47,12 @@ def test_odd_images(tmp_path, name, size):
     corner = size[0] // 7  # away from the outermost pixels and from the border of the halves
     assert (pixels[corner, corner] - torch.tensor(first)).abs().max() < 3
     assert (pixels[-1 - corner, -1 - corner] - torch.tensor(last)).abs().max() < 3
-    with Image.open(tmp_path / "ant" / name) as image:  # as a user of the classifier would hand it in
-        transform = build_transform({"image_size": list(size), "resize": "cover", "mean": [0.5] * 3, "std": [0.25] * 3})
+    with Image.open(
+        tmp_path / "ant" / name
+    ) as image:  # as a user of the classifier would hand it in
+        transform = build_transform(
+            {"image_size": list(size), "resize": "cover", "mean": [0.5] * 3, "std": [0.25] * 3}
+        )
         torch.testing.assert_close(transform(image), images[0])
 
 
@@ -59,19 +63,28 @@ def test_kept_images_are_those_of_the_files(tmp_path):
             (tmp_path / name / odd).write_bytes(data)
         picture(1, (203, 131)).save(tmp_path / name / "large.jpg")  # decoded no finer than needed
         (tmp_path / name / "broken.png").write_bytes(b"")
-    plain, kept = (image_data(tmp_path, cache=cache, augment="strong", val_fraction=0.4) for cache in (False, True))
+    plain, kept = (
+        image_data(tmp_path, cache=cache, augment="strong", val_fraction=0.4)
+        for cache in (False, True)
+    )
     expected = [*batches(plain.train_dataloader()), *batches(plain.val_dataloader())]
     for path in tmp_path.rglob("*.*"):
         path.unlink()
     assert_same([*batches(kept.train_dataloader()), *batches(kept.val_dataloader())], expected)
-    assert {Path(name).name for name in kept.skipped} == {Path(name).name for name in plain.skipped} == {"broken.png"}
+    assert (
+        {Path(name).name for name in kept.skipped}
+        == {Path(name).name for name in plain.skipped}
+        == {"broken.png"}
+    )
 
 
 def test_more_pixels_than_the_memory_may_take_are_refused(tree):
     source = list_classes(tree)["train"]
     kept = KeptImages(source, range(4), 22, limit=4 * 19 * 13 * 3)
     assert len(kept) == len(source) and kept.name(3) == source.name(3)
-    with pytest.raises(ValueError, match=r"cache: 5 of 6 images take more than 0\.0 GiB: turn it off"):
+    with pytest.raises(
+        ValueError, match=r"cache: 5 of 6 images take more than 0\.0 GiB: turn it off"
+    ):
         KeptImages(source, range(6), 22, limit=4 * 19 * 13 * 3)
 
 
@@ -85,11 +98,17 @@ def test_broken_files_are_left_out_and_listed(tmp_path, workers, caplog):
         (tmp_path / split / "bee" / "notes.txt").write_text("not a picture")
     data = image_data(tmp_path, num_workers=workers, batch_size=3)
     seen = batches(data.val_dataloader())
-    assert Counter(label for _, labels in seen for label in labels) == dict(enumerate(COUNTS["val"]))
+    assert Counter(label for _, labels in seen for label in labels) == dict(
+        enumerate(COUNTS["val"])
+    )
     assert all(len(labels) for _, labels in seen)
     trained = batches(data.train_dataloader())
-    assert {len(labels) for _, labels in trained} == {3}  # another image takes the place of a broken one
-    expected = [f"{split}/bee/{name}" for split in ("train", "val") for name in [*BROKEN, "notes.txt"]]
+    assert {len(labels) for _, labels in trained} == {
+        3
+    }  # another image takes the place of a broken one
+    expected = [
+        f"{split}/bee/{name}" for split in ("train", "val") for name in [*BROKEN, "notes.txt"]
+    ]
     assert sorted(expected) == data.skipped
     with caplog.at_level(logging.WARNING):
         data.teardown("fit")
@@ -160,7 +179,11 @@ def test_cover_keeps_the_middle_and_stretch_everything():
     image.paste("white", (100, 0, 200, 100))
     assert EvalTransform((10, 10)).pixels(image).min() > 220
     stretched = EvalTransform((10, 30), resize="stretch").pixels(image)
-    assert stretched[:, :9].max() < 15 and stretched[:, 11:19].min() > 240 and stretched[:, 21:].max() < 15
+    assert (
+        stretched[:, :9].max() < 15
+        and stretched[:, 11:19].min() > 240
+        and stretched[:, 21:].max() < 15
+    )
 
 
 @pytest.mark.parametrize("missing", ["mean", "image_size"])

@@ -8,11 +8,11 @@ from map_cases import CLASSES, FAMILIES, NAMED, SmallCNN, built, tiny
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from visattn.blocks.table import create_block
+from visattn.blocks.catalog import create_block
+from visattn.methods.explain import METHODS, explain
 from visattn.methods.legrad import legrad
 from visattn.methods.raw import dino
 from visattn.methods.rollout import rollout
-from visattn.methods.table import METHODS, explain
 from visattn.record import capture, entry
 
 ATTENTION = ("raw", "rollout", "grad_attention", "grad_rollout", "gae", "legrad", "dino")
@@ -26,7 +26,11 @@ def test_the_table_holds_the_methods_of_the_contract():
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_every_family_is_explained_as_shipped(family):
     model, images = built(family)
-    target = (lambda output: output.pooler_output[:, 3]) if family.name == "hf_clip_vision" else torch.tensor([3, 1])
+    target = (
+        (lambda output: output.pooler_output[:, 3])
+        if family.name == "hf_clip_vision"
+        else torch.tensor([3, 1])
+    )
     for method in ("rollout", "gae", "hirescam"):
         heat = explain(model, images, target, method)
         assert heat.values.ndim == 3 and len(heat) == 2 and heat.values.isfinite().all()
@@ -53,7 +57,9 @@ def test_a_model_is_given_back_as_it_was(method):
     assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["head.weight"]
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     assert torch.equal(images, given) and images.grad is None and not images.requires_grad
-    assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
+    assert not any(
+        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules()
+    )
     with torch.inference_mode():
         torch.testing.assert_close(explain(model, images, 3, method).values, heat.values)
     alone = [explain(model, images[b : b + 1], 3, method).values[0] for b in range(2)]
@@ -78,7 +84,9 @@ def test_targets():
         torch.testing.assert_close(explain(model, images, same).values, heat.values)
     with pytest.raises(ValueError, match=r"target must lie in 0 to 6; got \[7\]"):
         explain(model, images, 7)
-    with pytest.raises(ValueError, match=r"target must be a class or one class per image, \(2,\); got shape \(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"target must be a class or one class per image, \(2,\); got shape \(3,\)"
+    ):
         explain(model, images, torch.tensor([1, 2, 3]))
     with pytest.raises(ValueError, match=r"target must hold class numbers; got torch\.float32"):
         explain(model, images, torch.tensor([1.0, 2.0]))
@@ -86,11 +94,15 @@ def test_targets():
 
 def test_bad_input():
     model, images = built(NAMED["timm_vit"])
-    with pytest.raises(ValueError, match=r"method must be one of raw, rollout, .*; got 'rolout': rollout"):
+    with pytest.raises(
+        ValueError, match=r"method must be one of raw, rollout, .*; got 'rolout': rollout"
+    ):
         explain(model, images, method="rolout")
     with pytest.raises(ValueError, match="images must be finite"):
         explain(model, images * torch.nan)
-    with pytest.raises(ValueError, match=r"images must be a float tensor \(B, C, H, W\); got \(3, 48, 80\)"):
+    with pytest.raises(
+        ValueError, match=r"images must be a float tensor \(B, C, H, W\); got \(3, 48, 80\)"
+    ):
         explain(model, images[0])
     for wrong in (images[:, :1], images[:, :, :33]):
         with pytest.raises(ValueError, match=r"the model refused images of shape \(2, "):
@@ -98,7 +110,9 @@ def test_bad_input():
     for method in METHODS:
         if method == "integrated_gradients":
             pytest.importorskip("captum")
-        with pytest.raises(ValueError, match=r"images must hold at least one image .*; got shape \(0, 3, 48, 80\)"):
+        with pytest.raises(
+            ValueError, match=r"images must hold at least one image .*; got shape \(0, 3, 48, 80\)"
+        ):
             explain(model, images[:0], method=method)
     with pytest.raises(ValueError, match=r"layer 'blocks.7.attn' does not exist; did you mean"):
         explain(model, images, layers=["blocks.7.attn"])
@@ -115,7 +129,10 @@ def test_bad_input():
 def test_layers_that_select_nothing_are_refused_alike(method):
     model, images = built(NAMED["timm_vit"])
     for nothing in (slice(20, 30), slice(0, 0), []):
-        with pytest.raises(ValueError, match=r"layers selects none of the 2 token layers, 0 blocks.0.attn, 1 blocks.1"):
+        with pytest.raises(
+            ValueError,
+            match=r"layers selects none of the 2 token layers, 0 blocks.0.attn, 1 blocks.1",
+        ):
             explain(model, images, 1, method, layers=nothing)
     expected = explain(model, images, 1, method, layers=0).values
     for same in ([0], slice(0, 1), ["blocks.0.attn"], "blocks.0.attn"):
@@ -134,18 +151,25 @@ def test_layers_are_taken_first_to_last(method):
 
 def test_dino_shows_one_layer():
     model, images = built(NAMED["timm_vit"])
-    with pytest.raises(ValueError, match=r"layers must select one layer, .*; got 2: blocks.0.attn, blocks.1.attn"):
+    with pytest.raises(
+        ValueError, match=r"layers must select one layer, .*; got 2: blocks.0.attn, blocks.1.attn"
+    ):
         explain(model, images, method="dino", layers=slice(None))
     gates = create_block("cbam", 8).eval()
     with torch.no_grad(), capture(gates) as maps:
         gates(torch.rand(2, 8, 5, 7))
-    with pytest.raises(ValueError, match="this method needs attention between tokens; the model has channel, spatial"):
+    with pytest.raises(
+        ValueError,
+        match="this method needs attention between tokens; the model has channel, spatial",
+    ):
         dino(maps)
 
 
 def test_legrad_refuses_attention_outside_its_blocks():
     model, images = built(NAMED["timm_siglip"])
-    with pytest.raises(ValueError, match=r"layers selects attn_pool, outside the blocks .*: blocks.0, blocks.1"):
+    with pytest.raises(
+        ValueError, match=r"layers selects attn_pool, outside the blocks .*: blocks.0, blocks.1"
+    ):
         explain(model, images, 1, "legrad", layers=["attn_pool"])
 
 
@@ -166,7 +190,9 @@ class Unlisted(nn.Module):
     def __init__(self):
         super().__init__()
         self.embed, self.head = nn.Conv2d(3, 12, 4, 4), nn.Linear(12, CLASSES)
-        self.one, self.two = (nn.TransformerEncoderLayer(12, 3, 24, batch_first=True, dropout=0.0) for _ in range(2))
+        self.one, self.two = (
+            nn.TransformerEncoderLayer(12, 3, 24, batch_first=True, dropout=0.0) for _ in range(2)
+        )
 
     def forward(self, images):
         return self.head(self.two(self.one(self.embed(images).flatten(2).transpose(1, 2))).mean(1))
@@ -175,7 +201,9 @@ class Unlisted(nn.Module):
 def test_legrad_takes_a_head_where_it_finds_none():
     torch.manual_seed(0)
     model, images = Unlisted().eval(), torch.randn(2, 3, 12, 20)
-    with pytest.raises(ValueError, match="inside blocks that are listed in a module list; pass head="):
+    with pytest.raises(
+        ValueError, match="inside blocks that are listed in a module list; pass head="
+    ):
         explain(model, images, 1, "legrad")
     heat = legrad(model, images, 1, head=lambda tokens: model.head(tokens.mean(1)))
     assert heat.layer == "one.self_attn to two.self_attn"
@@ -200,11 +228,18 @@ def test_legrad_takes_a_head_where_it_finds_none():
 
 def test_legrad_needs_a_head_for_blocks_of_several_shapes():
     model, images = built(NAMED["timm_swin"])
-    with pytest.raises(ValueError, match=r"legrad needs blocks that return tokens of one shape.*pass head="):
+    with pytest.raises(
+        ValueError, match=r"legrad needs blocks that return tokens of one shape.*pass head="
+    ):
         explain(model, images, 1, "legrad")
     draw = torch.Generator().manual_seed(0)
     weights = {width: torch.randn(width, CLASSES, generator=draw) for width in (24, 48)}
-    heat = legrad(model, images, 1, head=lambda tokens: tokens.flatten(1, -2).mean(1) @ weights[tokens.shape[-1]])
+    heat = legrad(
+        model,
+        images,
+        1,
+        head=lambda tokens: tokens.flatten(1, -2).mean(1) @ weights[tokens.shape[-1]],
+    )
     assert heat.values.shape == (2, 16, 24) and heat.values.min() >= 0 and heat.values.std() > 0
 
 

@@ -13,11 +13,11 @@ from timm.optim import list_optimizers
 from training_cases import SMALL, TINY, keys, refusal, same, weights
 
 from visattn.data.module import ImageData
-from visattn.models.table import create_model
+from visattn.models.presets import create_model
 from visattn.models.weights import last_layer
 from visattn.training import cli
 from visattn.training.checkpoint import build_network, read_checkpoint
-from visattn.training.classifier import load
+from visattn.training.classifier import load_classifier
 from visattn.training.freeze import frozen_names
 from visattn.training.keys import image_classifier
 from visattn.training.module import ImageClassifier
@@ -38,7 +38,10 @@ def tiny(**options):
 def test_weights_from_a_file_but_for_the_head(name, form, tmp_path):
     options = SMALL if name == "vit_nano" else {}
     trained = create_model(name, num_classes=5, image_size=16, **options)
-    state, file = trained.state_dict(), tmp_path / f"weights.{'safetensors' if form == 'safetensors' else 'pth'}"
+    state, file = (
+        trained.state_dict(),
+        tmp_path / f"weights.{'safetensors' if form == 'safetensors' else 'pth'}",
+    )
     if form == "safetensors":
         save_file(state, file)
     else:
@@ -50,14 +53,29 @@ def test_weights_from_a_file_but_for_the_head(name, form, tmp_path):
             assert torch.equal(value, state[key]), key
     assert last_layer(model)[1].out_features == 3
     again = create_model(name, num_classes=5, image_size=16, weights=file, **options)
-    if name != "timm:test_resnet":  # timm keeps a head only where its own weights have as many classes
+    if (
+        name != "timm:test_resnet"
+    ):  # timm keeps a head only where its own weights have as many classes
         assert same(again.state_dict(), state)
 
 
 def test_positions_of_weights_are_resized(tmp_path):
-    torch.save(tiny(class_token=False, pool="mean", patch_size=4).state_dict(), tmp_path / "small.pt")
-    options = {"num_classes": 3, "image_size": 32, **SMALL, "class_token": False, "pool": "mean", "patch_size": 4}
-    assert create_model("vit_nano", weights=tmp_path / "small.pt", **options).pos_embed.shape == (1, 64, 16)
+    torch.save(
+        tiny(class_token=False, pool="mean", patch_size=4).state_dict(), tmp_path / "small.pt"
+    )
+    options = {
+        "num_classes": 3,
+        "image_size": 32,
+        **SMALL,
+        "class_token": False,
+        "pool": "mean",
+        "patch_size": 4,
+    }
+    assert create_model("vit_nano", weights=tmp_path / "small.pt", **options).pos_embed.shape == (
+        1,
+        64,
+        16,
+    )
 
 
 def test_a_run_starts_from_an_earlier_one(run, shapes, tmp_path):
@@ -65,8 +83,15 @@ def test_a_run_starts_from_an_earlier_one(run, shapes, tmp_path):
     cli.main(["fit", *keys(shapes, tmp_path / "next", model__weights=best, model__lr=0.0)])
     key = "model.blocks.0.mlp.fc1.weight"
     assert torch.equal(weights(tmp_path / "next/checkpoints/last.ckpt")[key], weights(best)[key])
-    assert read_checkpoint(tmp_path / "next/checkpoints/last.ckpt")["visattn"]["network"]["weights"] is None
-    assert load(tmp_path / "next").classes == ["bar", "disc", "line"]  # without the file it started from
+    assert (
+        read_checkpoint(tmp_path / "next/checkpoints/last.ckpt")["visattn"]["network"]["weights"]
+        is None
+    )
+    assert load_classifier(tmp_path / "next").classes == [
+        "bar",
+        "disc",
+        "line",
+    ]  # without the file it started from
 
 
 def test_weights_with_and_without_an_inserted_block(tmp_path):
@@ -76,7 +101,10 @@ def test_weights_with_and_without_an_inserted_block(tmp_path):
         trained = build_network("resnet8", insert=insert, **sizes)
         torch.save(trained.state_dict(), tmp_path / "weights.pt")
         model = build_network("resnet8", insert="se", weights=str(tmp_path / "weights.pt"), **sizes)
-        assert all(torch.equal(model.state_dict()[key], value) for key, value in trained.state_dict().items())
+        assert all(
+            torch.equal(model.state_dict()[key], value)
+            for key, value in trained.state_dict().items()
+        )
     assert same(model.state_dict(), trained.state_dict())
 
 
@@ -112,7 +140,9 @@ def test_weights_of_another_timm_model_are_refused(tmp_path):
 
 
 def test_pretrained_without_network_names_the_way_out():
-    with pytest.raises(ValueError, match=r"timm:resnet10t: no pretrained weights .* give a file as weights"):
+    with pytest.raises(
+        ValueError, match=r"timm:resnet10t: no pretrained weights .* give a file as weights"
+    ):
         create_model("timm:resnet10t", pretrained=True)  # the tests are cut off from the hub
 
 
@@ -162,7 +192,9 @@ def changed(first: dict, last: dict) -> set[str]:
 def test_a_linear_probe_moves_nothing_but_the_head(shapes, tmp_path, watched):
     cli.main(["fit", *keys(shapes, tmp_path / "run", model__freeze="backbone")])
     assert changed(watched[0], watched[-1]) == {"head"}  # batch statistics of the stem included
-    states = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["optimizer_states"][0]["state"]
+    states = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["optimizer_states"][0][
+        "state"
+    ]
     assert len(states) == 2
 
 
@@ -170,9 +202,17 @@ def test_frozen_layers_learn_from_the_epoch_asked_for(shapes, tmp_path, watched)
     options = {"model__freeze": "blocks.0,patch_embed", "model__unfreeze_epoch": 1}
     cli.main(["fit", *keys(shapes, tmp_path / "run", **options)])
     assert "patch_embed" not in changed(watched[0], watched[6])
-    assert all(torch.equal(watched[0][key], watched[6][key]) for key in watched[0] if key.startswith("blocks.0"))
+    assert all(
+        torch.equal(watched[0][key], watched[6][key])
+        for key in watched[0]
+        if key.startswith("blocks.0")
+    )
     assert "patch_embed" in changed(watched[7], watched[-1])
-    assert any(not torch.equal(watched[7][key], watched[-1][key]) for key in watched[0] if key.startswith("blocks.0"))
+    assert any(
+        not torch.equal(watched[7][key], watched[-1][key])
+        for key in watched[0]
+        if key.startswith("blocks.0")
+    )
 
 
 @pytest.mark.parametrize("step", [4, 9])
@@ -183,7 +223,9 @@ def test_a_run_with_frozen_layers_goes_on(step, shapes, tmp_path, at_step):
     with pytest.raises(SystemExit):
         cli.main(["fit", *keys(shapes, tmp_path / "cut", **options)])
     cli.main(["fit", *keys(shapes, tmp_path / "cut", **options), "--ckpt_path", "last"])
-    whole, cut = (weights(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("whole", "cut"))
+    whole, cut = (
+        weights(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("whole", "cut")
+    )
     assert same(whole, cut)
 
 
@@ -194,10 +236,13 @@ def test_layer_decay_slows_early_layers():
     module._trainer = object()
     optimizer = module.configure_optimizers()["optimizer"]
     trainer.undo()
-    rates = {id(p): group["initial_lr"] for group in optimizer.param_groups for p in group["params"]}
+    rates = {
+        id(p): group["initial_lr"] for group in optimizer.param_groups for p in group["params"]
+    }
     named = dict(module.model.named_parameters())
     by_layer = [
-        rates[id(named[name])] for name in ("cls_token", "blocks.0.norm1.bias", "blocks.1.norm1.bias", "head.bias")
+        rates[id(named[name])]
+        for name in ("cls_token", "blocks.0.norm1.bias", "blocks.1.norm1.bias", "head.bias")
     ]
     assert by_layer == pytest.approx([0.01 * 0.5**n for n in (3, 2, 1, 0)])
 
@@ -205,7 +250,9 @@ def test_layer_decay_slows_early_layers():
 @pytest.mark.parametrize("optimizer", ["sgd", "muon", "lamb", "adafactor", "lion"])
 def test_optimizers_of_timm(optimizer, shapes, tmp_path):
     assert optimizer in list_optimizers()
-    cli.main(["fit", *keys(shapes, tmp_path / "run", model__optimizer=optimizer, trainer__max_epochs=1)])
+    cli.main(
+        ["fit", *keys(shapes, tmp_path / "run", model__optimizer=optimizer, trainer__max_epochs=1)]
+    )
     assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 7
 
 
@@ -221,7 +268,9 @@ def test_bce_judges_each_class_alone():
     by_hand = -(targets * p.log() + (1 - targets) * (1 - p).log())
     torch.testing.assert_close(recipe.objective(scores, labels), by_hand.mean())
     weights = torch.tensor([1.0, 2.0, 3.0])
-    torch.testing.assert_close(recipe.objective(scores, labels, weights), (by_hand * weights).mean())
+    torch.testing.assert_close(
+        recipe.objective(scores, labels, weights), (by_hand * weights).mean()
+    )
     assert recipe.plain_loss(scores, labels) != recipe.objective(scores, labels)
     assert torch.equal(recipe.probabilities(scores), p)
 
@@ -240,7 +289,9 @@ def test_class_weights_come_from_the_counts(shapes, tmp_path, monkeypatch):
         return objective(self, scores, targets, weights)
 
     monkeypatch.setattr(Recipe, "objective", spy)
-    balanced = keys(tmp_path / "data", tmp_path / "run", model__class_weights="balanced", trainer__max_epochs=1)
+    balanced = keys(
+        tmp_path / "data", tmp_path / "run", model__class_weights="balanced", trainer__max_epochs=1
+    )
     cli.main(["fit", *balanced])
     assert seen[0][0] == pytest.approx(3 * seen[0][1])  # few comes before many
     assert float((seen[0] * torch.tensor([4.0, 12.0])).sum()) == pytest.approx(16)
@@ -252,17 +303,24 @@ def test_images_of_several_labels(tmp_path, capsys):
     for number in range(24):
         red, blue = torch.rand(2, generator=generator) > 0.4
         root.mkdir(exist_ok=True)
-        Image.new("RGB", (16, 16), (255 * int(red), 0, 255 * int(blue))).save(root / f"{number}.png")
+        Image.new("RGB", (16, 16), (255 * int(red), 0, 255 * int(blue))).save(
+            root / f"{number}.png"
+        )
         names = ";".join(name for name, is_in in (("blue", blue), ("red", red)) if is_in)
         rows.append(f"{number}.png,{names},{'val' if number > 15 else 'train'}")
     (root / "labels.csv").write_text("\n".join(rows))
-    several = {"data__labels": "labels.csv", "model__mixup": 0, "trainer__max_epochs": 30, "model__lr": 0.01}
+    several = {
+        "data__labels": "labels.csv",
+        "model__mixup": 0,
+        "trainer__max_epochs": 30,
+        "model__lr": 0.01,
+    }
     several |= {"model__name": "resnet8", "model__options": "{}"}
     assert "loss='bce'" in refusal(["fit", *keys(root, tmp_path / "run", **several)], capsys)
     cli.main(["fit", *keys(root, tmp_path / "run", model__loss="bce", **several)])
     said = capsys.readouterr().out
     assert "validation map" in said
-    classifier = load(tmp_path / "run")
+    classifier = load_classifier(tmp_path / "run")
     both = classifier(Image.new("RGB", (16, 16), (255, 0, 255)))
     assert classifier.several
     assert both.min() > 0.5  # two classes at once
@@ -273,7 +331,9 @@ def test_training_images_grow():
     assert [recipe.side(64, epoch, 9) for epoch in range(9)] == [32, 40, 40, 48, 56, 56, 64, 64, 64]
     module = ImageClassifier(TINY, recipe=Recipe(start_size=8))
     sizes = []
-    module.model.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[-2:])))
+    module.model.register_forward_pre_hook(
+        lambda _, inputs: sizes.append(tuple(inputs[0].shape[-2:]))
+    )
     module.log, module.epochs = lambda *args, **options: None, 10
     module.training_step((torch.rand(2, 3, 16, 16), torch.tensor([0, 2])), 0)
     module.eval()._measure((torch.rand(2, 3, 16, 16), torch.tensor([0, 2])))
@@ -282,7 +342,9 @@ def test_training_images_grow():
 
 def test_a_network_of_one_size_cannot_grow():
     network = {"name": "timm:vit_tiny_patch16_224", "num_classes": 3, "image_size": 32}
-    with pytest.raises(ValueError, match="start_size: VisionTransformer is built for one image size"):
+    with pytest.raises(
+        ValueError, match="start_size: VisionTransformer is built for one image size"
+    ):
         ImageClassifier(network, recipe=Recipe(start_size=16))
 
 
@@ -334,7 +396,7 @@ def test_neighbors_of_a_run(run, shapes, capsys):
     said = float(re.search(r"accuracy of 1 nearest neighbors (\S+) %", capsys.readouterr().out)[1])
     data = ImageData(str(shapes), image_size=16, batch_size=4, num_workers=0)
     data.setup()
-    model, device = load(run).model, torch.device("cpu")
+    model, device = load_classifier(run).model, torch.device("cpu")
     train, labels = features(model, data.ordered_dataloader("train"), device)
     test, truth = features(model, data.ordered_dataloader("val"), device)
     assert train.shape == (39, 16)
@@ -349,10 +411,16 @@ def test_neighbors_need_one_label_per_image():
 
 
 def test_predictions_make_their_folder_and_keep_names_that_are_no_text(tmp_path):
-    writer, trainer = PredictionWriter(tmp_path / "new" / "folder"), SimpleNamespace(global_rank=0, world_size=1)
+    writer, trainer = (
+        PredictionWriter(tmp_path / "new" / "folder"),
+        SimpleNamespace(global_rank=0, world_size=1),
+    )
     writer.classes = ["a", "b"]
     writer.on_predict_start(trainer, None)
     answer = ["gr\udcfc\udcdfe.png"], torch.tensor([[0.25, 0.75]])
     writer.write_on_batch_end(trainer, None, answer, None, None, 0, 0)
     writer.teardown(trainer, None, "predict")
-    assert b"gr\xfc\xdfe.png,b,0.750000" in (tmp_path / "new" / "folder" / "predictions.csv").read_bytes()
+    assert (
+        b"gr\xfc\xdfe.png,b,0.750000"
+        in (tmp_path / "new" / "folder" / "predictions.csv").read_bytes()
+    )

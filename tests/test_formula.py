@@ -32,7 +32,9 @@ def test_entmax_runs_from_softmax_to_sparsemax():
 def test_softmax1_is_softmax_with_one_empty_key():
     q, k, v = qkv()
     k2, v2 = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
-    torch.testing.assert_close(attend(q, k, v, None, NORMALIZERS["softmax1"]()), attend(q, k2, v2), **EXACT)
+    torch.testing.assert_close(
+        attend(q, k, v, None, NORMALIZERS["softmax1"]()), attend(q, k2, v2), **EXACT
+    )
 
 
 def test_sinkhorn_columns_even_out():
@@ -108,7 +110,9 @@ def test_one_key(name):
 def test_huge_scores_stay_finite(name):
     q, k, v = (x.float() for x in qkv())
     output, gradients = differentiate(
-        lambda q, k, v: attend(q, k, v, None, make_normalizer(name, H).float()), (1e4 * q, 1e4 * k, v), ()
+        lambda q, k, v: attend(q, k, v, None, make_normalizer(name, H).float()),
+        (1e4 * q, 1e4 * k, v),
+        (),
     )
     assert output.isfinite().all() and all(gradient.isfinite().all() for gradient in gradients)
 
@@ -127,7 +131,9 @@ def test_minus_infinity_in_the_bias_masks(name):
     q, k, v = qkv()
     f_norm, mask = make_normalizer(name, H), tokens(1, 1, NQ, NK, seed=4) > 0
     bias = torch.zeros(1, 1, NQ, NK, dtype=q.dtype).masked_fill(~mask, -torch.inf)
-    torch.testing.assert_close(attend(q, k, v, None, f_norm, bias=bias), attend(q, k, v, None, f_norm, mask=mask))
+    torch.testing.assert_close(
+        attend(q, k, v, None, f_norm, bias=bias), attend(q, k, v, None, f_norm, mask=mask)
+    )
 
 
 @pytest.mark.parametrize("name", ["softmax", "sigmoid", "double", "topk"])
@@ -143,7 +149,9 @@ def test_learned_bias_keeps_the_fused_kernel_and_its_gradient(shape):
     bias = tokens(*shape, seed=6)
 
     def run(impl):
-        return differentiate(lambda q, k, v, b: attend(q, k, v, bias=b, impl=impl), (*qkv(), bias), ())
+        return differentiate(
+            lambda q, k, v, b: attend(q, k, v, bias=b, impl=impl), (*qkv(), bias), ()
+        )
 
     assert plan(*qkv(), bias=bias).impl == "sdpa"
     got, expected = run("sdpa"), run("dense")
@@ -192,7 +200,11 @@ def test_plan_names_the_evaluation(similarity, normalizer, impl):
 
 
 def test_plan_reads_bias_and_dropout():
-    bias, linear, l1 = tokens(1, 1, NQ, NK), make_similarity("linear", D, H), make_normalizer("l1", H)
+    bias, linear, l1 = (
+        tokens(1, 1, NQ, NK),
+        make_similarity("linear", D, H),
+        make_normalizer("l1", H),
+    )
     assert plan(*qkv(), linear, l1, bias=bias).impl == "blocked"
     assert plan(*qkv(), dropout=0.1).impl == "blocked"
     assert plan(*qkv(), None, make_normalizer("double", H), dropout=0.1).impl == "dense"
@@ -224,7 +236,10 @@ def test_gumbel_takes_a_generator():
         (lambda q, k, v: attend(q, k[:1], v), "must agree in B"),
         (lambda q, k, v: attend(q, k, v[:, :, :3]), "k and v in heads and tokens"),
         (lambda q, k, v: attend(q, k[:, :, :0], v[:, :, :0]), "k must have at least one token"),
-        (lambda q, k, v: attend(q, k[:, :2], v[:, :2]), "query heads must be a multiple of key heads; got 3 and 2"),
+        (
+            lambda q, k, v: attend(q, k[:, :2], v[:, :2]),
+            "query heads must be a multiple of key heads; got 3 and 2",
+        ),
         (lambda q, k, v: attend(q, k[..., :3], v), "k must be 5 wide for ScaledDot; got 3"),
         (lambda q, k, v: attend(q, k, v, bias=torch.zeros(2, 5, 7, 11)), "bias must broadcast"),
         (lambda q, k, v: attend(q, k, v, mask=torch.ones(7, 12).bool()), "mask must broadcast"),
@@ -237,14 +252,22 @@ def test_gumbel_takes_a_generator():
         ),
         (lambda q, k, v: attend(q, k, v, impl="triton"), "auto would take sdpa"),
         (
-            lambda q, k, v: attend(q, k, v, SIMILARITIES["efficient"](D), mask=torch.ones(7, 11).bool()),
+            lambda q, k, v: attend(
+                q, k, v, SIMILARITIES["efficient"](D), mask=torch.ones(7, 11).bool()
+            ),
             "same for every query",
         ),
         (lambda q, k, v: attention_map(q, k[:1]), "must agree in B"),
         (lambda q, k, v: Attend(dropout=1.0), r"dropout must lie in \[0, 1\)"),
         (lambda q, k, v: Attend(impl="fast"), "impl must be one of"),
-        (lambda q, k, v: attend(q, k, v, SIMILARITIES["cosine"](D, 2 * H)), "similarity must be made for"),
-        (lambda q, k, v: attend(q, k, v, None, NORMALIZERS["entmax"](2 * H)), "normalize must be made for"),
+        (
+            lambda q, k, v: attend(q, k, v, SIMILARITIES["cosine"](D, 2 * H)),
+            "similarity must be made for",
+        ),
+        (
+            lambda q, k, v: attend(q, k, v, None, NORMALIZERS["entmax"](2 * H)),
+            "normalize must be made for",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(change, message):
@@ -269,16 +292,23 @@ def test_autocast_does_not_round_the_accumulation():
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 def test_backward_outside_of_autocast(similarity, normalizer):
     q, k, v = (x.float().requires_grad_() for x in qkv())
-    f_sim, f_norm = make_similarity(similarity, D, H).float(), make_normalizer(normalizer, H).float()
+    f_sim, f_norm = (
+        make_similarity(similarity, D, H).float(),
+        make_normalizer(normalizer, H).float(),
+    )
     gradients = []
     for inside in (True, False):
         torch.manual_seed(0)
         with torch.autocast("cpu", torch.bfloat16):
             m = attend(q, k, v, f_sim, f_norm)
             if inside:
-                gradients.append(torch.autograd.grad(m.float().square().sum(), (q, k, v), allow_unused=True))
+                gradients.append(
+                    torch.autograd.grad(m.float().square().sum(), (q, k, v), allow_unused=True)
+                )
         if not inside:
-            gradients.append(torch.autograd.grad(m.float().square().sum(), (q, k, v), allow_unused=True))
+            gradients.append(
+                torch.autograd.grad(m.float().square().sum(), (q, k, v), allow_unused=True)
+            )
     torch.testing.assert_close(gradients[1], gradients[0], rtol=0.05, atol=0.05)
 
 
@@ -302,7 +332,9 @@ def cooler(parent, **options):
 @pytest.mark.parametrize("name", NORMALIZERS)
 def test_a_derived_normalizer_is_evaluated_as_it_says(name):
     (q, k, v), f_norm = qkv(), cooler(NORMALIZERS[name], num_heads=H).double().eval()
-    torch.testing.assert_close(attend(q, k, v, None, f_norm), attention_map(q, k, None, f_norm) @ v, **EXACT)
+    torch.testing.assert_close(
+        attend(q, k, v, None, f_norm), attention_map(q, k, None, f_norm) @ v, **EXACT
+    )
 
 
 @pytest.mark.parametrize("name", SIMILARITIES)

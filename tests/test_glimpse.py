@@ -16,7 +16,7 @@ from visattn.core.normalize import NORMALIZERS
 from visattn.core.similarity import SIMILARITIES
 from visattn.models.cnn import ResNet, ResNetConfig
 from visattn.models.glimpse import GlimpseClassifier, GlimpseReader, Glimpses
-from visattn.models.table import create_model
+from visattn.models.presets import create_model
 from visattn.record import capture
 
 SIZE, GRID = (20, 28), (5, 7)
@@ -46,7 +46,9 @@ def test_equals_its_twin():
         waves = []
         for i in range(GRID[0]):
             for j in range(GRID[1]):
-                angles = [np.pi * 2**k * (at + 0.5) / n for at, n in ((i, 5), (j, 7)) for k in range(4)]
+                angles = [
+                    np.pi * 2**k * (at + 0.5) / n for at, n in ((i, 5), (j, 7)) for k in range(4)
+                ]
                 y, x_ = angles[:4], angles[4:]
                 waves.append([*np.sin(y), *np.cos(y), *np.sin(x_), *np.cos(x_)])
         h = h + torch.tensor(np.array(waves)) @ w["place.weight"].T
@@ -68,7 +70,9 @@ def test_capture_gives_a_map_per_glimpse():
     model, x = build(), images(2, 3, *SIZE)
     with capture(model) as maps:
         model(x)
-    assert len(maps.layers) == 3 and all(record.kind == "token" and record.grid == GRID for record in maps.layers)
+    assert len(maps.layers) == 3 and all(
+        record.kind == "token" and record.grid == GRID for record in maps.layers
+    )
     for glimpse in range(3):
         heat = maps.map(layer=glimpse)
         assert heat.values.shape == (2, *GRID)
@@ -111,19 +115,27 @@ def test_every_parameter_learns():
     model = build()
     torch.nn.functional.cross_entropy(model(images(2, 3, *SIZE)), torch.tensor([1, 4])).backward()
     for key, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), key
+        assert (
+            parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any()
+        ), key
 
 
 def test_exports_with_any_batch():
     model, dynamic = build(), ({0: torch.export.Dim.DYNAMIC},)
-    program = torch.export.export(model, (images(2, 3, *SIZE),), dynamic_shapes=dynamic, strict=False)
+    program = torch.export.export(
+        model, (images(2, 3, *SIZE),), dynamic_shapes=dynamic, strict=False
+    )
     x = images(3, 3, *SIZE, seed=1)
     torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("similarity, normalize", [("scaled_dot", "sparsemax"), ("cosine", "sigmoid"), (None, None)])
+@pytest.mark.parametrize(
+    "similarity, normalize", [("scaled_dot", "sparsemax"), ("cosine", "sigmoid"), (None, None)]
+)
 def test_pairs_by_name(similarity, normalize):
-    model = create_model("glimpse", num_classes=3, dim=16, glimpses=2, similarity=similarity, normalize=normalize)
+    model = create_model(
+        "glimpse", num_classes=3, dim=16, glimpses=2, similarity=similarity, normalize=normalize
+    )
     attend = next(module for module in model.modules() if isinstance(module, Attend))
     assert type(attend.similarity) is SIMILARITIES[similarity or "additive"]
     assert normalize is None or type(attend.normalize) is NORMALIZERS[normalize]
@@ -151,9 +163,14 @@ def test_reading_stops_at_the_mark():
     "make, message",
     [
         (lambda: looks(glimpses=0), "glimpses must be at least 1; got 0"),
-        (lambda: create_model("glimpse", features="resnet9"), "unknown features 'resnet9'; did you mean 'resnet8'"),
         (
-            lambda: GlimpseReader(looks(), 12, 5).loss(images(1, 3, 6), torch.tensor([[1, 2]]), torch.tensor([3])),
+            lambda: create_model("glimpse", features="resnet9"),
+            "unknown features 'resnet9'; did you mean 'resnet8'",
+        ),
+        (
+            lambda: GlimpseReader(looks(), 12, 5).loss(
+                images(1, 3, 6), torch.tensor([[1, 2]]), torch.tensor([3])
+            ),
             r"lengths must lie in 0 to 2; got \[3\]",
         ),
     ],
@@ -166,11 +183,22 @@ def test_refusals(make, message):
 def characters(size, each=2):
     """Return (writing system, square drawing) of a few embedded characters, ink as ones."""
     with zipfile.ZipFile(ARCHIVE) as archive:
-        names = sorted(n for n in archive.namelist() if n.startswith("train/") and n.endswith(".png"))
+        names = sorted(
+            n for n in archive.namelist() if n.startswith("train/") and n.endswith(".png")
+        )
         systems = sorted({name.split("/")[1] for name in names})
-        chosen = [(i, n) for i, s in enumerate(systems) for n in [n for n in names if n.split("/")[1] == s][:each]]
-        drawings = [Image.open(io.BytesIO(archive.read(name))).convert("L").resize((size, size)) for _, name in chosen]
-    ink = [1 - torch.from_numpy(np.asarray(drawing, dtype=np.float32)) / 255 for drawing in drawings]
+        chosen = [
+            (i, n)
+            for i, s in enumerate(systems)
+            for n in [n for n in names if n.split("/")[1] == s][:each]
+        ]
+        drawings = [
+            Image.open(io.BytesIO(archive.read(name))).convert("L").resize((size, size))
+            for _, name in chosen
+        ]
+    ink = [
+        1 - torch.from_numpy(np.asarray(drawing, dtype=np.float32)) / 255 for drawing in drawings
+    ]
     return [(system, drawing) for (system, _), drawing in zip(chosen, ink, strict=True)]
 
 
@@ -179,7 +207,9 @@ def rows_of(drawings, size, count, generator):
     lengths = torch.randint(2, 5, (count,), generator=generator)
     x, labels = torch.zeros(count, 1, size, 4 * size), torch.zeros(count, 4, dtype=torch.long)
     for row, length in enumerate(lengths.tolist()):
-        for place, c in enumerate(torch.randint(len(drawings), (length,), generator=generator).tolist()):
+        for place, c in enumerate(
+            torch.randint(len(drawings), (length,), generator=generator).tolist()
+        ):
             labels[row, place] = drawings[c][0]
             x[row, 0, :, place * size : (place + 1) * size] = drawings[c][1]
     return x, labels, lengths
@@ -209,6 +239,8 @@ def test_reads_characters_in_a_row():
     right = [r == l[:n].tolist() for r, l, n in zip(read, labels, lengths, strict=True)]
     assert sum(right) >= 60, f"{sum(right)} of 64 rows were read"
     columns = torch.arange(16.0)
-    centers = torch.stack([(maps.map(layer=t).values.sum(1) * columns).sum(1) for t in range(4)], dim=1)
+    centers = torch.stack(
+        [(maps.map(layer=t).values.sum(1) * columns).sum(1) for t in range(4)], dim=1
+    )
     four = centers[lengths == 4]
     assert (four.diff(dim=1) > 0).float().mean() > 0.9, "glimpses do not go from left to right"

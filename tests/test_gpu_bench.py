@@ -32,11 +32,20 @@ def here():
         function()
         return 3.0
 
-    return Machine(torch.device("cpu"), measure, peak, lambda module: module, bytes_per_ms=1e3, flops_per_ms=1e6)
+    return Machine(
+        torch.device("cpu"),
+        measure,
+        peak,
+        lambda module: module,
+        bytes_per_ms=1e3,
+        flops_per_ms=1e6,
+    )
 
 
 def test_a_row_knows_its_ratio_its_share_and_its_aims():
-    row = Row("it", "N", "forward", Timing(3.0, 2.0, 4.0), "other", Timing(2.0, 1.0, 5.0), 1.5, 1.5, 0.7)
+    row = Row(
+        "it", "N", "forward", Timing(3.0, 2.0, 4.0), "other", Timing(2.0, 1.0, 5.0), 1.5, 1.5, 0.7
+    )
     assert row.ratio == 1.5 and row.share == 0.5 and row.met is False
     assert row.cells() == [
         "it",
@@ -48,7 +57,10 @@ def test_a_row_knows_its_ratio_its_share_and_its_aims():
         "50%",
         "<= 1.5x >= 70% not met",
     ]
-    assert Row("it", "N", "forward", Timing(3.0, 2.0, 4.0), "other", Timing(2.0, 1.0, 5.0), 1.5).met is True
+    assert (
+        Row("it", "N", "forward", Timing(3.0, 2.0, 4.0), "other", Timing(2.0, 1.0, 5.0), 1.5).met
+        is True
+    )
     bare = Row("it", "N", "forward", Timing(3.0, 2.0, 4.0))
     assert bare.ratio is bare.share is bare.met is None and bare.cells()[4:] == ["", "", "", ""]
 
@@ -60,11 +72,19 @@ def test_what_is_not_a_number_is_wrong():
 
 def test_the_report_puts_correctness_first_and_says_what_was_not_measured(tmp_path):
     row = Row("it", "N", "forward", Timing(3.0, 2.0, 4.0), "other", Timing(2.0, 1.0, 5.0))
-    report = Report({"device": "D"}, [Check("it", "N", 1e-5, 1e-4)], {"Tables": [row]}, {"Gates": "the time was up"})
+    report = Report(
+        {"device": "D"},
+        [Check("it", "N", 1e-5, 1e-4)],
+        {"Tables": [row]},
+        {"Gates": "the time was up"},
+    )
     report.write(tmp_path / "new" / "folder")
     text = (tmp_path / "new" / "folder" / "gpu.md").read_text("utf-8")
     assert (
-        text.index("device: D") < text.index("right: it") < text.index("| it ") < text.index("Gates: the time was up")
+        text.index("device: D")
+        < text.index("right: it")
+        < text.index("| it ")
+        < text.index("Gates: the time was up")
     )
     found = json.loads((tmp_path / "new" / "folder" / "gpu.json").read_text("utf-8"))
     assert found["sections"]["Tables"][0]["ratio"] == 1.5 and found["checks"][0]["right"] is True
@@ -75,11 +95,21 @@ def test_attention_is_compared_with_everything_there(here):
     assert all(check.right for check in attention.checks(here, 5, 17))
     rows = attention.rows(here, tokens=(5, 8), at_once=8)
     against = {(row.what, row.against) for row in rows if row.work == "forward"}
-    package = "entmax package" if "entmax package" in attention._peers(5) else "sort-based reference"
-    assert against >= {("sigmoid", "SDPA softmax"), ("entmax15", "SDPA softmax"), ("entmax15", package)}
+    package = (
+        "entmax package" if "entmax package" in attention._peers(5) else "sort-based reference"
+    )
+    assert against >= {
+        ("sigmoid", "SDPA softmax"),
+        ("entmax15", "SDPA softmax"),
+        ("entmax15", package),
+    }
     first = next(row for row in rows if row.what == "entmax15")
-    assert first.ratio == 3.0 and first.aim == 1.5  # the third function of the made-up clock against the first
-    assert first.floor == pytest.approx(max(2 * 2 * 12 * 5 * 5 * 64 / 1e6, 2 * 4 * 12 * 5 * 64 / 1e3))
+    assert (
+        first.ratio == 3.0 and first.aim == 1.5
+    )  # the third function of the made-up clock against the first
+    assert first.floor == pytest.approx(
+        max(2 * 2 * 12 * 5 * 5 * 64 / 1e6, 2 * 4 * 12 * 5 * 64 / 1e3)
+    )
     memory = [row for row in rows if row.unit == "MiB"]
     assert [row.what for row in memory] == ["sigmoid", "entmax15"] and memory[0].value.median == 3.0
 
@@ -87,20 +117,31 @@ def test_attention_is_compared_with_everything_there(here):
 def test_long_rows_have_their_own_aims(here):
     times = {name: Timing(1.0, 1.0, 1.0) for name in ("SDPA softmax", "sigmoid", "entmax15")}
     rows = attention._compared(here, times, "", torch.Size((1, 12, 4096, 64)), backward=True)
-    assert {row.what: row.aim for row in rows} == {"SDPA softmax": None, "sigmoid": 1.1, "entmax15": 1.8}
+    assert {row.what: row.aim for row in rows} == {
+        "SDPA softmax": None,
+        "sigmoid": 1.1,
+        "entmax15": 1.8,
+    }
 
 
 def test_the_reference_by_sorting_is_entmax15():
     e = 3 * torch.randn(4, 5, 37, dtype=torch.double)
     torch.testing.assert_close(
-        attention.entmax15_by_sorting(e, -1).double(), NORMALIZERS["entmax15"]()(e), atol=1e-5, rtol=0
+        attention.entmax15_by_sorting(e, -1).double(),
+        NORMALIZERS["entmax15"]()(e),
+        atol=1e-5,
+        rtol=0,
     )
 
 
 def test_the_row_chain_is_compared_with_whole_matrices(here):
     assert all(check.right for check in maps.checks(here, "test_vit", 64))
     rows = maps.rows(here, "test_vit", 64)
-    assert [row.unit for row in rows] == ["ms", "MiB"] and rows[0].ratio == 0.5 and rows[0].met is False
+    assert (
+        [row.unit for row in rows] == ["ms", "MiB"]
+        and rows[0].ratio == 0.5
+        and rows[0].met is False
+    )
 
 
 def test_gates_are_compared_plain_compiled_and_with_timm(here):
@@ -143,11 +184,24 @@ def test_a_section_that_fails_or_comes_late_leaves_the_others(here, monkeypatch)
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="would measure")
 def test_it_needs_no_more_than_torch_torchvision_timm_and_triton():
-    absent = ("lightning", "rich", "jsonargparse", "albumentations", "matplotlib", "torchmetrics", "tensorboard", "cv2")
+    absent = (
+        "lightning",
+        "rich",
+        "jsonargparse",
+        "albumentations",
+        "matplotlib",
+        "torchmetrics",
+        "tensorboard",
+        "cv2",
+    )
     start = "runpy.run_module('visattn.bench.gpu', run_name='__main__')"
     code = f"import runpy, sys; sys.modules.update(dict.fromkeys({absent})); {start}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (2, "nothing was measured: there is no CUDA device\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        2,
+        "nothing was measured: there is no CUDA device\n",
+        "",
+    )
 
 
 def test_without_a_gpu_it_says_so_in_one_line(monkeypatch, tmp_path, capsys):

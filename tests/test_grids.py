@@ -8,7 +8,7 @@ from PIL import Image
 
 from visattn.draw.grids import gate_bars, heads_by_layers, methods_by_images
 from visattn.map import Map
-from visattn.models.table import create_model
+from visattn.models.presets import create_model
 from visattn.record import capture
 
 PHOTO = Image.new("RGB", (48, 32), "teal")
@@ -31,7 +31,9 @@ def colors(values, low, high):
 def find(sheet, tile):
     """Left and top of the places where a picture stands on a sheet."""
     sheet, (h, w) = np.asarray(sheet), tile.shape[:2]
-    candidates = np.argwhere((sheet[: sheet.shape[0] - h + 1, : sheet.shape[1] - w + 1] == tile[0, 0]).all(-1))
+    candidates = np.argwhere(
+        (sheet[: sheet.shape[0] - h + 1, : sheet.shape[1] - w + 1] == tile[0, 0]).all(-1)
+    )
     return [(x, y) for y, x in candidates if np.array_equal(sheet[y : y + h, x : x + w], tile)]
 
 
@@ -49,7 +51,9 @@ def test_every_head_of_every_layer_stands_in_its_place(maps, share):
             assert len(found) == 1
             places += found
     columns, rows = sorted({x for x, _ in places}), sorted({y for _, y in places})
-    assert places == [(x, y) for y in rows for x in columns] and len(columns) == 4 and len(rows) == 2
+    assert (
+        places == [(x, y) for y in rows for x in columns] and len(columns) == 4 and len(rows) == 2
+    )
 
 
 def test_layers_and_query_can_be_chosen(maps):
@@ -66,20 +70,31 @@ def test_methods_share_a_scale_in_their_column_only():
     first = Map(torch.stack([torch.full((2, 3), 1.0), torch.full((2, 3), 3.0)]))
     second = Map(torch.stack([torch.full((2, 3), 100.0), torch.full((2, 3), 300.0)]))
     black = [Image.new("RGB", (48, 32))] * 2
-    sheet = methods_by_images(black, {"a": first, "b": second}, alpha=1.0, tile=48, labels=["one", "two"])
+    sheet = methods_by_images(
+        black, {"a": first, "b": second}, alpha=1.0, tile=48, labels=["one", "two"]
+    )
     low, high = (colors(np.full((32, 48), value), 0, 1) for value in (0.0, 1.0))
     lows, highs = find(sheet, low), find(sheet, high)
     assert len(lows) == len(highs) == 2 and [x for x, _ in lows] == [x for x, _ in highs]
     assert lows[0][1] < highs[0][1]
-    with pytest.raises(ValueError, match="heats\\['a'\\] must be as many as the images, got 2 and 1"):
+    with pytest.raises(
+        ValueError, match="heats\\['a'\\] must be as many as the images, got 2 and 1"
+    ):
         methods_by_images(black[:1], {"a": first})
 
 
 def test_gates_become_bars():
     gates = {"layer1.se": torch.rand(16, 1, 1), "layer2.sk": torch.rand(2, 8, 1, 1)}
     picture = gate_bars(gates, width=400)
-    assert picture.width == 400 and picture.height > gate_bars({"layer1.se": gates["layer1.se"]}, width=400).height
-    shut, opened = (np.asarray(gate_bars({"se": torch.full((4, 1, 1), value)})) for value in (0.0, 1.0))
-    assert (opened < 250).any(-1).sum() > 4 * (shut < 250).any(-1).sum(), "an open gate draws full bars"
+    assert (
+        picture.width == 400
+        and picture.height > gate_bars({"layer1.se": gates["layer1.se"]}, width=400).height
+    )
+    shut, opened = (
+        np.asarray(gate_bars({"se": torch.full((4, 1, 1), value)})) for value in (0.0, 1.0)
+    )
+    assert (opened < 250).any(-1).sum() > 4 * (shut < 250).any(-1).sum(), (
+        "an open gate draws full bars"
+    )
     with pytest.raises(ValueError, match="at least one layer"):
         gate_bars({})

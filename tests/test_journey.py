@@ -17,7 +17,7 @@ from PIL import Image
 
 from visattn.training import cli
 from visattn.training.checkpoint import read_checkpoint
-from visattn.training.classifier import load
+from visattn.training.classifier import load_classifier
 
 HOUSE = Path(__file__).parent.parent
 SMALL = '{"dim": 16, "depth": 2, "num_heads": 2}'
@@ -54,12 +54,16 @@ def weights(path: Path) -> dict:
 
 
 def same(first: dict, second: dict) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[key], second[key]) for key in first
+    )
 
 
 def finished(arguments: list[str]) -> str:
     """Run a command in the repository's root; return what it printed."""
-    done = subprocess.run(arguments, cwd=HOUSE, capture_output=True, text=True, timeout=900, check=False)
+    done = subprocess.run(
+        arguments, cwd=HOUSE, capture_output=True, text=True, timeout=900, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -75,7 +79,10 @@ def test_from_training_to_a_map(tmp_path):
     assert entries
     pictures = sorted((tmp_path / "maps").glob("*.png"))
     assert pictures
-    with Image.open(pictures[0]) as picture, Image.open(tmp_path / "run/attention/sample.png") as sample:
+    with (
+        Image.open(pictures[0]) as picture,
+        Image.open(tmp_path / "run/attention/sample.png") as sample,
+    ):
         assert picture.size[0] > sample.size[0]
         assert picture.convert("RGB").getcolors(2**24) != sample.convert("RGB").getcolors(2**24)
     assert list((tmp_path / "maps").glob("*.npz"))
@@ -98,7 +105,9 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
     assert same(weights(cut), weights(tmp_path / "whole" / "checkpoints" / "last.ckpt"))
     with (tmp_path / "cut" / "metrics.csv").open(newline="") as file:
         assert {17} == {
-            int(row["step"]) for row in csv.DictReader(file) if row["val_accuracy"] and int(row["step"]) > 8
+            int(row["step"])
+            for row in csv.DictReader(file)
+            if row["val_accuracy"] and int(row["step"]) > 8
         }
 
 
@@ -107,7 +116,11 @@ def some_images(root: Path, train: int = 8, val: int = 7) -> Path:
     with zipfile.ZipFile(HOUSE / "assets" / "writing_systems.zip") as archive:
         for split, count in (("train", train), ("val", val)):
             for name in ("Greek", "Korean", "Latin"):
-                files = [file for file in archive.namelist() if f"{split}/{name}/" in file and file.endswith(".png")]
+                files = [
+                    file
+                    for file in archive.namelist()
+                    if f"{split}/{name}/" in file and file.endswith(".png")
+                ]
                 for number, file in enumerate(files[:count]):
                     path = root / split / name / f"{number}.png"
                     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,24 +129,44 @@ def some_images(root: Path, train: int = 8, val: int = 7) -> Path:
 
 
 def test_two_processes_train_and_count_every_image_once(tmp_path, capsys):
-    small = {"model__name": "resnet8", "model__options": "{}", "data__root": some_images(tmp_path / "few")}
+    small = {
+        "model__name": "resnet8",
+        "model__options": "{}",
+        "data__root": some_images(tmp_path / "few"),
+    }
     small |= {"data__batch_size": 5, "trainer__max_epochs": 8, "model__ema": 0.8}
-    small |= {"model__freeze": "conv1", "model__unfreeze_epoch": 2}  # which all processes must do together
+    small |= {
+        "model__freeze": "conv1",
+        "model__unfreeze_epoch": 2,
+    }  # which all processes must do together
     both = {**small, "trainer__devices": 2, "trainer__strategy": "ddp"}
-    # one process gets 11 images in 3 batches, the other 10 in 2: waiting for each other in every batch would hang
+    # one process gets 11 images in 3 batches, the other 10 in 2: waiting for each other in every
+    # batch would hang
     finished(command("fit", *keys(tmp_path / "run", **both)))
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 16
     by_two = finished(command("validate", *keys(tmp_path / "run", **both)))
     capsys.readouterr()
     cli.main(["validate", *keys(tmp_path / "run", **small)])
-    counts = [re.search(r"\((\d+) of (\d+) images\)", said).groups() for said in (by_two, capsys.readouterr().out)]
+    counts = [
+        re.search(r"\((\d+) of (\d+) images\)", said).groups()
+        for said in (by_two, capsys.readouterr().out)
+    ]
     assert counts[0] == counts[1]
     assert counts[0][1] == "21"
 
 
 def test_two_processes_share_the_parameters_and_go_on(tmp_path):
-    small = {"model__image_size": 16, "data__root": some_images(tmp_path / "few"), "data__batch_size": 5}
-    small |= {"trainer__devices": 2, "trainer__strategy": "fsdp", "model__channels_last": "false", "overlays": 2}
+    small = {
+        "model__image_size": 16,
+        "data__root": some_images(tmp_path / "few"),
+        "data__batch_size": 5,
+    }
+    small |= {
+        "trainer__devices": 2,
+        "trainer__strategy": "fsdp",
+        "model__channels_last": "false",
+        "overlays": 2,
+    }
     # one process validates 3 batches, the other 2, and each batch takes the shards of both
     finished(command("fit", *keys(tmp_path / "run", **small, trainer__max_epochs=1)))
     with (tmp_path / "run" / "classes.csv").open(newline="") as file:
@@ -143,9 +176,12 @@ def test_two_processes_share_the_parameters_and_go_on(tmp_path):
     second = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
     assert second["global_step"] == 2 * first["global_step"]
     moments = [content["optimizer_states"][0]["state"][0]["step"] for content in (first, second)]
-    assert [int(step) for step in moments] == [first["global_step"], second["global_step"]]  # it went on
+    assert [int(step) for step in moments] == [
+        first["global_step"],
+        second["global_step"],
+    ]  # it went on
     assert not same(first["state_dict"], second["state_dict"])
-    classifier = load(tmp_path / "run")  # one process reads what several wrote
+    classifier = load_classifier(tmp_path / "run")  # one process reads what several wrote
     assert len(classifier(Image.new("RGB", (20, 20)))) == 3
 
 
@@ -157,15 +193,22 @@ def test_a_run_killed_five_times_ends_with_the_same_weights(tmp_path):
     arguments, again = keys(tmp_path / "cut", checkpoint_steps=1, **small), []
     for wanted in np.sort(generator.choice(np.arange(2, 56), 5, replace=False)).tolist():
         process = subprocess.Popen(
-            command("fit", *arguments, *again), cwd=HOUSE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command("fit", *arguments, *again),
+            cwd=HOUSE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
-        while process.poll() is None and not (cut.is_file() and read_checkpoint(cut)["global_step"] >= wanted):
+        while process.poll() is None and not (
+            cut.is_file() and read_checkpoint(cut)["global_step"] >= wanted
+        ):
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
         again = ["--ckpt_path", "last"]
     cli.main(["fit", *arguments, *again, "--trainer.enable_progress_bar", "false"])
-    ends = [read_checkpoint(path) for path in (cut, tmp_path / "whole" / "checkpoints" / "last.ckpt")]
+    ends = [
+        read_checkpoint(path) for path in (cut, tmp_path / "whole" / "checkpoints" / "last.ckpt")
+    ]
     for part in ("state_dict", "current_model_state"):
         assert same(ends[0][part], ends[1][part]), part

@@ -16,7 +16,9 @@ def photos(tmp_path):
     """Twelve pictures in one folder, without classes."""
     (tmp_path / "photos" / "deep").mkdir(parents=True)
     for number in range(12):
-        picture(number).save(tmp_path / "photos" / ("deep" if number % 2 else "") / f"{number:02d}.png")
+        picture(number).save(
+            tmp_path / "photos" / ("deep" if number % 2 else "") / f"{number:02d}.png"
+        )
     return tmp_path / "photos"
 
 
@@ -29,14 +31,21 @@ def table(folder, header: str, rows: list[str], file: str = "labels.csv"):
     return file
 
 
-SEVERAL = [f"{name(n)}, {';'.join(c for c in CLASSES if n % (CLASSES.index(c) + 2) == 0)}" for n in range(12)]
+SEVERAL = [
+    f"{name(n)}, {';'.join(c for c in CLASSES if n % (CLASSES.index(c) + 2) == 0)}"
+    for n in range(12)
+]
 
 
 def test_one_class_per_image(photos):
     rows = [f"{name(n)},{CLASSES[n % 3]},{'valid' if n > 8 else 'train'}" for n in range(12)]
     data = image_data(photos, labels=table(photos, "file,label,split", rows))
     assert data.classes == CLASSES and data.class_counts == [3, 3, 3] and not data.multilabel
-    assert sorted(label for _, labels in batches(data.val_dataloader()) for label in labels) == [0, 1, 2]
+    assert sorted(label for _, labels in batches(data.val_dataloader()) for label in labels) == [
+        0,
+        1,
+        2,
+    ]
 
 
 def test_a_table_may_lie_elsewhere_and_the_images_in_a_zip(photos, tmp_path):
@@ -49,18 +58,26 @@ def test_a_table_may_lie_elsewhere_and_the_images_in_a_zip(photos, tmp_path):
 
 def test_a_table_in_the_zip_with_the_images(photos, tmp_path):
     table(photos / "deep", "file,label", [f"{name(n)},{CLASSES[n % 3]}" for n in range(12)])
-    data = image_data(make_zip(photos, tmp_path / "x.zip"), labels="deep/labels.csv", val_fraction=0.25)
+    data = image_data(
+        make_zip(photos, tmp_path / "x.zip"), labels="deep/labels.csv", val_fraction=0.25
+    )
     assert data.classes == CLASSES and data.class_counts == [3, 3, 3]
 
 
 def test_several_classes_per_image(photos):
-    data = image_data(photos, labels=table(photos, "file,labels", SEVERAL), val_fraction=0.25, batch_size=3)
+    data = image_data(
+        photos, labels=table(photos, "file,labels", SEVERAL), val_fraction=0.25, batch_size=3
+    )
     assert data.multilabel and data.classes == CLASSES
     source, indices = data._part("train")
     assert data.class_counts == source.labels[indices].sum(0).tolist() and len(indices) == 9
     for loader in (data.train_dataloader(), data.val_dataloader()):
         for images, labels in loader:
-            assert labels.shape == (3, 3) and labels.dtype == torch.float32 and images.shape == (3, 3, 11, 17)
+            assert (
+                labels.shape == (3, 3)
+                and labels.dtype == torch.float32
+                and images.shape == (3, 3, 11, 17)
+            )
     for index, row in enumerate(source.labels):
         number = int(source.name(index)[-6:-4])
         assert row.tolist() == [int(number % (place + 2) == 0) for place in range(3)]
@@ -68,21 +85,30 @@ def test_several_classes_per_image(photos):
 
 
 def test_loader_gives_the_rows_of_the_table(photos):
-    data = image_data(photos, labels=table(photos, "file,labels", SEVERAL), augment="none", batch_size=1)
+    data = image_data(
+        photos, labels=table(photos, "file,labels", SEVERAL), augment="none", batch_size=1
+    )
     source, indices = data._part("val")
     for position, (_, labels) in enumerate(data.val_dataloader()):
         assert labels[0].tolist() == source.labels[indices[position]].tolist()
 
 
 def test_images_without_a_row_are_listed(photos):
-    data = image_data(photos, labels=table(photos, "file,label", [f"{name(n)},{CLASSES[n % 2]}" for n in range(10)]))
+    data = image_data(
+        photos,
+        labels=table(photos, "file,label", [f"{name(n)},{CLASSES[n % 2]}" for n in range(10)]),
+    )
     assert data.skipped == [name(10), name(11)]
 
 
 @pytest.mark.parametrize(
     ("header", "rows", "message"),
     [
-        ("name,label", ["00.png,ant"], "must have the columns file and either label .* got name, label"),
+        (
+            "name,label",
+            ["00.png,ant"],
+            "must have the columns file and either label .* got name, label",
+        ),
         ("file,label,labels", ["00.png,ant,ant"], "must have the columns file and either"),
         ("", [], "got none"),
         ("file,label", [], "has no rows"),
@@ -122,7 +148,10 @@ def test_other_refusals(photos, tmp_path):
 
 def test_labels_out_of_range_name_the_image():
     source = SimpleNamespace(labels=np.array([0, 2, 1, 3, -1]), classes=CLASSES)
-    with pytest.raises(ValueError, match=r"test: 2 images have a label out of range, .* image 3 with 3; there are 3"):
+    with pytest.raises(
+        ValueError,
+        match=r"test: 2 images have a label out of range, .* image 3 with 3; there are 3",
+    ):
         check_labels("test", source)
     check_labels("test", SimpleNamespace(labels=np.array([0, 2]), classes=CLASSES))
 

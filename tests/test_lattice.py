@@ -9,11 +9,12 @@ from torch import nn
 from visattn import metrics
 from visattn.draw.overlay import overlay
 from visattn.map import Lattice, Map
-from visattn.methods.table import METHODS, explain
-from visattn.models.table import create_model
+from visattn.methods.explain import METHODS, explain
+from visattn.models.presets import create_model
 from visattn.record import capture
 
-# (kernel, stride, padding, dilation) of each convolution, (kernel, stride, padding) of a pooling, or a module.
+# (kernel, stride, padding, dilation) of each convolution, (kernel, stride, padding) of a pooling,
+# or a module.
 STEMS = {
     "three of 3 x 3": [(3, 2, 1, 1)] * 3,
     "convolution and pooling, as in a ResNet": [(7, 2, 3, 1), (3, 2, 1)],
@@ -22,7 +23,12 @@ STEMS = {
     "dilated": [(3, 2, 2, 2), (3, 2, 1, 1)],
     "padded below and at the right": [nn.ZeroPad2d((0, 4, 0, 6)), (10, 10, 0, 1)],
     "padded unlike on all sides": [(3, 2, 1, 1), nn.ConstantPad2d((3, 0, 1, 2), 0.5), (3, 2, 0, 1)],
-    "padded and cropped": [nn.ReflectionPad2d((1, 3, 2, 2)), (4, 4, 0, 1), nn.ZeroPad2d((0, 0, -1, 0)), (2, 2, 0, 1)],
+    "padded and cropped": [
+        nn.ReflectionPad2d((1, 3, 2, 2)),
+        (4, 4, 0, 1),
+        nn.ZeroPad2d((0, 0, -1, 0)),
+        (2, 2, 0, 1),
+    ],
     "of two sides": [((3, 5), (2, 4), (1, 0), 1), (3, (2, 1), 1, 1)],
 }
 
@@ -61,15 +67,20 @@ def test_the_lattice_is_where_the_gradient_is(stem):
     pixels = torch.stack(torch.meshgrid(torch.arange(64.0), torch.arange(96.0), indexing="ij"), -1)
     lattice = heat.lattice or Lattice.tiling(grid)
     for place in ((grid[0] // 2, grid[1] // 2), (grid[0] // 2 + 1, grid[1] // 2 - 1)):
-        # a maximum hands its gradient to one pixel: a field of ones and a mean of the fields that it chooses from
+        # a maximum hands its gradient to one pixel: a field of ones and a mean of the fields that
+        # it chooses from
         reads = torch.zeros(64, 96)
         for seed in range(300 if "ResNet" in stem else 1):
-            x = torch.rand(1, 1, 64, 96, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+            x = torch.rand(
+                1, 1, 64, 96, generator=torch.Generator().manual_seed(seed)
+            ).requires_grad_()
             model.stem(x)[0, 0][place].backward()
             reads += x.grad[0, 0].abs()
         read = pixels[reads > 0]
         middle = (read.amin(0) + read.amax(0)) / 2
-        expected = torch.tensor([lattice.y + place[0] * lattice.down, lattice.x + place[1] * lattice.right])
+        expected = torch.tensor(
+            [lattice.y + place[0] * lattice.down, lattice.x + place[1] * lattice.right]
+        )
         torch.testing.assert_close((middle + 0.5) / torch.tensor([64.0, 96.0]), expected)
 
 
@@ -77,7 +88,13 @@ def test_patches_that_tile_the_image_need_none():
     models = (
         timm.create_model("vit_tiny_patch16_224", img_size=64, depth=1),
         create_model("vit_tiny_patch16", image_size=(64, 64), depth=1),
-        timm.create_model("swin_tiny_patch4_window7_224", img_size=64, window_size=4, depths=(1, 1), num_heads=(3, 6)),
+        timm.create_model(
+            "swin_tiny_patch4_window7_224",
+            img_size=64,
+            window_size=4,
+            depths=(1, 1),
+            num_heads=(3, 6),
+        ),
     )
     for model in models:
         with torch.no_grad(), capture(model.eval()) as maps:
@@ -90,7 +107,11 @@ def padding_models():
     return {
         "visattn": create_model("vit_tiny_patch16", image_size=32, depth=1),
         "timm": timm.create_model(
-            "vit_tiny_patch16_224", img_size=32, depth=1, dynamic_img_size=True, dynamic_img_pad=True
+            "vit_tiny_patch16_224",
+            img_size=32,
+            depth=1,
+            dynamic_img_size=True,
+            dynamic_img_pad=True,
         ),
     }
 
@@ -108,7 +129,10 @@ def test_an_image_that_is_padded_moves_no_patch(library):
             values, truth = torch.zeros(1, 3, 5), torch.zeros(1, 40, 72, dtype=torch.bool)
             values[0, row, column] = 1
             truth[0, 16 * row : 16 * row + 16, 16 * column : 16 * column + 16] = True
-            assert metrics.pointing_game(Map(values, lattice=record.keys.lattice), truth, 0).item() == 1
+            assert (
+                metrics.pointing_game(Map(values, lattice=record.keys.lattice), truth, 0).item()
+                == 1
+            )
 
 
 def test_a_padded_image_is_drawn_on_by_the_pixels():
@@ -118,7 +142,9 @@ def test_a_padded_image_is_drawn_on_by_the_pixels():
     drawn = overlay(np.zeros((40, 72, 3), np.uint8), heat[0], colormap="gray", alpha=1)[..., 0]
     resized = heat.resize((40, 72)).values[0].numpy()
     for picture in (drawn, resized):
-        assert np.argwhere(picture >= picture.max() - 1e-3).mean(0) == pytest.approx((16 + 7.5, 48 + 7.5))
+        assert np.argwhere(picture >= picture.max() - 1e-3).mean(0) == pytest.approx(
+            (16 + 7.5, 48 + 7.5)
+        )
 
 
 def _lattice_of(height: int, width: int) -> Lattice:
@@ -129,7 +155,9 @@ def _lattice_of(height: int, width: int) -> Lattice:
 
 
 def test_a_lone_bright_pixel_is_found_in_a_padded_image():
-    model = nn.Sequential(create_model("vit_tiny_patch16", image_size=32, depth=1).patch_embed, nn.ReLU())
+    model = nn.Sequential(
+        create_model("vit_tiny_patch16", image_size=32, depth=1).patch_embed, nn.ReLU()
+    )
     nn.init.ones_(model[0].proj.weight)
     nn.init.zeros_(model[0].proj.bias)
     model = nn.Sequential(*model, nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -167,7 +195,9 @@ def test_resizing_goes_by_the_lattice():
         for y in range(7):
             for x in range(11):
                 place = ((y + 0.5) / 7 - 0.1) / 0.3, ((x + 0.5) / 11 - 0.05) / 0.21
-                assert found.values[b, y, x].item() == pytest.approx(_at(values[b].numpy(), *place), abs=1e-5)
+                assert found.values[b, y, x].item() == pytest.approx(
+                    _at(values[b].numpy(), *place), abs=1e-5
+                )
     tiled = Map(values, lattice=Lattice.tiling((3, 5))).resize((7, 11)).values
     torch.testing.assert_close(tiled, Map(values).resize((7, 11)).values)
     nearest = Map(values, lattice=lattice).resize((7, 11), "nearest").values
@@ -183,7 +213,9 @@ def test_pictures_and_measures_go_by_the_lattice():
     truth = torch.zeros(1, 64, 64, dtype=torch.bool)
     truth[0, 24, 40] = True
     assert metrics.pointing_game(heat, truth, 0).item() == 1
-    assert metrics.pointing_game(Map(values), truth, 2).item() == 0  # drawn as if tiled it points 3 to 4 pixels off
+    assert (
+        metrics.pointing_game(Map(values), truth, 2).item() == 0
+    )  # drawn as if tiled it points 3 to 4 pixels off
 
     class Spot(nn.Module):
         def forward(self, images):
@@ -192,5 +224,7 @@ def test_pictures_and_measures_go_by_the_lattice():
     spot = Spot()
     gone = metrics.deletion(spot, torch.ones(1, 3, 64, 64), heat, 1, steps=64, return_curve=True)[0]
     assert gone[0] > 0.7 and (gone[1:] == 0.5).all()
-    later = metrics.perturbation(spot, torch.ones(1, 3, 64, 64), heat, 1, positive=False, return_curve=True)
+    later = metrics.perturbation(
+        spot, torch.ones(1, 3, 64, 64), heat, 1, positive=False, return_curve=True
+    )
     assert later.min() == 1  # the coldest pixels first: the class stays

@@ -7,7 +7,17 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-from data_cases import CLASSES, COUNTS, assert_same, batches, image_data, make_split, make_tree, make_zip, picture
+from data_cases import (
+    CLASSES,
+    COUNTS,
+    assert_same,
+    batches,
+    image_data,
+    make_split,
+    make_tree,
+    make_zip,
+    picture,
+)
 
 from visattn.data import module as data_module
 from visattn.data.loader import EpochSampler
@@ -80,7 +90,9 @@ def test_set_epoch_gives_the_same_epoch(flawed, reference):
     assert_same(batches(loader), reference[len(reference) // 2 :])
 
 
-@pytest.mark.parametrize(("before", "after", "persistent"), [(0, 2, True), (2, 0, True), (2, 1, False)])
+@pytest.mark.parametrize(
+    ("before", "after", "persistent"), [(0, 2, True), (2, 0, True), (2, 1, False)]
+)
 def test_resume_with_other_workers(flawed, reference, before, after, persistent):
     for given in (3, 4, 6):
         loader = image_data(flawed, augment="strong", num_workers=before).train_dataloader()
@@ -96,7 +108,9 @@ def test_resume_with_other_workers(flawed, reference, before, after, persistent)
         ).train_dataloader()
         resumed.load_state_dict(pickle.loads(pickle.dumps(state)))
         rest = reference[given : given + 2]
-        assert_same([batch for batch, _ in zip(batches_of_two_epochs(resumed), rest, strict=False)], rest)
+        assert_same(
+            [batch for batch, _ in zip(batches_of_two_epochs(resumed), rest, strict=False)], rest
+        )
 
 
 def batches_of_two_epochs(loader):
@@ -145,7 +159,11 @@ def test_ranks_count_every_validation_image_once(tree, world, monkeypatch):
     seen = []
     for rank in range(world):
         monkeypatch.setattr(data_module, "_place", lambda rank=rank: (rank, world))
-        seen += [image.numpy().tobytes() for images, _ in image_data(tree).val_dataloader() for image in images]
+        seen += [
+            image.numpy().tobytes()
+            for images, _ in image_data(tree).val_dataloader()
+            for image in images
+        ]
     assert len(seen) == len(set(seen)) == sum(COUNTS["val"])
 
 
@@ -178,7 +196,9 @@ def test_balanced_draws_classes_equally_often(tmp_path):
     total = sum(counts.values())
     assert all(abs(count / total - 1 / 3) < 0.05 for count in counts.values())
     draws = list(sampler)
-    assert len(set(draws)) == len(draws)  # an image drawn twice is a second copy, augmented in its own way
+    assert len(set(draws)) == len(
+        draws
+    )  # an image drawn twice is a second copy, augmented in its own way
 
 
 def test_repeats_follow_each_other_as_copies():
@@ -189,7 +209,10 @@ def test_repeats_follow_each_other_as_copies():
 
 
 def test_last_batch_is_dropped_only_where_there_is_a_whole_one(tree):
-    sizes = [[len(labels) for _, labels in image_data(tree, batch_size=b).train_dataloader()] for b in (5, 23, 50)]
+    sizes = [
+        [len(labels) for _, labels in image_data(tree, batch_size=b).train_dataloader()]
+        for b in (5, 23, 50)
+    ]
     assert sizes == [[5, 5, 5, 5], [23], [23]]
 
 
@@ -212,7 +235,9 @@ def test_another_look_at_the_training_images_leaves_the_training_alone(flawed, r
     data = image_data(flawed, augment="strong", batch_size=5)
     loader = data.train_dataloader()
     images, _ = next(iter(data.ordered_dataloader("train")))
-    torch.testing.assert_close(images[0], build_transform(data.transform_config())(data._part("train")[0].image(0)))
+    torch.testing.assert_close(
+        images[0], build_transform(data.transform_config())(data._part("train")[0].image(0))
+    )
     assert_same(batches(loader), reference[: len(reference) // 2])
     assert data.skipped == ["train/bee/03.png"]
 

@@ -23,9 +23,9 @@ from torch import nn
 
 from visattn.core.attention import RELATIONS
 from visattn.methods.chain import spread
+from visattn.methods.explain import explain
 from visattn.methods.raw import dino, raw
 from visattn.methods.rollout import rollout
-from visattn.methods.table import explain
 from visattn.record import capture, entry
 
 
@@ -38,7 +38,9 @@ def test_the_row_chain_is_the_ordinary_product(dtype, tolerance, head_fusion, mo
     model, images = model.to(dtype), images.to(dtype)
     with capture(model) as maps:
         model(images)
-    fuse = {"mean": lambda a: a.mean(1), "max": lambda a: a.amax(1), "min": lambda a: a.amin(1)}[head_fusion]
+    fuse = {"mean": lambda a: a.mean(1), "max": lambda a: a.amax(1), "min": lambda a: a.amin(1)}[
+        head_fusion
+    ]
     full = full_rollout([softmax_maps(record.q, record.k) for record in maps.layers], fuse)[:, 0]
     heat = rollout(maps, head_fusion=head_fusion)
     assert heat.values.dtype == torch.float32
@@ -47,7 +49,9 @@ def test_the_row_chain_is_the_ordinary_product(dtype, tolerance, head_fusion, mo
     fused = [softmax_maps(record.q, record.k).mean(1) for record in maps.layers]
     row = torch.rand(2, 26, dtype=dtype)
     for record, alpha in zip(maps.layers, fused, strict=True):
-        torch.testing.assert_close(record.apply(row), (row[:, None] @ alpha)[:, 0], atol=tolerance, rtol=0)
+        torch.testing.assert_close(
+            record.apply(row), (row[:, None] @ alpha)[:, 0], atol=tolerance, rtol=0
+        )
 
 
 @torch.no_grad()
@@ -84,7 +88,9 @@ def test_gradient_methods_equal_eager_autograd(name):
     }
     for method, full in expected.items():
         heat = explain(model, images, target, method)
-        torch.testing.assert_close(heat.values.flatten(1), read(full), rtol=1e-5, atol=0, msg=f"{name} {method}")
+        torch.testing.assert_close(
+            heat.values.flatten(1), read(full), rtol=1e-5, atol=0, msg=f"{name} {method}"
+        )
         assert torch.equal(heat.target, target)
 
 
@@ -109,7 +115,8 @@ def test_legrad_equals_one_backward_pass_per_layer(name):
         for module in shortened.modules():
             if isinstance(module, nn.MultiheadAttention):
                 module.register_forward_pre_hook(
-                    lambda m, a, k: (a, k | {"need_weights": True, "average_attn_weights": False}), with_kwargs=True
+                    lambda m, a, k: (a, k | {"need_weights": True, "average_attn_weights": False}),
+                    with_kwargs=True,
                 )
         _, gradients, _ = attached_weights(shortened, images, target)
         gradient = gradients[layer]
@@ -142,7 +149,9 @@ def test_windows_are_stitched(name):
     def dense(weights, layer):
         window, shift, pad_first = WINDOWED[name][layer]
         grid = grids[layer]
-        return dense_from_groups(weights[layer], grid, lambda y, x: window_place(y, x, grid, window, shift, pad_first))
+        return dense_from_groups(
+            weights[layer], grid, lambda y, x: window_place(y, x, grid, window, shift, pad_first)
+        )
 
     start = torch.full((2, 1, math.prod(coarse)), 1 / math.prod(coarse), dtype=torch.double)
     row = start
@@ -152,7 +161,9 @@ def test_windows_are_stitched(name):
     heat = explain(model, images, method="rollout")
     torch.testing.assert_close(heat.values.flatten(1), row[:, 0].float(), atol=1e-8, rtol=1e-5)
     if "padding_mass" in heat.notes:
-        torch.testing.assert_close(heat.notes["padding_mass"].float(), 1 - heat.values.sum((1, 2)), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            heat.notes["padding_mass"].float(), 1 - heat.values.sum((1, 2)), atol=1e-6, rtol=0
+        )
 
     positive = [torch.relu(a * g) for a, g in zip(alphas, gradients, strict=True)]
     row, added = start, torch.zeros_like(start)
@@ -192,7 +203,9 @@ def test_rollout_where_tokens_change():
     with eager_weights(model) as weights:
         model(images)
     row = weights[2].mean(1) @ full_rollout(weights[:2])
-    torch.testing.assert_close(explain(model, images, method="rollout").values.flatten(1), row[:, 0])
+    torch.testing.assert_close(
+        explain(model, images, method="rollout").values.flatten(1), row[:, 0]
+    )
 
     model, images = built(NAMED["timm_cait"])
     set_fused(model, False)
@@ -219,10 +232,15 @@ def test_rollout_where_tokens_change():
         grid = grids[layer]
         times = grid[0] // 2
         moved = (row @ weights[layer].mean(1)).view(2, 2, 3)
-        moved = moved.repeat_interleave(times, 1).repeat_interleave(times, 2).flatten(1)[:, None] / times**2
+        moved = (
+            moved.repeat_interleave(times, 1).repeat_interleave(times, 2).flatten(1)[:, None]
+            / times**2
+        )
         row = 0.5 * row + 0.5 * moved
         row = row @ merge_matrix(grid, grids[layer - 1]).float() if layer else row
-    torch.testing.assert_close(explain(model, images, method="rollout").values.flatten(1), row[:, 0])
+    torch.testing.assert_close(
+        explain(model, images, method="rollout").values.flatten(1), row[:, 0]
+    )
 
 
 def test_mass_is_spread_to_children_and_summed_from_them():
@@ -231,7 +249,9 @@ def test_mass_is_spread_to_children_and_summed_from_them():
         moved = spread(patches, grid)
         assert moved.shape == (2, *grid)
         torch.testing.assert_close(moved.sum((1, 2)), patches.sum((1, 2)))
-    torch.testing.assert_close(spread(patches, (6, 8)), patches.repeat_interleave(2, 1).repeat_interleave(2, 2) / 4)
+    torch.testing.assert_close(
+        spread(patches, (6, 8)), patches.repeat_interleave(2, 1).repeat_interleave(2, 2) / 4
+    )
     torch.testing.assert_close(spread(spread(patches, (6, 8)), (3, 4)), patches)
     # Merging pads an odd side: the last parent has one child.
     column = patches[0, [0, 0, 1, 1, 2], 0] / torch.tensor([2, 2, 2, 2, 1])
@@ -246,7 +266,10 @@ def test_glimpses_are_averaged():
             self.embed, self.look = nn.Conv2d(3, 12, 4, 4), RELATIONS["cross"](12, 3)
 
         def forward(self, images):
-            features, state = self.embed(images).flatten(2).transpose(1, 2), torch.zeros(len(images), 1, 12)
+            features, state = (
+                self.embed(images).flatten(2).transpose(1, 2),
+                torch.zeros(len(images), 1, 12),
+            )
             for _ in range(3):
                 state = state + self.look(state, features)
             return state[:, 0]
@@ -275,4 +298,6 @@ def test_dino_masks_hold_their_mass():
             assert values[b][mask[b] > 0].min() > values[b][mask[b] == 0].max()
     masks = torch.stack([dino(maps, head=head).values for head in range(3)])
     torch.testing.assert_close(dino(maps).values, masks.mean(0))
-    torch.testing.assert_close(raw(maps, layers=slice(None)).values, (maps.map(0).values + maps.map(1).values) / 2)
+    torch.testing.assert_close(
+        raw(maps, layers=slice(None)).values, (maps.map(0).values + maps.map(1).values) / 2
+    )

@@ -10,7 +10,7 @@ from torch import nn
 
 from visattn import metrics
 from visattn.map import Map
-from visattn.methods.table import explain
+from visattn.methods.explain import explain
 
 
 class Bright(nn.Module):
@@ -44,20 +44,32 @@ def test_deletion_and_insertion_step_by_step(batch_size):
     model, images, values = _scene()
     order = F.interpolate(values[:, None], (8, 12), mode="bilinear", align_corners=False)[:, 0]
     counts = [round(step * 96 / 10) for step in range(11)]
-    expected = _curve(model, images, images, torch.full_like(images, 0.25), order, [1, 1, 1], counts)
+    expected = _curve(
+        model, images, images, torch.full_like(images, 0.25), order, [1, 1, 1], counts
+    )
     curve = metrics.deletion(
-        model, images, Map(values), steps=10, baseline=0.25, batch_size=batch_size, return_curve=True
+        model,
+        images,
+        Map(values),
+        steps=10,
+        baseline=0.25,
+        batch_size=batch_size,
+        return_curve=True,
     )
     np.testing.assert_allclose(curve.numpy(), expected, rtol=1e-5)
     area = metrics.deletion(model, images, values, steps=10, baseline=0.25, batch_size=batch_size)
-    np.testing.assert_allclose(area.numpy(), ((expected[:, 1:] + expected[:, :-1]) / 20).sum(1), rtol=1e-5)
+    np.testing.assert_allclose(
+        area.numpy(), ((expected[:, 1:] + expected[:, :-1]) / 20).sum(1), rtol=1e-5
+    )
 
     blurred = _blur(images.numpy())
     expected = _curve(model, images, torch.from_numpy(blurred), images, order, [0, 1, 0], counts)
     curve = metrics.insertion(model, images, values, torch.tensor([0, 1, 0]), 10, return_curve=True)
     np.testing.assert_allclose(curve.numpy(), expected, rtol=1e-4)
     area = metrics.insertion(model, images, values, torch.tensor([0, 1, 0]), 10)
-    np.testing.assert_allclose(area.numpy(), ((expected[:, 1:] + expected[:, :-1]) / 20).sum(1), rtol=1e-4)
+    np.testing.assert_allclose(
+        area.numpy(), ((expected[:, 1:] + expected[:, :-1]) / 20).sum(1), rtol=1e-4
+    )
 
 
 def _blur(images: np.ndarray) -> np.ndarray:
@@ -68,7 +80,10 @@ def _blur(images: np.ndarray) -> np.ndarray:
             for dy in range(-5, 6):
                 for dx in range(-5, 6):
                     weight = np.exp(-(dy**2 + dx**2) / 50)
-                    near = min(max(y + dy, 0), images.shape[2] - 1), min(max(x + dx, 0), images.shape[3] - 1)
+                    near = (
+                        min(max(y + dy, 0), images.shape[2] - 1),
+                        min(max(x + dx, 0), images.shape[3] - 1),
+                    )
                     out[:, :, y, x] += weight * images[:, :, near[0], near[1]]
                     total += weight
             out[:, :, y, x] /= total
@@ -80,7 +95,9 @@ def test_a_true_map_beats_a_false_one():
     true = torch.zeros(3, 8, 12)
     true[:, :4, :6] = 1
     for positive in (True, False):
-        scores = [metrics.perturbation(model, images, heat, positive=positive) for heat in (true, -true)]
+        scores = [
+            metrics.perturbation(model, images, heat, positive=positive) for heat in (true, -true)
+        ]
         assert ((scores[0] < scores[1]) == positive).all()
     assert (metrics.deletion(model, images, true) < metrics.deletion(model, images, -true)).all()
 
@@ -89,7 +106,9 @@ def test_perturbation_counts_when_the_class_stays_first():
     model, images, _ = _scene()
     heat = torch.arange(96.0).view(1, 8, 12).repeat(3, 1, 1)
     images[:, :, :4, :6] = 1
-    images[1, :, 0, 0] = -40  # the coldest pixel speaks against: class 1 is first only when it is gone
+    images[
+        1, :, 0, 0
+    ] = -40  # the coldest pixel speaks against: class 1 is first only when it is gone
     curve = metrics.perturbation(model, images, heat, 1, positive=False, return_curve=True)
     expected = np.zeros((3, 9))
     for b in range(3):
@@ -99,7 +118,9 @@ def test_perturbation_counts_when_the_class_stays_first():
             expected[b, s] = model(x.view(1, 2, 8, 12)).argmax(1).item() == 1
     np.testing.assert_array_equal(curve.numpy(), expected)
     area = metrics.perturbation(model, images, heat, 1, positive=False)
-    np.testing.assert_allclose(area.numpy(), ((expected[:, 1:] + expected[:, :-1]) / 16).sum(1), rtol=1e-6)
+    np.testing.assert_allclose(
+        area.numpy(), ((expected[:, 1:] + expected[:, :-1]) / 16).sum(1), rtol=1e-6
+    )
 
 
 def _masks():
@@ -115,7 +136,9 @@ def test_pointing_game():
     heat[1, 5, 5] = 1  # three up, four left: five away
     for tolerance, hits in ((2.9, [0, 0]), (3, [1, 0]), (4.99, [1, 0]), (5, [1, 1])):
         assert metrics.pointing_game(heat, truth, tolerance).tolist() == hits
-    assert torch.equal(metrics.boxes_to_masks(torch.tensor([[3, 2, 7, 5], [9, 8, 13, 10]]), (10, 13)), truth)
+    assert torch.equal(
+        metrics.boxes_to_masks(torch.tensor([[3, 2, 7, 5], [9, 8, 13, 10]]), (10, 13)), truth
+    )
 
 
 def test_energy_and_segmentation_pixel_by_pixel():
@@ -128,7 +151,9 @@ def test_energy_and_segmentation_pixel_by_pixel():
         inside = total = right = 0
         boxes = {True: [0, 0], False: [0, 0]}
         mean = heat[b].mean().item()
-        for value, true in zip(heat[b].flatten().tolist(), truth[b].flatten().tolist(), strict=True):
+        for value, true in zip(
+            heat[b].flatten().tolist(), truth[b].flatten().tolist(), strict=True
+        ):
             inside, total = inside + max(value, 0) * true, total + max(value, 0)
             guess = value > mean
             right += guess == true
@@ -168,7 +193,9 @@ def test_grid_pointing():
         images[b, c] = 1
     shares = metrics.grid_pointing(model, images, target, "hirescam", shrink=False)
     torch.testing.assert_close(shares, torch.ones(8))
-    assert (metrics.grid_pointing(model, images, target, "hirescam") > 0.8).all()  # shrinking blurs the seam
+    assert (
+        metrics.grid_pointing(model, images, target, "hirescam") > 0.8
+    ).all()  # shrinking blurs the seam
     flat = torch.ones(8, 4, 6, 10)
     shares = metrics.grid_pointing(model, flat, target, "hirescam", shrink=False)
     torch.testing.assert_close(shares, torch.full((8,), 0.25))
@@ -185,7 +212,12 @@ def test_rank_correlation():
     for i in range(2):
         ranks = []
         for values in (a[i].flatten().tolist(), b[i].flatten().tolist()):
-            ranks.append([np.mean([j + 1 for j, v in enumerate(sorted(values)) if v == value]) for value in values])
+            ranks.append(
+                [
+                    np.mean([j + 1 for j, v in enumerate(sorted(values)) if v == value])
+                    for value in values
+                ]
+            )
         expected = np.corrcoef(*ranks)[0, 1]
         assert metrics.rank_correlation(a, b)[i].item() == pytest.approx(expected, abs=1e-6)
     assert metrics.rank_correlation(a, a.exp()).tolist() == pytest.approx([1, 1])
@@ -196,7 +228,9 @@ def test_rank_correlation():
 def trained():
     """A CNN that has learned to name the brighter half, so that its weights mean something."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1), nn.ReLU())
+    model = nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1), nn.ReLU()
+    )
     model = nn.Sequential(*model, nn.AdaptiveAvgPool2d((1, 2)), nn.Flatten(), nn.Linear(12, 2))
     optimizer = torch.optim.Adam(model.parameters(), 0.02)
     for _ in range(40):
@@ -238,7 +272,9 @@ def test_max_sensitivity_is_the_largest_change(trained):
 
 def test_bad_input():
     model, images, values = _scene()
-    with pytest.raises(ValueError, match=r"heat must be one map per image, \(3, h, w\); got \(2, 4, 6\)"):
+    with pytest.raises(
+        ValueError, match=r"heat must be one map per image, \(3, h, w\); got \(2, 4, 6\)"
+    ):
         metrics.deletion(model, images, values[:2])
     with pytest.raises(ValueError, match="heat must be finite"):
         metrics.insertion(model, images, values * torch.nan)
@@ -248,7 +284,9 @@ def test_bad_input():
         metrics.deletion(model, images, values, 2)
     with pytest.raises(ValueError, match="this measure needs a probability"):
         metrics.deletion(model, images, values, lambda output: output[:, 0])
-    with pytest.raises(ValueError, match=r"truth must be bool masks \(B, H, W\); got \(2, 10, 13\) torch.int64"):
+    with pytest.raises(
+        ValueError, match=r"truth must be bool masks \(B, H, W\); got \(2, 10, 13\) torch.int64"
+    ):
         metrics.pointing_game(values[:2], _masks().long())
     with pytest.raises(ValueError, match=r"truth must mark something in every image; empty: \[1\]"):
         metrics.energy_pointing(values[:2], _masks() & torch.tensor([True, False])[:, None, None])

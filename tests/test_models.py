@@ -17,14 +17,18 @@ from visattn.core.normalize import NORMALIZERS
 from visattn.core.position import POSITIONS
 from visattn.core.similarity import SIMILARITIES
 from visattn.models.build import MIXERS, build_vit, known_options
+from visattn.models.presets import MODELS, create_model
 from visattn.models.stem import STEMS
-from visattn.models.table import MODELS, create_model
 from visattn.models.vit import resize_positions
 from visattn.record import capture
 
 every_case = pytest.mark.parametrize("name", MODEL_CASES)
 VITS = [name for name, entry in MODELS.items() if entry.build is build_vit]
-TIMM = {name: name if "dinov2" in name else f"{name}_224" for name in VITS if name not in ("vit_nano", "vit_micro")}
+TIMM = {
+    name: name if "dinov2" in name else f"{name}_224"
+    for name in VITS
+    if name not in ("vit_nano", "vit_micro")
+}
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
@@ -44,9 +48,17 @@ def test_the_cases_use_every_option():
 @pytest.mark.parametrize("name", TIMM)
 def test_shapes_and_keys_are_those_of_timm(name):
     with torch.device("meta"):
-        theirs, ours = timm.create_model(TIMM[name], num_classes=7), create_model(name, num_classes=7)
-    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
-    assert len(ours.blocks) == len(theirs.blocks) and ours.blocks[0].attn.num_heads == theirs.blocks[0].attn.num_heads
+        theirs, ours = (
+            timm.create_model(TIMM[name], num_classes=7),
+            create_model(name, num_classes=7),
+        )
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {
+        k: v.shape for k, v in theirs.state_dict().items()
+    }
+    assert (
+        len(ours.blocks) == len(theirs.blocks)
+        and ours.blocks[0].attn.num_heads == theirs.blocks[0].attn.num_heads
+    )
 
 
 @pytest.mark.parametrize(
@@ -85,7 +97,14 @@ def test_timm_weights_give_timm_outputs(name, native, other):
 def test_options_agree_with_timm(ours, theirs):
     torch.manual_seed(0)
     theirs = timm.models.VisionTransformer(
-        img_size=SIZE, patch_size=4, embed_dim=12, depth=2, num_heads=3, num_classes=5, dynamic_img_size=True, **theirs
+        img_size=SIZE,
+        patch_size=4,
+        embed_dim=12,
+        depth=2,
+        num_heads=3,
+        num_classes=5,
+        dynamic_img_size=True,
+        **theirs,
     ).eval()
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -125,7 +144,9 @@ def test_every_parameter_learns(name):
         torch.nn.init.normal_(parameter, std=0.3)
     torch.nn.functional.cross_entropy(model(images(2, 3, *SIZE)), torch.tensor([1, 4])).backward()
     for key, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), key
+        assert (
+            parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any()
+        ), key
 
 
 @every_case
@@ -147,7 +168,9 @@ def test_maps_act(name):
     """Each block has one Attend, and what it gives is what goes on."""
     model, x = build(name), images(2, 3, *SIZE)
     y = model(x)
-    seams = [m for key, m in model.named_modules() if isinstance(m, Attend) and key.startswith("blocks.")]
+    seams = [
+        m for key, m in model.named_modules() if isinstance(m, Attend) and key.startswith("blocks.")
+    ]
     assert len(seams) == len(model.blocks)
     for seam in seams:
         handle = seam.register_forward_hook(lambda m, i, o: o.flip(2))
@@ -159,14 +182,18 @@ def test_maps_act(name):
 def test_compiles_whole(name):
     torch.compiler.reset()
     model, x = build(name, depth=1), images(2, 3, *SIZE)
-    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(x), model(x), **CLOSE)
+    torch.testing.assert_close(
+        torch.compile(model, fullgraph=True, backend="aot_eager")(x), model(x), **CLOSE
+    )
 
 
 @pytest.mark.parametrize("name", ["plain", "dinov2", "conv_stem", "rope"])
 def test_exports_with_any_batch_and_size(name):
     model, dynamic = build(name, depth=1), torch.export.Dim.DYNAMIC
     shapes = ({0: dynamic, 2: dynamic, 3: dynamic},)
-    program = torch.export.export(model, (images(2, 3, *SIZE),), dynamic_shapes=shapes, strict=False)
+    program = torch.export.export(
+        model, (images(2, 3, *SIZE),), dynamic_shapes=shapes, strict=False
+    )
     for x in (images(3, 3, 24, 36), images(1, 3, 22, 27)):
         torch.testing.assert_close(program.module()(x), model(x), **CLOSE)
 
@@ -178,19 +205,25 @@ def test_positions_are_resized_on_load():
     torch.testing.assert_close(large.pos_embed.detach(), expected.detach())
     x = images(2, 3, 24, 32)
     torch.testing.assert_close(large(x), small(x), **CLOSE)
-    with pytest.raises(RuntimeError, match=r"size mismatch for pos_embed: .*\[1, 36, 12\].*\[1, 17, 12\]"):
+    with pytest.raises(
+        RuntimeError, match=r"size mismatch for pos_embed: .*\[1, 36, 12\].*\[1, 17, 12\]"
+    ):
         small.load_state_dict(build("plain").state_dict())  # 5 x 7 tokens: not a square
 
 
 def test_resized_positions_of_the_same_grid_are_the_same():
     positions = images(1, 1 + 35, 12)
-    torch.testing.assert_close(resize_positions(positions, (5, 7), (5, 7), prefix=1), positions, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        resize_positions(positions, (5, 7), (5, 7), prefix=1), positions, rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_every_similarity_by_name(similarity):
     model = build("plain", similarity=similarity)
-    assert all(type(block.attn.attend.similarity) is SIMILARITIES[similarity] for block in model.blocks)
+    assert all(
+        type(block.attn.attend.similarity) is SIMILARITIES[similarity] for block in model.blocks
+    )
     assert model.blocks[0].attn.attend.similarity is not model.blocks[1].attn.attend.similarity
     assert model(images(2, 3, *SIZE)).isfinite().all()
 
@@ -198,7 +231,9 @@ def test_every_similarity_by_name(similarity):
 @pytest.mark.parametrize("normalize", NORMALIZERS)
 def test_every_normalizer_by_name(normalize):
     model = build("plain", normalize=normalize)
-    assert all(type(block.attn.attend.normalize) is NORMALIZERS[normalize] for block in model.blocks)
+    assert all(
+        type(block.attn.attend.normalize) is NORMALIZERS[normalize] for block in model.blocks
+    )
     assert model(images(2, 3, *SIZE)).isfinite().all()
 
 
@@ -239,7 +274,9 @@ def test_stem_says_its_grid(stem):
 def test_training_options():
     model = build("plain", drop_path=0.5, dropout=0.5, in_channels=1, mlp_ratio=0.5).train()
     assert model.blocks[0].mlp.fc1.out_features == 6
-    assert isinstance(model.blocks[0].drop_path1, torch.nn.Identity)  # rates rise from zero with depth
+    assert isinstance(
+        model.blocks[0].drop_path1, torch.nn.Identity
+    )  # rates rise from zero with depth
     assert model.blocks[1].drop_path2.drop_prob == 0.5 and model.head_drop.p == 0.5
     x = images(2, 1, *SIZE)
     assert not torch.equal(model(x), model(x))
@@ -248,12 +285,23 @@ def test_training_options():
 def test_weight_decay_and_layer_groups():
     model = build("relative", class_token=True, num_registers=1)
     names = {name for name, _ in model.named_parameters()}
-    spared = {"cls_token", "reg_token", "blocks.0.attn.position.table", "blocks.1.attn.position.table"}
+    spared = {
+        "cls_token",
+        "reg_token",
+        "blocks.0.attn.position.table",
+        "blocks.1.attn.position.table",
+    }
     assert model.no_weight_decay() == spared and spared < names
     groups = model.group_matcher()
-    depths = {int(re.match(groups["blocks"][0][0], name)[1]) for name in names if name.startswith("blocks.")}
+    depths = {
+        int(re.match(groups["blocks"][0][0], name)[1])
+        for name in names
+        if name.startswith("blocks.")
+    }
     assert depths == {0, 1} and re.match(groups["stem"], "patch_embed.proj.weight")
-    decays = param_groups_layer_decay(model, layer_decay=0.5, no_weight_decay_list=model.no_weight_decay())
+    decays = param_groups_layer_decay(
+        model, layer_decay=0.5, no_weight_decay_list=model.no_weight_decay()
+    )
     assert sum(len(group["params"]) for group in decays) == len(names)
     assert len({group["lr_scale"] for group in decays}) == 4  # stem, two blocks, head
 
@@ -271,9 +319,13 @@ def test_classifier_can_be_changed():
 @pytest.mark.parametrize("name", VITS)
 def test_timm_knows_our_models(name):
     with torch.device("meta"):
-        model = timm.create_model(f"visattn_{name}", num_classes=3, img_size=56, in_chans=1, global_pool="avg")
+        model = timm.create_model(
+            f"visattn_{name}", num_classes=3, img_size=56, in_chans=1, global_pool="avg"
+        )
         ours = create_model(name, num_classes=3, image_size=56, in_channels=1, pool="mean")
-    assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in ours.state_dict().items()}
+    assert {k: v.shape for k, v in model.state_dict().items()} == {
+        k: v.shape for k, v in ours.state_dict().items()
+    }
 
 
 def test_timm_models_by_name():
@@ -281,31 +333,66 @@ def test_timm_models_by_name():
     assert isinstance(model, timm.models.VisionTransformer)
     assert model(images(2, 1, 64, 64)).shape == (2, 3)
     assert create_model("timm:test_resnet", image_size=64).num_classes == 1000
-    assert create_model("timm:test_resnet.r160_in1k", num_classes=3).num_classes == 3  # a name with its weights
+    assert (
+        create_model("timm:test_resnet.r160_in1k", num_classes=3).num_classes == 3
+    )  # a name with its weights
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"name": "vit_tni_patch16"}, "unknown model 'vit_tni_patch16'; did you mean 'vit_tiny_patch16'"),
+        (
+            {"name": "vit_tni_patch16"},
+            "unknown model 'vit_tni_patch16'; did you mean 'vit_tiny_patch16'",
+        ),
         ({"name": "timm:resnt18"}, "unknown timm model 'resnt18'; did you mean 'resnet18'"),
         ({"name": "timm:test_vit", "similarity": "cosine"}, "timm:test_vit has no such option: "),
-        ({"name": "vit_nano", "dropot": 0.1}, "unknown vit_nano option 'dropot'; did you mean 'dropout'"),
-        ({"name": "vit_nano", "similarity": "cosin"}, "unknown similarity 'cosin'; did you mean 'cosine'"),
-        ({"name": "vit_nano", "normalize": "entmx15"}, "unknown normalize 'entmx15'; did you mean 'entmax15'"),
+        (
+            {"name": "vit_nano", "dropot": 0.1},
+            "unknown vit_nano option 'dropot'; did you mean 'dropout'",
+        ),
+        (
+            {"name": "vit_nano", "similarity": "cosin"},
+            "unknown similarity 'cosin'; did you mean 'cosine'",
+        ),
+        (
+            {"name": "vit_nano", "normalize": "entmx15"},
+            "unknown normalize 'entmx15'; did you mean 'entmax15'",
+        ),
         ({"name": "vit_nano", "position": "rop"}, "unknown position 'rop'; did you mean 'rope'"),
         ({"name": "vit_nano", "stem": "pach"}, "unknown stem 'pach'; did you mean 'patch'"),
         ({"name": "vit_nano", "pool": "maen"}, "unknown pool 'maen'; did you mean 'mean'"),
-        ({"name": "vit_nano", "relation": "windw"}, "unknown relation 'windw'; did you mean 'window'"),
-        ({"name": "vit_nano", "relation": "axial"}, "relation 'axial' folds the grid of patches: it needs class_token"),
-        ({"name": "vit_nano", "relation": "channel", "position": "rope"}, "relation 'channel' takes no position"),
-        ({"name": "vit_nano", "window_size": 3}, "window_size=3 has no effect: relation self takes none"),
+        (
+            {"name": "vit_nano", "relation": "windw"},
+            "unknown relation 'windw'; did you mean 'window'",
+        ),
+        (
+            {"name": "vit_nano", "relation": "axial"},
+            "relation 'axial' folds the grid of patches: it needs class_token",
+        ),
+        (
+            {"name": "vit_nano", "relation": "channel", "position": "rope"},
+            "relation 'channel' takes no position",
+        ),
+        (
+            {"name": "vit_nano", "window_size": 3},
+            "window_size=3 has no effect: relation self takes none",
+        ),
         ({"name": "vit_nano", "num_heads": 0}, "num_heads must divide dim; got num_heads=0"),
         ({"name": "vit_nano", "class_token": False}, "pool='class' needs class_token=True"),
-        ({"name": "vit_nano", "num_heads": 5}, "num_heads must divide dim; got num_heads=5, dim=128"),
-        ({"name": "vit_nano", "patch_size": 6}, "patch_size of a convolution stem must be a power of two from 2"),
+        (
+            {"name": "vit_nano", "num_heads": 5},
+            "num_heads must divide dim; got num_heads=5, dim=128",
+        ),
+        (
+            {"name": "vit_nano", "patch_size": 6},
+            "patch_size of a convolution stem must be a power of two from 2",
+        ),
         ({"name": "vit_tiny_patch16", "patch_size": 0}, "patch_size must be at least 1; got 0"),
-        ({"name": "vit_nano", "pretrained": True}, "there are no pretrained weights for 'vit_nano'"),
+        (
+            {"name": "vit_nano", "pretrained": True},
+            "there are no pretrained weights for 'vit_nano'",
+        ),
     ],
 )
 def test_refusals(arguments, message):

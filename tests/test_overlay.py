@@ -7,14 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
-from visattn.draw.files import save
+from visattn.draw.files import save_maps
 from visattn.draw.overlay import overlay
 from visattn.draw.picture import fitted, font, to_rgb
 from visattn.draw.scale import Scale, color_bar
 from visattn.map import Map
 
 HEAT = torch.tensor([[0.0, 0.25, 1.0], [0.5, 0.75, 2.0]])
-PHOTO = np.array([[[0, 100, 200], [10, 20, 30], [255, 255, 255]], [[1, 2, 3], [90, 80, 70], [0, 0, 0]]], np.uint8)
+PHOTO = np.array(
+    [[[0, 100, 200], [10, 20, 30], [255, 255, 255]], [[1, 2, 3], [90, 80, 70], [0, 0, 0]]], np.uint8
+)
 
 
 def test_alpha_blend_is_exact():
@@ -26,7 +28,9 @@ def test_alpha_blend_is_exact():
 
 @pytest.mark.parametrize(("alpha", "expected"), [(0.0, PHOTO), (1.0, np.full_like(PHOTO, 255))])
 def test_alpha_ends(alpha, expected):
-    assert np.array_equal(overlay(PHOTO, torch.ones(2, 3), colormap="gray", alpha=alpha, vmin=0, vmax=1), expected)
+    assert np.array_equal(
+        overlay(PHOTO, torch.ones(2, 3), colormap="gray", alpha=alpha, vmin=0, vmax=1), expected
+    )
 
 
 def test_mask_darkens_what_the_map_leaves_out():
@@ -43,14 +47,22 @@ def test_contour_draws_its_lines_and_leaves_the_rest():
     ring, core = np.zeros((9, 11), bool), (slice(3, 6), slice(4, 7))
     ring[2:7, 3:8] = True
     ring[core] = False
-    # the three levels coincide here; the last one, 3/4, is drawn on top, and a white line runs inside it
+    # the three levels coincide here; the last one, 3/4, is drawn on top, and a white line runs
+    # inside it
     assert (out[ring] == 192).all()
     assert (out[3, 4:7] == 255).all() and (out[4, 5] == 40).all()
     assert (out[0] == 40).all() and (out[:, 9:] == 40).all()
 
 
 def test_small_maps_are_interpolated_between_the_centers_of_their_patches():
-    out = overlay(np.zeros((4, 8), np.uint8), torch.tensor([[0.0, 1.0]]), colormap="gray", alpha=1.0, vmin=0, vmax=1)
+    out = overlay(
+        np.zeros((4, 8), np.uint8),
+        torch.tensor([[0.0, 1.0]]),
+        colormap="gray",
+        alpha=1.0,
+        vmin=0,
+        vmax=1,
+    )
     assert out[0, :, 0].tolist() == [0, 0, 32, 96, 160, 224, 255, 255]
 
 
@@ -120,7 +132,9 @@ def test_bar_runs_from_the_last_color_to_the_first_and_writes_its_ends():
     column = bar[:, 8, 0].astype(int)
     inside = column[6:-6]
     assert inside[0] > 250 and inside[-1] < 5 and (np.diff(inside) <= 0).all()
-    assert not np.array_equal(bar[:20, 24:], other[:20, 24 : bar.shape[1]]), "the upper limit is not written"
+    assert not np.array_equal(bar[:20, 24:], other[:20, 24 : bar.shape[1]]), (
+        "the upper limit is not written"
+    )
 
 
 @pytest.mark.parametrize("height", [1, 5, 13, 31])
@@ -162,17 +176,30 @@ def test_other_things_are_no_images():
 
 @pytest.fixture
 def heats():
-    return Map(torch.stack([HEAT, HEAT / 10]), "blocks.1", "raw", torch.tensor([4, 2]), torch.tensor([0.25, 0.5]))
+    return Map(
+        torch.stack([HEAT, HEAT / 10]),
+        "blocks.1",
+        "raw",
+        torch.tensor([4, 2]),
+        torch.tensor([0.25, 0.5]),
+    )
 
 
 def test_save_writes_pictures_numbers_and_an_index(tmp_path, heats):
     photos = [Image.new("RGB", (60, 40), color) for color in ("navy", "white")]
-    items = save(heats, photos, tmp_path / "deep" / "out", labels=["cat 91 %", "dog 55 %"])
+    items = save_maps(heats, photos, tmp_path / "deep" / "out", labels=["cat 91 %", "dog 55 %"])
     index = json.loads((tmp_path / "deep/out/index.json").read_text(encoding="utf-8"))
-    assert index["images"] == items and [item["picture"] for item in items] == ["0000.png", "0001.png"]
+    assert index["images"] == items and [item["picture"] for item in items] == [
+        "0000.png",
+        "0001.png",
+    ]
     assert (index["own_scale"], index["method"], index["layer"]) == (False, "raw", "blocks.1")
     assert [(item["vmin"], item["vmax"]) for item in items] == [(0, 2)] * 2
-    assert items[1]["prefix_mass"] == 0.5 and items[1]["target"] == 2 and items[1]["label"] == "dog 55 %"
+    assert (
+        items[1]["prefix_mass"] == 0.5
+        and items[1]["target"] == 2
+        and items[1]["label"] == "dog 55 %"
+    )
     assert items[1]["max"] == pytest.approx(0.2)
     for i, item in enumerate(items):
         with np.load(tmp_path / "deep/out" / item["map"]) as raw:
@@ -183,19 +210,37 @@ def test_save_writes_pictures_numbers_and_an_index(tmp_path, heats):
 
 def test_saved_pictures_share_the_scale_and_carry_their_label(tmp_path, heats):
     black = [Image.new("RGB", (60, 40))] * 2
-    save(heats, black, tmp_path / "plain", colormap="gray", alpha=1.0)
-    save(heats, black, tmp_path / "labeled", colormap="gray", alpha=1.0, labels=["cat 91 %", "dog 55 %"])
+    save_maps(heats, black, tmp_path / "plain", colormap="gray", alpha=1.0)
+    save_maps(
+        heats,
+        black,
+        tmp_path / "labeled",
+        colormap="gray",
+        alpha=1.0,
+        labels=["cat 91 %", "dog 55 %"],
+    )
     plain = [np.asarray(Image.open(tmp_path / "plain" / f"000{i}.png")) for i in (0, 1)]
     labeled = [np.asarray(Image.open(tmp_path / "labeled" / f"000{i}.png")) for i in (0, 1)]
     assert plain[0][:320, :480].max() == 255 and plain[1][:320, :480].max() == 25
     assert labeled[0].shape[0] > plain[0].shape[0]
-    assert not np.array_equal(labeled[0][320:], labeled[1][320:]), "the labels are not on the pictures"
+    assert not np.array_equal(labeled[0][320:], labeled[1][320:]), (
+        "the labels are not on the pictures"
+    )
 
 
 def test_an_own_scale_is_drawn_only_when_asked_for(tmp_path, heats):
-    items = save(heats, [Image.new("RGB", (60, 40))] * 2, tmp_path, colormap="gray", alpha=1.0, own_scale=True)
+    items = save_maps(
+        heats,
+        [Image.new("RGB", (60, 40))] * 2,
+        tmp_path,
+        colormap="gray",
+        alpha=1.0,
+        own_scale=True,
+    )
     assert [item["vmax"] for item in items] == pytest.approx([2, 0.2])
-    assert all(np.asarray(Image.open(tmp_path / f"000{i}.png"))[:320, :480].max() == 255 for i in (0, 1))
+    assert all(
+        np.asarray(Image.open(tmp_path / f"000{i}.png"))[:320, :480].max() == 255 for i in (0, 1)
+    )
 
 
 def test_save_takes_paths_generators_and_equal_names(tmp_path, heats):
@@ -203,14 +248,16 @@ def test_save_takes_paths_generators_and_equal_names(tmp_path, heats):
         (tmp_path / folder).mkdir()
         Image.new("RGB", (9, 7), "teal").save(tmp_path / folder / "same name.png")
     paths = [tmp_path / "a" / "same name.png", str(tmp_path / "b" / "same name.png")]
-    items = save(heats, (path for path in paths), tmp_path / "out")
+    items = save_maps(heats, (path for path in paths), tmp_path / "out")
     assert [item["name"] for item in items] == ["same_name", "same_name-2"]
-    items = save(heats, torch.zeros(2, 3, 9, 7), tmp_path / "tensor", names=["../up", "CON<>|?"])
+    items = save_maps(
+        heats, torch.zeros(2, 3, 9, 7), tmp_path / "tensor", names=["../up", "CON<>|?"]
+    )
     assert [item["name"] for item in items] == ["up", "CON"]
 
 
 def test_one_map_and_one_image(tmp_path, heats):
-    items = save(heats[1], [Image.new("L", (9, 7))], tmp_path)
+    items = save_maps(heats[1], [Image.new("L", (9, 7))], tmp_path)
     assert len(items) == 1 and items[0]["prefix_mass"] == 0.5
 
 
@@ -227,13 +274,13 @@ def test_one_map_and_one_image(tmp_path, heats):
 )
 def test_save_refuses(tmp_path, heats, images, options, message):
     with pytest.raises(ValueError, match=message):
-        save(heats, images, tmp_path, **options)
+        save_maps(heats, images, tmp_path, **options)
 
 
 def test_save_refuses_a_folder_that_is_a_file(tmp_path, heats):
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="is a file"):
-        save(heats, [PHOTO] * 2, tmp_path / "file")
+        save_maps(heats, [PHOTO] * 2, tmp_path / "file")
 
 
 def test_long_and_foreign_labels_stay_on_the_picture():

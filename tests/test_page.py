@@ -25,7 +25,9 @@ QUIET += " --disable-component-update --disable-sync"
 NASTY = "</script><img src=x onerror=\"document.title='broken'\">&amp;'\"@data@.png"
 
 
-def token_record(name, seed, *, grid=GRID, prefix=2, index=None, lattice=None, sharp=2.0, **options):
+def token_record(
+    name, seed, *, grid=GRID, prefix=2, index=None, lattice=None, sharp=2.0, **options
+):
     tokens = prefix + grid[0] * grid[1]
     groups, inside = (1, tokens) if index is None else index.shape
     draw = torch.Generator().manual_seed(seed)
@@ -36,14 +38,21 @@ def token_record(name, seed, *, grid=GRID, prefix=2, index=None, lattice=None, s
 
 def recorded(records):
     """What `capture` gives, made by hand."""
-    return SimpleNamespace(layers=records, batch=BATCH, select=lambda layers: records, auto_query=lambda record: "cls")
+    return SimpleNamespace(
+        layers=records, batch=BATCH, select=lambda layers: records, auto_query=lambda record: "cls"
+    )
 
 
 @pytest.fixture(scope="module")
 def browser():
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     path = next(
-        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+        (
+            found
+            for name in ("chromium", "chromium-browser", "google-chrome")
+            if (found := shutil.which(name))
+        ),
+        None,
     )
     with sync_api.sync_playwright() as playwright:
         try:
@@ -65,7 +74,12 @@ def show(browser, tmp_path):
         contexts.append(browser.new_context(offline=True, **(context or {})))
         tab = contexts[-1].new_page()
         tab.on("pageerror", lambda error: problems.append(str(error)))
-        tab.on("request", lambda request: problems.append(request.url) if request.url.startswith("http") else None)
+        tab.on(
+            "request",
+            lambda request: (
+                problems.append(request.url) if request.url.startswith("http") else None
+            ),
+        )
         tab.goto(file.as_uri())
         tab.wait_for_function("state.view")
         return tab
@@ -117,13 +131,19 @@ def test_a_click_shows_what_the_patch_attends(show):
     expected = patches(records[1], 2 + 2 * 5 + 3)
     assert np.allclose(values, expected, atol=expected.max() / 255)
     ramp = np.floor(matplotlib.colormaps["inferno"](np.arange(256))[:, :3] * 255 + 0.5)
-    assert np.array_equal(pixels[..., :3], ramp[np.minimum(255, np.floor(values / values.max() * 256)).astype(int)])
+    assert np.array_equal(
+        pixels[..., :3], ramp[np.minimum(255, np.floor(values / values.max() * 256)).astype(int)]
+    )
     assert (pixels[..., 3] == 255).all()
     marker = tab.locator("#marker").evaluate("e => [e.style.top, e.style.left, e.hidden]")
-    assert [float(side[:-1]) for side in marker[:2]] == pytest.approx([200 / 3, 60]) and not marker[2]
+    assert [float(side[:-1]) for side in marker[:2]] == pytest.approx([200 / 3, 60]) and not marker[
+        2
+    ]
     best = np.unravel_index(expected.argmax(), GRID)
     text = tab.locator("#readout").text_content()
-    assert text.startswith(f"patch row 3, column 4 looks most at row {best[0] + 1}, column {best[1] + 1}:")
+    assert text.startswith(
+        f"patch row 3, column 4 looks most at row {best[0] + 1}, column {best[1] + 1}:"
+    )
 
 
 def test_patches_lie_where_their_lattice_says(show):
@@ -131,7 +151,12 @@ def test_patches_lie_where_their_lattice_says(show):
     record = token_record("attn", 6, lattice=Lattice(0, 0, 1 / 3, 1 / 5))
     heat = Map(torch.rand(BATCH, *GRID), method="gae", lattice=Lattice(0.1, 0.2, 0.2, 0.1))
     tab = show([record], heats={"gae": heat})
-    for spot, patch in (((0.1, 0.05), (0, 0)), ((0.2, 0.15), (1, 1)), ((0.55, 0.72), (2, 4)), ((0.99, 0.99), (2, 4))):
+    for spot, patch in (
+        ((0.1, 0.05), (0, 0)),
+        ((0.2, 0.15), (1, 1)),
+        ((0.55, 0.72), (2, 4)),
+        ((0.99, 0.99), (2, 4)),
+    ):
         box = tab.locator("#stage").bounding_box()
         tab.mouse.click(box["x"] + spot[1] * box["width"], box["y"] + spot[0] * box["height"])
         expected = patches(record, 2 + patch[0] * 5 + patch[1])
@@ -142,7 +167,9 @@ def test_patches_lie_where_their_lattice_says(show):
             [(patch[0] - 0.5) / 3, (patch[1] - 0.5) / 5, 1 / 3, 1 / 5], abs=1e-4
         )
     assert placed(tab, "heat") == pytest.approx([-1.5 / 3, -0.3, 5 / 3, 7 / 5], abs=1e-4)
-    pixels = tab.evaluate("[...document.getElementById('heat').getContext('2d').getImageData(0, 0, 7, 5).data]")
+    pixels = tab.evaluate(
+        "[...document.getElementById('heat').getContext('2d').getImageData(0, 0, 7, 5).data]"
+    )
     pixels = np.array(pixels).reshape(5, 7, 4)
     assert np.array_equal(pixels, np.pad(pixels[1:-1, 1:-1], ((1, 1), (1, 1), (0, 0)), mode="edge"))
     tab.get_by_role("button", name="gae").click()
@@ -152,7 +179,9 @@ def test_patches_lie_where_their_lattice_says(show):
 
 def placed(tab, name):
     """Top, left, height and width of an element, in shares of the picture."""
-    sides = tab.locator(f"#{name}").evaluate("e => ['top', 'left', 'height', 'width'].map(side => e.style[side])")
+    sides = tab.locator(f"#{name}").evaluate(
+        "e => ['top', 'left', 'height', 'width'].map(side => e.style[side])"
+    )
     return [float(side[:-1]) / 100 for side in sides]
 
 
@@ -234,7 +263,12 @@ def test_shifted_windows_with_padding(show):
 
 def test_fewer_keys_than_queries_and_gates(show):
     pooled = Record(
-        "pooled", "token", BATCH, Space(15, 0, GRID), Space(2, 0, (1, 2)), alpha=torch.rand(BATCH, HEADS, 15, 2)
+        "pooled",
+        "token",
+        BATCH,
+        Space(15, 0, GRID),
+        Space(2, 0, (1, 2)),
+        alpha=torch.rand(BATCH, HEADS, 15, 2),
     )
     gate = Record("gate", "spatial", BATCH, Space(0), Space(0), alpha=torch.rand(BATCH, 1, 4, 6))
     tab = show([pooled, gate])
@@ -313,7 +347,9 @@ def test_on_a_phone(show):
     assert box["width"] > 300
     tab.touchscreen.tap(box["x"] + 0.5 * box["width"], box["y"] + 0.9 * box["height"])
     assert np.allclose(shown(tab)[0], patches(record, 2 + 2 * 5 + 2), atol=0.004)
-    sizes = tab.evaluate("[...document.querySelectorAll('#methods button')].map(b => b.getBoundingClientRect().height)")
+    sizes = tab.evaluate(
+        "[...document.querySelectorAll('#methods button')].map(b => b.getBoundingClientRect().height)"
+    )
     assert min(sizes) >= 32
 
 
@@ -327,13 +363,21 @@ def test_names_and_labels_are_text(show):
 
 
 def test_the_file_names_nothing_outside_itself(tmp_path):
-    file = write_page(recorded([token_record("attn", 0)]), torch.zeros(2, 3, 9, 15), tmp_path / "new" / "page.html")
+    file = write_page(
+        recorded([token_record("attn", 0)]),
+        torch.zeros(2, 3, 9, 15),
+        tmp_path / "new" / "page.html",
+    )
     text = file.read_text("utf-8")
     assert not re.findall(r"https?://|@import|src=|url\(", text)
 
 
 REFUSALS = {
-    "images": ({}, [Image.new("RGB", (5, 3))], "images must be as many as the recorded images, got 1 and 2"),
+    "images": (
+        {},
+        [Image.new("RGB", (5, 3))],
+        "images must be as many as the recorded images, got 1 and 2",
+    ),
     "labels": ({"labels": ["a"]}, None, "labels must be"),
     "heats": ({"heats": {"gae": Map(torch.rand(3, 2, 2))}}, None, "gae must be"),
     "layers": ({"layers": [7]}, None, "layers must be indices below 1, got 7"),

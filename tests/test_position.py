@@ -42,31 +42,47 @@ def rope(module, q, k, dy, dx):
     for channel in range(0, WIDTH, 2):
         offset = dy if channel < WIDTH // 2 else dx
         theta = 100.0 ** -((channel // 2) % (WIDTH // 4) / (WIDTH / 4))
-        a, b = complex(*q[channel : channel + 2].tolist()), complex(*k[channel : channel + 2].tolist())
-        total += (a * b.conjugate() * complex(math.cos(theta * offset), math.sin(theta * offset))).real
+        a, b = (
+            complex(*q[channel : channel + 2].tolist()),
+            complex(*k[channel : channel + 2].tolist()),
+        )
+        total += (
+            a * b.conjugate() * complex(math.cos(theta * offset), math.sin(theta * offset))
+        ).real
     return total / WIDTH**0.5
 
 
 def log_cpb(module, q, k, dy, dx):
-    coordinates = [math.copysign(math.log2(1 + 8 * abs(d) / (n - 1)) / 3, d) for d, n in ((dy, GRID[0]), (dx, GRID[1]))]
-    hidden = (module.mlp[0].weight @ torch.tensor(coordinates, dtype=torch.float64) + module.mlp[0].bias).clamp(min=0)
+    coordinates = [
+        math.copysign(math.log2(1 + 8 * abs(d) / (n - 1)) / 3, d)
+        for d, n in ((dy, GRID[0]), (dx, GRID[1]))
+    ]
+    hidden = (
+        module.mlp[0].weight @ torch.tensor(coordinates, dtype=torch.float64) + module.mlp[0].bias
+    ).clamp(min=0)
     return 16 / (1 + (-(module.mlp[2].weight @ hidden)).exp())
 
 
 TWINS = {
     "alibi": lambda module, q, k, dy, dx: torch.tensor(
-        [-math.hypot(dy, dx) * 2.0 ** (-8 * h / HEADS) for h in range(1, HEADS + 1)], dtype=torch.float64
+        [-math.hypot(dy, dx) * 2.0 ** (-8 * h / HEADS) for h in range(1, HEADS + 1)],
+        dtype=torch.float64,
     ),
     "relative": lambda module, q, k, dy, dx: module.table[:, dy + GRID[0] - 1, dx + GRID[1] - 1],
     "log_cpb": log_cpb,
-    "decomposed": lambda module, q, k, dy, dx: q @ module.rows[dy + GRID[0] - 1] + q @ module.columns[dx + GRID[1] - 1],
+    "decomposed": lambda module, q, k, dy, dx: (
+        q @ module.rows[dy + GRID[0] - 1] + q @ module.columns[dx + GRID[1] - 1]
+    ),
 }
 
 
 @every_position
 def test_scores_equal_the_equation(name):
     module = position(name)
-    q, k = numbers(1, HEADS, PREFIX + TOKENS, WIDTH), numbers(1, HEADS, PREFIX + TOKENS, WIDTH, seed=1)
+    q, k = (
+        numbers(1, HEADS, PREFIX + TOKENS, WIDTH),
+        numbers(1, HEADS, PREFIX + TOKENS, WIDTH, seed=1),
+    )
     e = scores(name, q, k, module=module)[0]
     for i, j in [(0, 0), (0, 34), (34, 0), (3, 17), (30, 4), (8, 9)]:
         dy, dx = i // GRID[1] - j // GRID[1], i % GRID[1] - j % GRID[1]
@@ -77,12 +93,17 @@ def test_scores_equal_the_equation(name):
             else:
                 term = TWINS[name](module, a, b, dy, dx)
                 expected = a @ b / WIDTH**0.5 + (term[h] if term.ndim else term)
-            torch.testing.assert_close(e[h, PREFIX + i, PREFIX + j], expected, rtol=1e-9, atol=1e-9, check_dtype=False)
+            torch.testing.assert_close(
+                e[h, PREFIX + i, PREFIX + j], expected, rtol=1e-9, atol=1e-9, check_dtype=False
+            )
 
 
 @every_position
 def test_tokens_without_a_place_keep_their_scores(name):
-    q, k = numbers(2, HEADS, PREFIX + TOKENS, WIDTH), numbers(2, HEADS, PREFIX + TOKENS, WIDTH, seed=1)
+    q, k = (
+        numbers(2, HEADS, PREFIX + TOKENS, WIDTH),
+        numbers(2, HEADS, PREFIX + TOKENS, WIDTH, seed=1),
+    )
     e, plain = scores(name, q, k), q @ k.transpose(-2, -1) / WIDTH**0.5
     torch.testing.assert_close(e[:, :, :PREFIX, :PREFIX], plain[:, :, :PREFIX, :PREFIX], **EXACT)
     if name not in ("rope",):
@@ -93,7 +114,10 @@ def test_tokens_without_a_place_keep_their_scores(name):
 @every_position
 def test_only_the_offset_counts(name):
     """The same query and key at other places of the same offset get the same score."""
-    q, k = numbers(1, HEADS, 1, WIDTH).expand(-1, -1, TOKENS, -1), numbers(1, HEADS, 1, WIDTH, seed=1)
+    q, k = (
+        numbers(1, HEADS, 1, WIDTH).expand(-1, -1, TOKENS, -1),
+        numbers(1, HEADS, 1, WIDTH, seed=1),
+    )
     e = scores(name, q, k.expand(-1, -1, TOKENS, -1))[0].unflatten(1, GRID).unflatten(3, GRID)
     torch.testing.assert_close(e[:, 1:, 2:, 1:, 2:], e[:, :-1, :-2, :-1, :-2], **EXACT)
     assert not torch.allclose(e[:, 0, 0, 0, 0], e[:, 0, 0, 4, 6])
@@ -115,7 +139,10 @@ def test_layouts_place_tokens_as_the_whole_grid_does(name, relation):
 
 @every_position
 def test_strips_place_tokens_as_the_whole_grid_does(name):
-    axial, x = RELATIONS["axial"](DIM, HEADS, position=position(name)).double(), numbers(2, TOKENS, DIM)
+    axial, x = (
+        RELATIONS["axial"](DIM, HEADS, position=position(name)).double(),
+        numbers(2, TOKENS, DIM),
+    )
     y = x
     for part, same in ((axial.height, 1), (axial.width, 0)):
         whole = build("self", position=position(name))
@@ -145,7 +172,9 @@ def test_with_every_similarity(name, similarity):
         module.attend.impl = impl
         x = numbers(2, TOKENS, DIM).requires_grad_()
         y = module(x, grid=GRID)
-        return y, torch.autograd.grad((y * numbers(*y.shape, seed=9)).sum(), [x, *module.position.parameters()])
+        return y, torch.autograd.grad(
+            (y * numbers(*y.shape, seed=9)).sum(), [x, *module.position.parameters()]
+        )
 
     if (name, similarity) == ("decomposed", "efficient"):
         with pytest.raises(ValueError, match="decomposed positions cannot join Efficient"):
@@ -168,7 +197,10 @@ def test_with_every_normalizer(name, normalizer):
 
 @every_position
 def test_every_parameter_learns(name):
-    module, x = build("window", window_size=3, position=position(name, (3, 3))), numbers(2, TOKENS, DIM)
+    module, x = (
+        build("window", window_size=3, position=position(name, (3, 3))),
+        numbers(2, TOKENS, DIM),
+    )
     (module(x, grid=GRID) * numbers(2, TOKENS, DIM, seed=9)).sum().backward()
     for key, parameter in module.position.named_parameters():
         assert parameter.grad.isfinite().all() and parameter.grad.any(), key
@@ -176,7 +208,10 @@ def test_every_parameter_learns(name):
 
 @every_position
 def test_gradcheck(name):
-    module, x = build("window", window_size=3, position=position(name)), numbers(1, TOKENS, DIM).requires_grad_()
+    module, x = (
+        build("window", window_size=3, position=position(name)),
+        numbers(1, TOKENS, DIM).requires_grad_(),
+    )
     assert torch.autograd.gradcheck(lambda x: module(x, grid=GRID), x, fast_mode=True)
 
 
@@ -226,26 +261,36 @@ def test_exports_with_any_batch(name):
             return call("window", self.relation, x)
 
     whole, dynamic = Whole(), ({0: torch.export.Dim.DYNAMIC},)
-    program = torch.export.export(whole, (numbers(2, TOKENS, DIM),), dynamic_shapes=dynamic, strict=False)
+    program = torch.export.export(
+        whole, (numbers(2, TOKENS, DIM),), dynamic_shapes=dynamic, strict=False
+    )
     x = numbers(3, TOKENS, DIM, seed=1)
     torch.testing.assert_close(program.module()(x), whole(x), **EXACT)
 
 
 def test_decomposed_forms_no_square_matrix():
-    q, k, bias = position("decomposed")(*(numbers(1, HEADS, TOKENS, WIDTH, seed=i) for i in (0, 1)), grid_places(GRID))
+    q, k, bias = position("decomposed")(
+        *(numbers(1, HEADS, TOKENS, WIDTH, seed=i) for i in (0, 1)), grid_places(GRID)
+    )
     assert bias is None and q.shape == k.shape == (1, HEADS, TOKENS, WIDTH + GRID[0] + GRID[1])
 
 
 def test_decomposed_agrees_with_sam_in_timm():
     module, q = position("decomposed"), numbers(2, HEADS, TOKENS, WIDTH)
     bias = get_decomposed_rel_pos_bias(q.flatten(0, 1), module.rows, module.columns, GRID, GRID)
-    expected = q.flatten(0, 1) @ q.flatten(0, 1).transpose(1, 2) / WIDTH**0.5 + bias.flatten(1, 2).view(-1, 35, 35)
-    torch.testing.assert_close(scores("decomposed", q, q, module=module).flatten(0, 1), expected, **EXACT)
+    expected = q.flatten(0, 1) @ q.flatten(0, 1).transpose(1, 2) / WIDTH**0.5 + bias.flatten(
+        1, 2
+    ).view(-1, 35, 35)
+    torch.testing.assert_close(
+        scores("decomposed", q, q, module=module).flatten(0, 1), expected, **EXACT
+    )
 
 
 def test_rope_agrees_with_timm():
     q = numbers(2, HEADS, TOKENS, 16)
-    sin, cos = build_rotary_pos_embed(list(GRID), dim=16, temperature=100.0, in_pixels=False, dtype=torch.float64)
+    sin, cos = build_rotary_pos_embed(
+        list(GRID), dim=16, temperature=100.0, in_pixels=False, dtype=torch.float64
+    )
     turned, _, _ = POSITIONS["rope"](16)(q, q, grid_places(GRID))
     torch.testing.assert_close(turned, apply_rot_embed(q, sin, cos), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(turned.norm(dim=-1), q.norm(dim=-1), **EXACT)
@@ -262,12 +307,24 @@ def test_map_shows_the_position():
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: POSITIONS["rope"](6), "head_dim must be a multiple of 4 for a rotation by rows and columns; got 6"),
+        (
+            lambda: POSITIONS["rope"](6),
+            "head_dim must be a multiple of 4 for a rotation by rows and columns; got 6",
+        ),
         (lambda: POSITIONS["alibi"](4, 0), "num_heads must be at least 1; got 0"),
         (lambda: POSITIONS["relative"](4, 3), r"grid must be \(rows, columns\) .*; got None"),
-        (lambda: POSITIONS["log_cpb"](4, 3, (0, 7)), r"grid must be \(rows, columns\) .*; got \(0, 7\)"),
-        (lambda: POSITIONS["decomposed"](4, 3, (5,)), r"grid must be \(rows, columns\) .*; got \(5,\)"),
-        (lambda: build("self", position=position("rope"))(numbers(1, TOKENS, DIM)), "grid must be given"),
+        (
+            lambda: POSITIONS["log_cpb"](4, 3, (0, 7)),
+            r"grid must be \(rows, columns\) .*; got \(0, 7\)",
+        ),
+        (
+            lambda: POSITIONS["decomposed"](4, 3, (5,)),
+            r"grid must be \(rows, columns\) .*; got \(5,\)",
+        ),
+        (
+            lambda: build("self", position=position("rope"))(numbers(1, TOKENS, DIM)),
+            "grid must be given",
+        ),
     ],
 )
 def test_refusals(make, message):

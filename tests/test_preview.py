@@ -32,9 +32,17 @@ def preview(config: Path, *words) -> int:
 def test_preview_draws_and_trains_nothing(config, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     root = tmp_path / "photos"
-    assert preview(config, "--change", f"data.root='{root}' data.flip=true", "--images", 4, "--versions", 3) == 0
+    assert (
+        preview(
+            config, "--change", f"data.root='{root}' data.flip=true", "--images", 4, "--versions", 3
+        )
+        == 0
+    )
     told = capsys.readouterr().out
-    assert "23 labels of 3 classes: ant 5, bee 7, cat 11" in told and "4 an epoch of 5 images, 12 in all" in told
+    assert (
+        "23 labels of 3 classes: ant 5, bee 7, cat 11" in told
+        and "4 an epoch of 5 images, 12 in all" in told
+    )
     assert "up to 0.02" in told
     for name in ("augmented.png", "learning_rate.png"):
         with Image.open(tmp_path / "preview" / name) as picture:
@@ -43,7 +51,9 @@ def test_preview_draws_and_trains_nothing(config, tmp_path, monkeypatch, capsys)
 
 
 def parts_of(config: Path, *keys: str) -> Unrun:
-    return construct(Unrun, ["fit", "--config", str(config), "--data.root", str(config.parent / "photos"), *keys])
+    return construct(
+        Unrun, ["fit", "--config", str(config), "--data.root", str(config.parent / "photos"), *keys]
+    )
 
 
 def test_sheet_shows_what_training_will_see(config):
@@ -52,7 +62,9 @@ def test_sheet_shows_what_training_will_see(config):
     assert len(axes) == 15
     assert [axes[row * 3].get_ylabel() for row in range(5)] == ["ant", "bee", "cat", "ant", "bee"]
     loader = data.train_dataloader()
-    positions = [int(np.flatnonzero(loader.dataset.source.labels == label)[0]) for label in range(3)]
+    positions = [
+        int(np.flatnonzero(loader.dataset.source.labels == label)[0]) for label in range(3)
+    ]
     transform = loader.dataset.transform
     for row, position in enumerate(positions):
         image = loader.dataset.source.image(position, transform.long_side)

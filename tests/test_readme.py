@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from visattn.__main__ import COMMANDS
-from visattn.blocks.table import BLOCKS
+from visattn.blocks.catalog import BLOCKS
 from visattn.core import NORMALIZERS, RELATIONS, SIMILARITIES
-from visattn.methods.table import METHODS
+from visattn.methods.explain import METHODS
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -7,13 +7,13 @@ from map_cases import FAMILIES, NAMED, built, eager_weights, output_of, set_fuse
 from relation_cases import RELATION_CASES
 from torch import nn
 
-from visattn.blocks.table import create_block
+from visattn.blocks.catalog import create_block
 from visattn.core.attention import RELATIONS
 from visattn.core.formula import attention_map
 from visattn.core.normalize import NORMALIZERS
 from visattn.core.similarity import SIMILARITIES
 from visattn.core.tap import Tap
-from visattn.models.table import create_model
+from visattn.models.presets import create_model
 from visattn.record import capture
 
 
@@ -36,7 +36,9 @@ def test_weights_equal_the_models_own_softmax(family):
     assert tuple(sorted({record.kind for record in maps.layers})) == family.kinds
     for record, weights in zip(maps.layers, eager, strict=True):
         assert (record.keys.index is not None) == family.windows
-        torch.testing.assert_close(record.weights(), weights.reshape(record.weights().shape), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            record.weights(), weights.reshape(record.weights().shape), atol=1e-5, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -46,7 +48,10 @@ def test_as_shipped(family):
     model, images = built(family)
     with capture(model) as maps:
         model(images)
-    assert [record.name for record in maps.layers][:: family.count - 1] == [family.first[0], family.last[0]]
+    assert [record.name for record in maps.layers][:: family.count - 1] == [
+        family.first[0],
+        family.last[0],
+    ]
     assert maps.map().values.shape == (2, *family.last[2])
     heat = maps.map(0)
     assert heat.values.min() >= 0
@@ -60,21 +65,31 @@ def test_as_shipped(family):
 def test_every_pair_of_the_formula_is_recorded_as_it_was_evaluated():
     torch.manual_seed(0)
     x = torch.randn(2, 7, 12)
-    pairs = [(name, "softmax") for name in SIMILARITIES] + [("scaled_dot", name) for name in NORMALIZERS]
+    pairs = [(name, "softmax") for name in SIMILARITIES] + [
+        ("scaled_dot", name) for name in NORMALIZERS
+    ]
     for similarity, normalize in pairs:
         pair = SIMILARITIES[similarity](4, 3), NORMALIZERS[normalize](3)
         module = RELATIONS["self"](12, 3, similarity=pair[0], normalize=pair[1]).eval()
         seen = {}
-        module.attend.register_forward_hook(lambda _, args, m, seen=seen: seen.update(v=args[2], m=m))
+        module.attend.register_forward_hook(
+            lambda _, args, m, seen=seen: seen.update(v=args[2], m=m)
+        )
         with torch.no_grad(), capture(module) as maps:
             module(x)
         (record,) = maps.layers
-        torch.testing.assert_close(record.weights() @ seen["v"], seen["m"], atol=1e-5, rtol=1e-4, msg=str(pair))
+        torch.testing.assert_close(
+            record.weights() @ seen["v"], seen["m"], atol=1e-5, rtol=1e-4, msg=str(pair)
+        )
         u = torch.rand(2, 7)
-        torch.testing.assert_close(record.apply(u), torch.einsum("bq,bhqk->bk", u, record.weights()) / 3)
+        torch.testing.assert_close(
+            record.apply(u), torch.einsum("bq,bhqk->bk", u, record.weights()) / 3
+        )
 
 
-@pytest.mark.parametrize("name", ["window", "shifted_window", "grid", "axial", "criss_cross", "neighborhood"])
+@pytest.mark.parametrize(
+    "name", ["window", "shifted_window", "grid", "axial", "criss_cross", "neighborhood"]
+)
 def test_own_layouts_put_weights_where_the_tokens_lie(name):
     """Changing one token's value changes exactly the outputs of the queries that give it weight."""
     torch.manual_seed(0)
@@ -101,7 +116,11 @@ def test_class_pool_and_memory_relations_know_their_tokens():
     model = RELATIONS["class"](12, 3)
     with torch.no_grad(), capture(model, grid=(5, 7)) as maps:
         model(x)
-    assert (maps.layers[0].queries.tokens, maps.layers[0].prefix, maps.layers[0].pool) == (1, 1, False)
+    assert (maps.layers[0].queries.tokens, maps.layers[0].prefix, maps.layers[0].pool) == (
+        1,
+        1,
+        False,
+    )
     model = RELATIONS["pool"](12, 3)
     with torch.no_grad(), capture(model, grid=(5, 7)) as maps:
         model(x[:, 1:])
@@ -135,7 +154,9 @@ def _without_weights(model, images):
 
 def test_the_native_path_of_the_encoder_layer_is_bypassed():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.TransformerEncoderLayer(12, 3, 24, batch_first=True, dropout=0.0)).eval()
+    model = nn.Sequential(
+        nn.TransformerEncoderLayer(12, 3, 24, batch_first=True, dropout=0.0)
+    ).eval()
     x = torch.randn(2, 15, 12)
     with torch.no_grad():
         plain = model(x)
@@ -161,7 +182,9 @@ def test_causal_and_masked_calls():
     assert [record.name for record in maps.layers] == ["Net[0]", "Net[1]"]
     assert torch.equal(first.tril(), first) and first.sum(-1).allclose(torch.ones(2, 3, 6))
     after = first @ q
-    expected = attention_map(after * 0.3 * 5**0.5, after, mask=torch.ones(6, 6, dtype=torch.bool).tril(2))
+    expected = attention_map(
+        after * 0.3 * 5**0.5, after, mask=torch.ones(6, 6, dtype=torch.bool).tril(2)
+    )
     torch.testing.assert_close(second, expected)
 
 
@@ -188,8 +211,14 @@ def test_gates_are_records_of_their_kind():
 def test_own_vision_transformers():
     torch.manual_seed(0)
     images = torch.randn(2, 3, 48, 64)
-    for options, prefix in (({"pool": "mean"}, 1), ({"num_registers": 2}, 3), ({"similarity": "additive"}, 1)):
-        model = create_model("vit_nano", num_classes=5, image_size=(48, 64), depth=2, **options).eval()
+    for options, prefix in (
+        ({"pool": "mean"}, 1),
+        ({"num_registers": 2}, 3),
+        ({"similarity": "additive"}, 1),
+    ):
+        model = create_model(
+            "vit_nano", num_classes=5, image_size=(48, 64), depth=2, **options
+        ).eval()
         with capture(model) as maps:
             model(images)
         assert [record.name for record in maps.layers] == ["blocks.0.attn", "blocks.1.attn"]

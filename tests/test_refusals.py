@@ -6,7 +6,7 @@ from training_cases import draw_folder, keys, refusal, weights
 
 from visattn.training import cli
 from visattn.training.checkpoint import find_checkpoint
-from visattn.training.classifier import load
+from visattn.training.classifier import load_classifier
 from visattn.training.keys import nearest
 
 
@@ -30,7 +30,10 @@ from visattn.training.keys import nearest
         (["--trainer.strategy", "dpp"], "invalid strategy name"),
         (["--trainer.sync_batchnorm", "true"], "needs GPUs"),
         (["--trainer.strategy", "fsdp", "--model.ema", "0.9"], "ema keeps a whole copy"),
-        (["--trainer.strategy", "fsdp", "--model.channels_last", "true"], "channels_last stores weights"),
+        (
+            ["--trainer.strategy", "fsdp", "--model.channels_last", "true"],
+            "channels_last stores weights",
+        ),
         (["--model.channels_last", "yess"], "model.channels_last must be true or false; got yess"),
         (["--model.options", "3"], "model.options must be a dictionary; got 3"),
         (["--model.weights", "nowhere.pt"], "there is no file 'nowhere.pt'"),
@@ -81,13 +84,17 @@ def test_checkpoints_of_others_are_refused(run, shapes, tmp_path, capsys):
     torch.save({"state_dict": {}, "epoch": 3}, foreign)
     for path, word in ((damaged, "damaged"), (foreign, "another project")):
         with pytest.raises(ValueError, match=word):
-            load(path)
-        assert word in refusal(["fit", *keys(shapes, tmp_path / "run"), "--ckpt_path", str(path)], capsys)
+            load_classifier(path)
+        assert word in refusal(
+            ["fit", *keys(shapes, tmp_path / "run"), "--ckpt_path", str(path)], capsys
+        )
     best = str(run / "checkpoints" / "best.ckpt")
-    deeper = keys(shapes, tmp_path / "run", model__options='{"dim": 16, "depth": 3, "num_heads": 2}')
+    deeper = keys(
+        shapes, tmp_path / "run", model__options='{"dim": 16, "depth": 3, "num_heads": 2}'
+    )
     assert "another model" in refusal(["fit", *deeper, "--ckpt_path", best], capsys)
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
-        load(tmp_path)
+        load_classifier(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -98,9 +105,13 @@ def test_checkpoints_of_others_are_refused(run, shapes, tmp_path, capsys):
         ({"model__optimizer": "sgd"}, "optimizer 'adamw', not 'sgd'"),
     ],
 )
-def test_an_optimizer_that_does_not_fit_the_checkpoint_is_refused(changed, named, run, shapes, tmp_path, capsys):
+def test_an_optimizer_that_does_not_fit_the_checkpoint_is_refused(
+    changed, named, run, shapes, tmp_path, capsys
+):
     last = str(run / "checkpoints" / "last.ckpt")
-    assert named in refusal(["fit", *keys(shapes, tmp_path / "run", **changed), "--ckpt_path", last], capsys)
+    assert named in refusal(
+        ["fit", *keys(shapes, tmp_path / "run", **changed), "--ckpt_path", last], capsys
+    )
 
 
 def test_other_classes_are_refused(run, tmp_path, capsys):
@@ -124,12 +135,21 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_best(run, shapes, tmp_path,
     assert find_checkpoint(tmp_path / "run", "last").name == "last.ckpt"
 
 
-def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(shapes, tmp_path, capsys):
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
+    shapes, tmp_path, capsys
+):
     out = tmp_path / "run"
     cli.main(["fit", *keys(shapes, out, trainer__max_epochs=1)])
     before = weights(out / "checkpoints" / "last.ckpt")
     capsys.readouterr()
-    hot = keys(shapes, out, trainer__max_epochs=3, model__lr=1e30, checkpoint_steps=1, model__warmup_epochs=0)
+    hot = keys(
+        shapes,
+        out,
+        trainer__max_epochs=3,
+        model__lr=1e30,
+        checkpoint_steps=1,
+        model__warmup_epochs=0,
+    )
     said = refusal(["fit", *hot, "--ckpt_path", "last"], capsys, code=1)
     assert "step" in said
     kept = weights(out / "checkpoints" / "last.ckpt")

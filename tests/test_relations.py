@@ -34,7 +34,9 @@ every_relation = pytest.mark.parametrize("name", RELATIONS)
 
 def grads(module, x, out):
     inputs = [x, *module.parameters()]
-    return torch.autograd.grad((out * numbers(*out.shape, seed=99)).sum(), inputs, allow_unused=True)
+    return torch.autograd.grad(
+        (out * numbers(*out.shape, seed=99)).sum(), inputs, allow_unused=True
+    )
 
 
 def test_every_relation_has_its_case():
@@ -46,7 +48,9 @@ def test_relation_equals_its_twin(name):
     module, x = build(name), numbers(2, TOKENS, DIM)
     y = call(name, module, x).detach().numpy()
     for b in (0, 1):
-        np.testing.assert_allclose(y[b], relation_slowly(module, x[b].numpy(), RELATION_CASES[name].meets), atol=1e-10)
+        np.testing.assert_allclose(
+            y[b], relation_slowly(module, x[b].numpy(), RELATION_CASES[name].meets), atol=1e-10
+        )
 
 
 def test_axial_goes_through_columns_then_rows():
@@ -62,7 +66,9 @@ def test_cross_equals_its_twin():
     q = x[0].numpy() @ w["q.weight"].T + w["q.bias"]
     k, v = np.split(c[0].numpy() @ w["kv.weight"].T + w["kv.bias"], 2, axis=1)
     heads = [slice(4 * h, 4 * h + 4) for h in range(HEADS)]
-    m = np.concatenate([attend_slowly(q[:, h], k[:, h], v[:, h], lambda i, j: True) for h in heads], 1)
+    m = np.concatenate(
+        [attend_slowly(q[:, h], k[:, h], v[:, h], lambda i, j: True) for h in heads], 1
+    )
     got = module(x, c)[0].detach().numpy()
     np.testing.assert_allclose(got, m @ w["proj.weight"].T + w["proj.bias"], atol=1e-10)
 
@@ -136,7 +142,9 @@ def test_any_grid(name, normalizer, grid):
     assert y.shape == (2, grid[0] * grid[1], DIM) and y.isfinite().all()
 
 
-@pytest.mark.parametrize("name", [name for name, case in RELATION_CASES.items() if case.takes_context])
+@pytest.mark.parametrize(
+    "name", [name for name, case in RELATION_CASES.items() if case.takes_context]
+)
 def test_context(name):
     module, x, c = build(name), numbers(2, TOKENS, DIM), numbers(2, 11, DIM, seed=1)
     expected = module(torch.cat([x, c], 1)) if name == "pool" else module(x, c)
@@ -161,7 +169,9 @@ def test_shape_dtype_and_repeat(name):
 def test_every_parameter_learns(name):
     module, x = build(name), numbers(2, TOKENS, DIM).requires_grad_()
     out = call(name, module, x)
-    for (key, _), gradient in zip([("x", x), *module.named_parameters()], grads(module, x, out), strict=True):
+    for (key, _), gradient in zip(
+        [("x", x), *module.named_parameters()], grads(module, x, out), strict=True
+    ):
         assert gradient is not None and gradient.isfinite().all() and gradient.any(), key
 
 
@@ -184,7 +194,9 @@ def test_copies(name):
 @every_relation
 def test_meta_device(name):
     module = build(name).to("meta")
-    assert call(name, module, torch.empty(2, TOKENS, DIM, dtype=torch.float64, device="meta")).is_meta
+    assert call(
+        name, module, torch.empty(2, TOKENS, DIM, dtype=torch.float64, device="meta")
+    ).is_meta
 
 
 @every_relation
@@ -192,11 +204,21 @@ def test_map_times_values_is_the_output(name):
     """What an Attend got is enough for its map; with the map the output is given, and without it the output changes."""
     module, x, seen = build(name), numbers(2, TOKENS, DIM), []
     attends = [m for m in module.modules() if isinstance(m, Attend)]
-    hooks = [m.register_forward_hook(lambda m, i, k, o: seen.append((m, i, k, o)), with_kwargs=True) for m in attends]
+    hooks = [
+        m.register_forward_hook(lambda m, i, k, o: seen.append((m, i, k, o)), with_kwargs=True)
+        for m in attends
+    ]
     y = call(name, module, x)
     assert len(seen) == RELATION_CASES[name].maps
     for attend, (q, k, v), given, m in seen:
-        alpha = attention_map(q, k, attend.similarity, attend.normalize, bias=given.get("bias"), mask=given.get("mask"))
+        alpha = attention_map(
+            q,
+            k,
+            attend.similarity,
+            attend.normalize,
+            bias=given.get("bias"),
+            mask=given.get("mask"),
+        )
         torch.testing.assert_close(alpha @ v, m, **EXACT)
         layout = given.get("layout")
         if layout is not None and layout.kind == "token":
@@ -225,7 +247,11 @@ def test_refusals(name):
         with pytest.raises(ValueError, match="x must have the 5 x 7 tokens of its grid"):
             build(name)(numbers(2, 1 + TOKENS, DIM), grid=GRID)
         with pytest.raises(ValueError, match=r"mask must be \(B, N\)"):
-            build(name)(numbers(2, TOKENS, DIM), grid=GRID, mask=torch.ones(TOKENS, TOKENS, dtype=torch.bool))
+            build(name)(
+                numbers(2, TOKENS, DIM),
+                grid=GRID,
+                mask=torch.ones(TOKENS, TOKENS, dtype=torch.bool),
+            )
 
 
 @every_relation
@@ -248,7 +274,10 @@ def test_exports_with_any_batch(name):
 
     whole = Whole()
     program = torch.export.export(
-        whole, (numbers(2, TOKENS, DIM),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False
+        whole,
+        (numbers(2, TOKENS, DIM),),
+        dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+        strict=False,
     )
     x = numbers(3, TOKENS, DIM, seed=1)
     torch.testing.assert_close(program.module()(x), whole(x), **EXACT)

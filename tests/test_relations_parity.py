@@ -22,7 +22,11 @@ PARITY = Path(__file__).parent / "parity"
 
 @pytest.mark.parametrize("shift", [0, 2])
 def test_swin_windows_agree_with_timm(shift):
-    theirs = swin.SwinTransformerBlock(DIM, (8, 12), HEADS, window_size=4, shift_size=shift).double().eval()
+    theirs = (
+        swin.SwinTransformerBlock(DIM, (8, 12), HEADS, window_size=4, shift_size=shift)
+        .double()
+        .eval()
+    )
     ours = RELATIONS["shifted_window" if shift else "window"](
         DIM, HEADS, window_size=4, position=RelativeTable(DIM // HEADS, HEADS, (4, 4))
     ).double()
@@ -44,13 +48,21 @@ def test_swin_v2_windows_agree_with_timm():
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.normal_()
-        theirs.logit_scale.copy_(torch.tensor([0.5, 3.0, 7.0])[:, None, None])  # the last one lies above the bound
+        theirs.logit_scale.copy_(
+            torch.tensor([0.5, 3.0, 7.0])[:, None, None]
+        )  # the last one lies above the bound
         theirs._init_buffers()
     theirs = theirs.double()
     f_sim = SIMILARITIES["cosine"](DIM // HEADS, HEADS)
     position = LogCpb(DIM // HEADS, HEADS, (4, 4))
-    ours = RELATIONS["window"](DIM, HEADS, similarity=f_sim, window_size=4, position=position).double()
-    state = {f"position.mlp.{key[8:]}": value for key, value in theirs.state_dict().items() if "cpb_mlp" in key}
+    ours = RELATIONS["window"](
+        DIM, HEADS, similarity=f_sim, window_size=4, position=position
+    ).double()
+    state = {
+        f"position.mlp.{key[8:]}": value
+        for key, value in theirs.state_dict().items()
+        if "cpb_mlp" in key
+    }
     state |= {"qkv.weight": theirs.qkv.weight, "attend.similarity.logit_scale": theirs.logit_scale}
     state |= {"qkv.bias": torch.cat([theirs.q_bias, torch.zeros(DIM), theirs.v_bias])}
     ours.load_state_dict(state | {"proj.weight": theirs.proj.weight, "proj.bias": theirs.proj.bias})
@@ -62,7 +74,13 @@ def test_swin_v2_windows_agree_with_timm():
     "name, theirs, options",
     [
         ("class", lambda: ClassAttn(DIM, HEADS, qkv_bias=True), {}),
-        ("pool", lambda: AttentionPoolLatent(DIM, num_heads=HEADS, latent_len=2, pool_type="", norm_layer=_norm), {}),
+        (
+            "pool",
+            lambda: AttentionPoolLatent(
+                DIM, num_heads=HEADS, latent_len=2, pool_type="", norm_layer=_norm
+            ),
+            {},
+        ),
     ],
 )
 def test_one_sided_attention_agrees_with_timm(name, theirs, options):
@@ -117,7 +135,10 @@ def test_segmentation_attention_agrees_with_the_authors(name, relation):
     """Queries and keys of fewer channels than the values are the same with zeros behind them."""
     x, expected, w = load(name)
     ours = RELATIONS[relation](32, 1, similarity=SIMILARITIES["dot"](32))
-    qkv = [torch.nn.functional.pad(w[f"{p}_conv.weight"].flatten(1), (0, 0, 0, 28)) for p in ("query", "key")]
+    qkv = [
+        torch.nn.functional.pad(w[f"{p}_conv.weight"].flatten(1), (0, 0, 0, 28))
+        for p in ("query", "key")
+    ]
     bias = [torch.nn.functional.pad(w[f"{p}_conv.bias"], (0, 28)) for p in ("query", "key")]
     with torch.no_grad():
         ours.qkv.weight.copy_(torch.cat([*qkv, w["value_conv.weight"].flatten(1)]))

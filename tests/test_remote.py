@@ -43,7 +43,9 @@ def url(packed, tmp_path, monkeypatch):
     """What serves the shards' folder, and a new folder to fetch into."""
     monkeypatch.chdir(tmp_path)
     Handler.asked.clear()
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(packed.parent))) as server:
+    with ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(Handler, directory=str(packed.parent))
+    ) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/validation%20set/{{train,val}}-000000.tar"
         server.shutdown()
@@ -62,7 +64,10 @@ def test_only_urls_are_remote():
         ("s3://bucket/x.tar", r"must begin with http, https, gs, hf"),
         ("file:///tmp/x.tar", r"must begin with http, https, gs, hf"),
         ("pipe://x;touch ran;.tar", r"must begin with http, https, gs, hf"),
-        ("http://a.org/{a,b}.tar::pipe:touch ran;echo .tar", r"'pipe:touch ran;echo \.tar' is not the URL"),
+        (
+            "http://a.org/{a,b}.tar::pipe:touch ran;echo .tar",
+            r"'pipe:touch ran;echo \.tar' is not the URL",
+        ),
         ("https://{a,b}.org/x.tar", r"2 shards with 1 different paths"),
         ("https://a.org/x.tar?part={a,b}", r"2 shards with 1 different paths"),
     ],
@@ -128,7 +133,10 @@ def test_classes_without_a_list_are_their_numbers(url, packed, text, caplog):
         fetched(url, download=True)
     finally:
         names.write_text(kept)
-    assert image_data(url).classes == ["0", "1", "2"] and "classes are named as in the shards" in caplog.text
+    assert (
+        image_data(url).classes == ["0", "1", "2"]
+        and "classes are named as in the shards" in caplog.text
+    )
 
 
 def test_processes_that_fetch_together_fetch_once(url, packed):

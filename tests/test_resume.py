@@ -33,17 +33,24 @@ def test_usr1_saves_and_goes_on(run, shapes, tmp_path, at_step, monkeypatch):
     monkeypatch.setattr(Store, "save_checkpoint", note)
     cli.main(["fit", *keys(shapes, tmp_path / "run")])
     assert 10 in steps
-    assert same(weights(tmp_path / "run/checkpoints/last.ckpt"), weights(run / "checkpoints/last.ckpt"))
+    assert same(
+        weights(tmp_path / "run/checkpoints/last.ckpt"), weights(run / "checkpoints/last.ckpt")
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "stopped"),
     [
-        ({"data__batch_size": 32, "trainer__max_epochs": 4}, 2),  # one batch per epoch, each the last
+        (
+            {"data__batch_size": 32, "trainer__max_epochs": 4},
+            2,
+        ),  # one batch per epoch, each the last
         ({"trainer__accumulate_grad_batches": 3}, 2),
     ],
 )
-def test_stopping_waits_for_the_epoch_and_the_accumulation(options, stopped, shapes, tmp_path, at_step):
+def test_stopping_waits_for_the_epoch_and_the_accumulation(
+    options, stopped, shapes, tmp_path, at_step
+):
     cli.main(["fit", *keys(shapes, tmp_path / "whole", **options)])
     at_step(1, lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(SystemExit):
@@ -58,13 +65,22 @@ def test_no_checkpoint_in_the_middle_of_an_accumulation(shapes, tmp_path, monkey
     batches, save = [], Store.save_checkpoint
 
     def note(self, checkpoint, path, storage_options=None):
-        batches.append(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"])
+        batches.append(
+            checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"]
+        )
         save(self, checkpoint, path, storage_options)
 
     several = {"trainer__accumulate_grad_batches": 3}
     cli.main(["fit", *keys(shapes, tmp_path / "run", **several, trainer__max_epochs=1)])
     monkeypatch.setattr(Store, "save_checkpoint", note)
-    cli.main(["fit", *keys(shapes, tmp_path / "run", **several, checkpoint_steps=1), "--ckpt_path", "last"])
+    cli.main(
+        [
+            "fit",
+            *keys(shapes, tmp_path / "run", **several, checkpoint_steps=1),
+            "--ckpt_path",
+            "last",
+        ]
+    )
     assert set(batches) == {3, 6, 7}
 
 
@@ -73,9 +89,14 @@ def test_slurm_puts_the_job_back_and_goes_on(run, shapes, tmp_path, at_step, mon
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
     scontrol.chmod(scontrol.stat().st_mode | stat.S_IEXEC)
-    for key, value in {"PATH": f"{scontrol.parent}:{os.environ['PATH']}", "SLURM_JOB_ID": "77"}.items():
+    for key, value in {
+        "PATH": f"{scontrol.parent}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "77",
+    }.items():
         monkeypatch.setenv(key, value)
-    monkeypatch.setenv("SLURM_JOB_NAME", "interactive")  # or Lightning would look for the other tasks of the job
+    monkeypatch.setenv(
+        "SLURM_JOB_NAME", "interactive"
+    )  # or Lightning would look for the other tasks of the job
     at_step(9, lambda: signal.raise_signal(signal.SIGUSR1))
     with pytest.raises(SystemExit) as left:
         cli.main(["fit", *keys(shapes, tmp_path / "run")])
@@ -84,7 +105,9 @@ def test_slurm_puts_the_job_back_and_goes_on(run, shapes, tmp_path, at_step, mon
     assert read_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 10
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     cli.main(["fit", *keys(shapes, tmp_path / "run")])  # the same command, as SLURM gives it
-    assert same(weights(tmp_path / "run/checkpoints/last.ckpt"), weights(run / "checkpoints/last.ckpt"))
+    assert same(
+        weights(tmp_path / "run/checkpoints/last.ckpt"), weights(run / "checkpoints/last.ckpt")
+    )
     assert not (tmp_path / "run.1").exists()
 
 
@@ -109,13 +132,23 @@ def test_a_dead_worker_costs_no_step(run, shapes, tmp_path, monkeypatch, capsys)
         assert "a data worker died" in refusal(["fit", *one], capsys, code=1)
     assert read_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 7
     cli.main(["fit", *keys(shapes, tmp_path / "run"), "--ckpt_path", "last"])
-    assert same(weights(tmp_path / "run/checkpoints/last.ckpt"), weights(run / "checkpoints/last.ckpt"))
+    assert same(
+        weights(tmp_path / "run/checkpoints/last.ckpt"), weights(run / "checkpoints/last.ckpt")
+    )
 
 
 def test_workers_can_be_spawned(run, shapes, tmp_path):
-    spawned = keys(shapes, tmp_path / "run", data__num_workers=1, data__start_method="spawn", trainer__max_epochs=2)
+    spawned = keys(
+        shapes,
+        tmp_path / "run",
+        data__num_workers=1,
+        data__start_method="spawn",
+        trainer__max_epochs=2,
+    )
     cli.main(["fit", *spawned])
-    assert same(weights(tmp_path / "run/checkpoints/last.ckpt"), weights(run / "checkpoints/last.ckpt"))
+    assert same(
+        weights(tmp_path / "run/checkpoints/last.ckpt"), weights(run / "checkpoints/last.ckpt")
+    )
 
 
 # Files.
@@ -125,7 +158,10 @@ def test_the_store_never_writes_over_what_stands(tmp_path, monkeypatch):
     store, path = Store(), tmp_path / "checkpoints" / "last.ckpt"
     for step in (1, 2):
         store.save_checkpoint({"step": step}, path)
-    kept = torch.load(path, weights_only=True), torch.load(path.with_name("previous.ckpt"), weights_only=True)
+    kept = (
+        torch.load(path, weights_only=True),
+        torch.load(path.with_name("previous.ckpt"), weights_only=True),
+    )
     assert kept == ({"step": 2}, {"step": 1})
 
     def full(content, file):
@@ -157,7 +193,10 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(run, shapes, tmp_path
     with pytest.raises(SystemExit):
         cli.main(["fit", *keys(shapes, tmp_path / "run", checkpoint_steps=5)])
     last = find_checkpoint(tmp_path / "run", "last")
-    assert [read_checkpoint(last.with_name(f"{name}.ckpt"))["global_step"] for name in ("last", "previous")] == [12, 10]
+    assert [
+        read_checkpoint(last.with_name(f"{name}.ckpt"))["global_step"]
+        for name in ("last", "previous")
+    ] == [12, 10]
     last.write_bytes(last.read_bytes()[:3000])
     cli.main(["fit", *keys(shapes, tmp_path / "run"), "--ckpt_path", "last"])
     said = capsys.readouterr().out
@@ -170,7 +209,9 @@ def test_the_last_checkpoint_may_be_missing(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     for name in ("best", "previous"):
         (tmp_path / "checkpoints" / f"{name}.ckpt").touch()
-        assert find_checkpoint(tmp_path, "last").stem == name  # a kill between two renames leaves no last
+        assert (
+            find_checkpoint(tmp_path, "last").stem == name
+        )  # a kill between two renames leaves no last
     assert find_checkpoint(tmp_path, "best").stem == "best"
 
 
@@ -186,7 +227,9 @@ def test_what_changed_is_reported_on_resume(run, shapes, tmp_path, capsys):
         "changed since the run was stopped: model.lr: 0.001 -> 1e-05",
         "changed since the run was stopped: trainer.max_epochs: 1 -> 2",
     ]
-    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["ckpt_path"] is None  # a new run of it is new
+    assert (
+        yaml.safe_load((tmp_path / "run/config.yaml").read_text())["ckpt_path"] is None
+    )  # a new run of it is new
 
 
 def test_a_run_without_its_config_goes_on(tmp_path):
@@ -210,7 +253,9 @@ def test_the_state_of_other_weights_is_refused():
     found = {"visattn": {}, "optimizer_states": [{"param_groups": groups}]}
     refuse_other_optimizer(found, groups, "adamw")
     with pytest.raises(ValueError, match="freeze"):
-        refuse_other_optimizer(found, [{"params": [0], "param_names": ["blocks.1.weight"]}], "adamw")
+        refuse_other_optimizer(
+            found, [{"params": [0], "param_names": ["blocks.1.weight"]}], "adamw"
+        )
 
 
 def test_a_complete_run_says_so(run, shapes, tmp_path, capsys):
@@ -227,11 +272,15 @@ def test_tune_names_a_rate(shapes, tmp_path, capsys):
     cli.main(["tune", *keys(shapes, tmp_path / "run", data__batch_size=2)])
     said = capsys.readouterr().out
     assert "--model.lr" in said
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["rates.png"]  # a run's folder keeps its config
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [
+        "rates.png"
+    ]  # a run's folder keeps its config
 
 
 def test_the_rate_of_the_steepest_fall():
     rates = [10.0**power for power in range(-6, 1)]
     assert steepest(rates, [2.3, 2.2, 2.1, 1.5, 1.0, 1.1, 9.0]) == pytest.approx(1e-3)
-    assert steepest(rates, [2.3, 2.2, 2.1, 1.5, 1.0, float("nan"), float("inf")]) == pytest.approx(1e-3)
+    assert steepest(rates, [2.3, 2.2, 2.1, 1.5, 1.0, float("nan"), float("inf")]) == pytest.approx(
+        1e-3
+    )
     assert steepest(rates[:2], [2.0, 1.0]) is None

@@ -15,7 +15,7 @@ from training_cases import keys, same, weights
 
 from visattn.training import cli
 from visattn.training.checkpoint import KEY, read_checkpoint
-from visattn.training.classifier import load
+from visattn.training.classifier import load_classifier
 from visattn.training.module import ImageClassifier
 from visattn.training.run import claim
 
@@ -26,7 +26,11 @@ def test_run_folder_is_complete(run, shapes):
         with Image.open(run / name) as picture:
             assert min(picture.size) > 100, name
     result = json.loads((run / "result.json").read_text())
-    assert (result["steps"], result["epochs"], result["classes"]) == (14, 2, ["bar", "disc", "line"])
+    assert (result["steps"], result["epochs"], result["classes"]) == (
+        14,
+        2,
+        ["bar", "disc", "line"],
+    )
     with (run / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     accuracies = [float(row["val_accuracy"]) for row in rows if row["val_accuracy"]]
@@ -45,15 +49,17 @@ def test_checkpoint_says_how_to_rebuild(run):
 
 
 @pytest.mark.parametrize(
-    "images", ["photo.jpg", np.zeros((5, 5, 3), np.uint8), [], [None]], ids=lambda images: type(images).__name__
+    "images",
+    ["photo.jpg", np.zeros((5, 5, 3), np.uint8), [], [None]],
+    ids=lambda images: type(images).__name__,
 )
 def test_a_classifier_takes_pil_images_only(run, images):
     with pytest.raises(TypeError, match="PIL image"):
-        load(run)(images)
+        load_classifier(run)(images)
 
 
 def test_loaded_classifier_repeats_the_validation(run, shapes):
-    classifier = load(run)
+    classifier = load_classifier(run)
     assert not classifier.model.training
     files = sorted((shapes / "val").glob("*/*.png"))
     images = [Image.open(file) for file in files]
@@ -62,10 +68,13 @@ def test_loaded_classifier_repeats_the_validation(run, shapes):
     assert torch.allclose(probabilities.sum(1), torch.ones(21))
     assert torch.allclose(classifier(images[4]), probabilities[4], atol=1e-6)
     right = sum(
-        classifier.classes[row.argmax()] == file.parent.name for row, file in zip(probabilities, files, strict=True)
+        classifier.classes[row.argmax()] == file.parent.name
+        for row, file in zip(probabilities, files, strict=True)
     )
-    assert right / 21 == pytest.approx(json.loads((run / "result.json").read_text())["val_accuracy"])
-    assert torch.equal(load(run / "checkpoints" / "best.ckpt")(images), probabilities)
+    assert right / 21 == pytest.approx(
+        json.loads((run / "result.json").read_text())["val_accuracy"]
+    )
+    assert torch.equal(load_classifier(run / "checkpoints" / "best.ckpt")(images), probabilities)
 
 
 def test_validate_counts_every_image(run, shapes, capsys):
@@ -78,7 +87,7 @@ def test_predict_writes_a_line_per_file(run, shapes, capsys):
     cli.main(["predict", *keys(shapes, run, data__predict_root=shapes / "val" / "disc")])
     with (run / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    classifier = load(run)
+    classifier = load_classifier(run)
     assert len(rows) == 7
     for row in rows:
         probabilities = classifier(Image.open(shapes / "val" / "disc" / Path(row["file"]).name))
@@ -90,11 +99,15 @@ def test_predict_writes_a_line_per_file(run, shapes, capsys):
 def test_training_and_loading_reach_for_no_network(shapes, tmp_path, monkeypatch):
     asked = []
     for name in ("connect", "connect_ex"):
-        monkeypatch.setattr(socket.socket, name, lambda self, address, name=name: asked.append(address))
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *address, **options: asked.append(address) or [])
+        monkeypatch.setattr(
+            socket.socket, name, lambda self, address, name=name: asked.append(address)
+        )
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda *address, **options: asked.append(address) or []
+    )
     name = {"model__name": "timm:test_resnet", "model__options": "{}", "model__image_size": 32}
     cli.main(["fit", *keys(shapes, tmp_path / "run", **name, trainer__max_epochs=1)])
-    assert load(tmp_path / "run").classes == ["bar", "disc", "line"]
+    assert load_classifier(tmp_path / "run").classes == ["bar", "disc", "line"]
     assert asked == []
 
 
@@ -122,14 +135,18 @@ def test_a_checkpoint_of_another_run_leaves_this_one(run, shapes, tmp_path, caps
     shutil.copytree(run, tmp_path / "run")
     last = str(run / "checkpoints" / "last.ckpt")
     cli.main(["fit", *keys(shapes, tmp_path / "run", trainer__max_epochs=3), "--ckpt_path", last])
-    assert same(weights(tmp_path / "run.1/checkpoints/last.ckpt"), weights(run / "checkpoints/last.ckpt"))
+    assert same(
+        weights(tmp_path / "run.1/checkpoints/last.ckpt"), weights(run / "checkpoints/last.ckpt")
+    )
     assert "changed since" not in capsys.readouterr().out
     with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
         assert min(int(row["step"]) for row in csv.DictReader(file)) >= 13
 
 
 @pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 9), (signal.SIGINT, 7)])
-def test_a_stopped_run_goes_on_to_the_same_weights(number, step, run, shapes, tmp_path, capsys, monkeypatch):
+def test_a_stopped_run_goes_on_to_the_same_weights(
+    number, step, run, shapes, tmp_path, capsys, monkeypatch
+):
     start = ImageClassifier.on_train_batch_start
 
     def stop(module, batch, batch_idx):
@@ -147,7 +164,9 @@ def test_a_stopped_run_goes_on_to_the_same_weights(number, step, run, shapes, tm
     assert "fit --config" in capsys.readouterr().err
     assert read_checkpoint(tmp_path / "cut/checkpoints/last.ckpt")["global_step"] == step + 1
     cli.main(["fit", "--config", str(tmp_path / "cut/config.yaml"), "--ckpt_path", "last"])
-    assert same(weights(tmp_path / "cut/checkpoints/last.ckpt"), weights(run / "checkpoints/last.ckpt"))
+    assert same(
+        weights(tmp_path / "cut/checkpoints/last.ckpt"), weights(run / "checkpoints/last.ckpt")
+    )
 
 
 def test_training_without_progress_stops_early(shapes, tmp_path):
@@ -176,7 +195,9 @@ def test_a_moved_run_keeps_its_best_checkpoint(shapes, tmp_path):
 
 def test_resuming_keeps_the_metrics(run, shapes, tmp_path):
     cli.main(["fit", *keys(shapes, tmp_path / "more", trainer__max_epochs=1)])
-    cli.main(["fit", *keys(shapes, tmp_path / "more", trainer__max_epochs=3), "--ckpt_path", "last"])
+    cli.main(
+        ["fit", *keys(shapes, tmp_path / "more", trainer__max_epochs=3), "--ckpt_path", "last"]
+    )
     with (tmp_path / "more" / "metrics.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["val_accuracy"]]
     assert [int(row["step"]) for row in rows] == [6, 13, 20]
@@ -196,14 +217,23 @@ def test_the_command_line_wins_over_the_checkpoint(run, shapes, tmp_path):
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [({"weight_decay": 0.05}, {"weight_decay": 0.0}), ({"layer_decay": 0.75}, {"layer_decay": 0.5})],
+    [
+        ({"weight_decay": 0.05}, {"weight_decay": 0.0}),
+        ({"layer_decay": 0.75}, {"layer_decay": 0.5}),
+    ],
 )
 def test_changed_decay_wins_over_the_checkpoint(before, after, shapes, tmp_path):
-    first, second = ({f"model__{key}": value for key, value in side.items()} for side in (before, after))
+    first, second = (
+        {f"model__{key}": value for key, value in side.items()} for side in (before, after)
+    )
     cli.main(["fit", *keys(shapes, tmp_path / "run", trainer__max_epochs=1, **first)])
     cli.main(["fit", *keys(shapes, tmp_path / "run", **second), "--ckpt_path", "last"])
     cli.main(["fit", *keys(shapes, tmp_path / "fresh", trainer__max_epochs=1, **second)])
-    states = [read_checkpoint(tmp_path / name / "checkpoints/last.ckpt") for name in ("run", "fresh")]
+    states = [
+        read_checkpoint(tmp_path / name / "checkpoints/last.ckpt") for name in ("run", "fresh")
+    ]
     groups = [state["optimizer_states"][0]["param_groups"] for state in states]
     for key in ("weight_decay", "initial_lr", "lr_scale", "param_names"):
-        assert [group.get(key) for group in groups[0]] == [group.get(key) for group in groups[1]], key
+        assert [group.get(key) for group in groups[0]] == [group.get(key) for group in groups[1]], (
+            key
+        )

@@ -24,7 +24,10 @@ class OneFeature(nn.Module):
 def test_sanity_counts_a_map_that_has_become_zero():
     """A random weight leaves the map's ranks as they are where it is positive, and nothing where it is negative."""
     image = torch.rand(1, 1, 5, 7)
-    found = [metrics.sanity(OneFeature(), image, 0, "gradcam", steps=1, seed=seed).item() for seed in range(8)]
+    found = [
+        metrics.sanity(OneFeature(), image, 0, "gradcam", steps=1, seed=seed).item()
+        for seed in range(8)
+    ]
     assert {round(alike, 4) for alike in found} == {0, 1}
     with pytest.raises(ValueError, match="gradcam gave a map of zeros"):
         metrics.sanity(OneFeature(-1.0), image, 0, "gradcam")
@@ -51,4 +54,6 @@ def test_grid_pointing_gives_an_empty_map_no_share_alone_or_beside_others():
     images, target = torch.cat([bright, torch.zeros(4, 4, 6, 10)]), torch.arange(4).repeat(2)
     both = metrics.grid_pointing(Corner(), images, target, "hirescam")
     assert (both[:4] > 0.8).all() and not both[4:].any()
-    assert torch.equal(metrics.grid_pointing(Corner(), images[4:], target[4:], "hirescam"), both[4:])
+    assert torch.equal(
+        metrics.grid_pointing(Corner(), images[4:], target[4:], "hirescam"), both[4:]
+    )

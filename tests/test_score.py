@@ -13,7 +13,7 @@ from visattn.__main__ import main
 from visattn.commands.score import BASELINES, Interval, _center, _evenly, _interval, _samples, _text
 from visattn.data.synthetic import TARGETS, PlacedCharacters
 from visattn.metrics.truth import energy_pointing, pointing_game, segmentation
-from visattn.training.classifier import load
+from visattn.training.classifier import load_classifier
 
 
 @pytest.fixture
@@ -26,12 +26,27 @@ def score(*arguments):
 
 
 def test_known_truth_adds_measures_of_place(tmp_path, run_folder, capsys):
-    options = ["--methods", "rollout,gae", "--limit", 6, "--steps", 3, "--batch-size", 4, "--out", tmp_path / "out"]
+    options = [
+        "--methods",
+        "rollout,gae",
+        "--limit",
+        6,
+        "--steps",
+        3,
+        "--batch-size",
+        4,
+        "--out",
+        tmp_path / "out",
+    ]
     assert score("--model", run_folder, "--data", "synthetic", *options) == 0
     result = json.loads((tmp_path / "out" / "scores.json").read_text("utf-8"))
     assert list(result["scores"]) == ["rollout", "gae", *BASELINES]
     for name, row in result["scores"].items():
-        assert set(row) == set(result["better"]) == {"insertion", "deletion", "pointing", "energy", "overlap"}
+        assert (
+            set(row)
+            == set(result["better"])
+            == {"insertion", "deletion", "pointing", "energy", "overlap"}
+        )
         for key, entry in row.items():
             values = result["values"][name][key]
             assert len(values) == 6 and np.mean(values) == pytest.approx(entry["mean"], abs=1e-6)
@@ -56,7 +71,18 @@ def test_photographs_are_scored_without_truth(tmp_path, run_folder, capsys):
 def test_scores_are_the_same_twice(tmp_path, run_folder):
     found = []
     for folder, size in (("a", 2), ("b", 2)):
-        options = ["--methods", "rollout", "--limit", 4, "--steps", 2, "--batch-size", size, "--out", tmp_path / folder]
+        options = [
+            "--methods",
+            "rollout",
+            "--limit",
+            4,
+            "--steps",
+            2,
+            "--batch-size",
+            size,
+            "--out",
+            tmp_path / folder,
+        ]
         score("--model", run_folder, "--data", "synthetic", *options)
         found.append(json.loads((tmp_path / folder / "scores.json").read_text("utf-8"))["values"])
     assert found[0] == found[1]
@@ -74,9 +100,12 @@ def test_intervals_shrink_with_the_root_of_the_images_and_hold_the_mean():
 
 def test_the_best_of_a_column_depends_on_what_is_good():
     rows = {
-        name: {"insertion": Interval(x, x, x), "deletion": Interval(x, x, x)} for name, x in (("a", 0.1), ("b", 0.9))
+        name: {"insertion": Interval(x, x, x), "deletion": Interval(x, x, x)}
+        for name, x in (("a", 0.1), ("b", 0.9))
     }
-    cells = [[cell.strip() for cell in line.split("|")[2:4]] for line in _text(rows, 3).splitlines()[2:4]]
+    cells = [
+        [cell.strip() for cell in line.split("|")[2:4]] for line in _text(rows, 3).splitlines()[2:4]
+    ]
     assert cells == [
         ["0.100 [0.100, 0.100]", "**0.100** [0.100, 0.100]"],
         ["**0.900** [0.900, 0.900]", "0.900 [0.900, 0.900]"],
@@ -91,7 +120,9 @@ def test_maps_of_zeros_are_scored_and_counted(tmp_path, run_folder, capsys):
     torch.save(checkpoint, path)
     options = ["--methods", "gae", "--limit", 7, "--steps", 2, "--out", tmp_path / "out"]
     for size in (1, 7):
-        assert score("--model", run_folder, "--data", "synthetic", "--batch-size", size, *options) == 0
+        assert (
+            score("--model", run_folder, "--data", "synthetic", "--batch-size", size, *options) == 0
+        )
         assert "gae: the maps of 2 images are zero" in capsys.readouterr().out
         result = json.loads((tmp_path / "out" / "scores.json").read_text("utf-8"))
         assert result["zero_maps"] == {"gae": 2}
@@ -106,16 +137,19 @@ def test_baselines_get_what_theory_says():
     share = truth.float().mean((1, 2))
     energy, pointing = energy_pointing(heat, truth), pointing_game(heat, truth, 4)
     assert energy.mean().item() == pytest.approx(share.mean().item(), rel=0.05)
-    near = F.max_pool2d(truth[:, None].float(), 9, 1, 4).mean()  # a square, so a little more than the disk
+    near = F.max_pool2d(
+        truth[:, None].float(), 9, 1, 4
+    ).mean()  # a square, so a little more than the disk
     assert share.mean() < pointing.mean() < near
-    # half of the pixels are guessed: of the object f/2 of f/2 + 1/2 overlap, of the ground (1-f)/2 of 1 - f/2
+    # half of the pixels are guessed: of the object f/2 of f/2 + 1/2 overlap, of the ground (1-f)/2
+    # of 1 - f/2
     f = share.mean().item()
     expected = (f / 2 / (f / 2 + 0.5) + (1 - f) / 2 / (1 - f / 2)) / 2
     assert segmentation(heat, truth).iou.mean().item() == pytest.approx(expected, rel=0.05)
 
 
 def test_every_class_of_the_synthetic_set_is_scored(run_folder):
-    samples, failed = _samples("synthetic", load(run_folder), 10)
+    samples, failed = _samples("synthetic", load_classifier(run_folder), 10)
     assert [sample.label for sample in samples] == [0, 1, 2, 3, 4] * 2 and not failed
     assert all(sample.truth.any() and sample.truth.shape == (24, 24) for sample in samples)
 

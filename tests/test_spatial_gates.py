@@ -10,12 +10,12 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from visattn.blocks import products
-from visattn.blocks.norm import BatchNorm
-from visattn.blocks.plane_conv import PlaneConv
-from visattn.blocks.pool import max_and_mean
-from visattn.blocks.products import contracted, product, scaled, scaled_by_sum
+from visattn.blocks.catalog import create_block
+from visattn.blocks.parts.norm import BatchNorm
+from visattn.blocks.parts.plane_conv import PlaneConv
+from visattn.blocks.parts.pool import max_and_mean
+from visattn.blocks.parts.products import contracted, product, scaled, scaled_by_sum
 from visattn.blocks.reference import load_reference
-from visattn.blocks.table import create_block
 
 STATISTICAL = [("simam", {}), ("shuffle", {"groups": 3}), ("sge", {"groups": 3}), ("mca", {})]
 
@@ -47,7 +47,9 @@ def test_gradient_is_finite_where_nothing_varies(name, options, size):
     assert x.grad.isfinite().all() and x.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("name", ["simam", "bam", "coord", "gc", "polarized", "a2", "pam", "se", "eca"])
+@pytest.mark.parametrize(
+    "name", ["simam", "bam", "coord", "gc", "polarized", "a2", "pam", "se", "eca"]
+)
 def test_gradients_have_gradients(name):
     block = built(name, 4).double().train(name != "bam")  # in training its norm magnifies rounding
     x = normal(2, 4, 3, 5, dtype=torch.float64).requires_grad_()
@@ -78,7 +80,11 @@ def test_fusion_of_a_map_with_itself_is_that_map():
 
 
 def test_shared_strips_of_ela_load_into_both():
-    weights = {"conv.weight": normal(12, 1, 5), "gn.weight": normal(12, seed=1), "gn.bias": normal(12, seed=2)}
+    weights = {
+        "conv.weight": normal(12, 1, 5),
+        "gn.weight": normal(12, seed=1),
+        "gn.bias": normal(12, seed=2),
+    }
     block = load_reference(create_block("ela", 12, groups=3, kernel_size=5), weights, "shared")
     x = normal(2, 12, 7, 4)
 
@@ -86,7 +92,9 @@ def test_shared_strips_of_ela_load_into_both():
         z = F.conv1d(z, weights["conv.weight"], padding=2, groups=12)
         return F.group_norm(z, 3, weights["gn.weight"], weights["gn.bias"]).sigmoid()
 
-    torch.testing.assert_close(block(x), x * strip(x.mean(3))[..., None] * strip(x.mean(2))[:, :, None])
+    torch.testing.assert_close(
+        block(x), x * strip(x.mean(3))[..., None] * strip(x.mean(2))[:, :, None]
+    )
 
 
 AUTHORS = {  # our module -> the authors' name of it, for blocks that no reference vector covers
@@ -143,10 +151,14 @@ def test_max_and_mean(size):
 
 
 def test_equal_maxima_share_the_gradient_as_for_amax():
-    x = torch.tensor([[1.0, 5, 5, 2], [5, 0, 5, 5], [5, 5, 1, 1]], requires_grad=True).view(1, 3, 2, 2)
+    x = torch.tensor([[1.0, 5, 5, 2], [5, 0, 5, 5], [5, 5, 1, 1]], requires_grad=True).view(
+        1, 3, 2, 2
+    )
     for axis in ((1,), (2,), (3,), (2, 3)):
         weight = normal(*x.amax(axis, True).shape)
-        own = torch.autograd.grad((max_and_mean(x, axis)[0][0] * weight).sum(), x, retain_graph=True)
+        own = torch.autograd.grad(
+            (max_and_mean(x, axis)[0][0] * weight).sum(), x, retain_graph=True
+        )
         torch.testing.assert_close(own, torch.autograd.grad((x.amax(axis, True) * weight).sum(), x))
 
 
@@ -164,7 +176,10 @@ GATES = {  # what each gate of a map (2, 3, 5, 4) may look like
 def test_a_scaled_map_and_its_gradients(kind, order, monkeypatch):
     monkeypatch.setattr(products, "_BYTES", 1)  # every image a piece of its own
     x = normal(2, 3, 5, 4, dtype=torch.float64).contiguous(memory_format=order).requires_grad_()
-    gates = [normal(*shape, seed=i, dtype=torch.float64).requires_grad_() for i, shape in enumerate(GATES[kind], 1)]
+    gates = [
+        normal(*shape, seed=i, dtype=torch.float64).requires_grad_()
+        for i, shape in enumerate(GATES[kind], 1)
+    ]
     product = math.prod(gates)
     torch.testing.assert_close(scaled(x, *gates), x * product)
     torch.testing.assert_close(scaled_by_sum(x, *gates), x * sum(gates))
@@ -194,17 +209,26 @@ def test_no_gradient_of_a_gate_takes_a_map():
 def test_contracted(axis):
     x = normal(2, 3, 5, dtype=torch.float64).requires_grad_()
     weights = normal(2, (3, 5)[axis - 1], seed=1, dtype=torch.float64).requires_grad_()
-    torch.testing.assert_close(contracted(x, weights, axis), (x * weights.unsqueeze(3 - axis)).sum(axis))
+    torch.testing.assert_close(
+        contracted(x, weights, axis), (x * weights.unsqueeze(3 - axis)).sum(axis)
+    )
     assert gradcheck(lambda x, w: contracted(x, w, axis), (x, weights), fast_mode=True)
     assert gradgradcheck(lambda x, w: contracted(x, w, axis), (x, weights), fast_mode=True)
 
 
-@pytest.mark.parametrize("turned", [(False, False), (True, False), (False, True), (True, True)], ids=str)
+@pytest.mark.parametrize(
+    "turned", [(False, False), (True, False), (False, True), (True, True)], ids=str
+)
 def test_a_product_gives_gradients_that_lie_as_their_matrices(turned):
     a, b = (normal(2, *shape, dtype=torch.float64) for shape in ((3, 5), (5, 4)))
-    a, b = ((x.mT.contiguous().mT if turn else x).requires_grad_() for x, turn in zip((a, b), turned, strict=True))
+    a, b = (
+        (x.mT.contiguous().mT if turn else x).requires_grad_()
+        for x, turn in zip((a, b), turned, strict=True)
+    )
     torch.testing.assert_close(product(a, b), a @ b)
-    assert gradcheck(product, (a, b), fast_mode=True) and gradgradcheck(product, (a, b), fast_mode=True)
+    assert gradcheck(product, (a, b), fast_mode=True) and gradgradcheck(
+        product, (a, b), fast_mode=True
+    )
     seen = []
     a.register_hook(lambda g: seen.append(g.stride()))
     product(a, b).sum().backward()
@@ -213,7 +237,7 @@ def test_a_product_gives_gradients_that_lie_as_their_matrices(turned):
 
 @pytest.mark.parametrize("size", [(7, 5), (1, 1)], ids=str)
 def test_batch_norm_trains_as_torch_does(size, monkeypatch):
-    monkeypatch.setattr("visattn.blocks.norm._LARGE", 1)
+    monkeypatch.setattr("visattn.blocks.parts.norm._LARGE", 1)
     own, theirs = BatchNorm(3).double(), torch.nn.BatchNorm2d(3).double()
     results = []
     for norm in (own, theirs):
@@ -235,7 +259,9 @@ def test_plane_conv_is_a_convolution():
     def run(x, *weights):
         return functional_call(conv, dict(zip(names, weights, strict=True)), (x,))
 
-    assert gradcheck(run, (x, *weights), fast_mode=True) and gradgradcheck(run, (x, *weights), fast_mode=True)
+    assert gradcheck(run, (x, *weights), fast_mode=True) and gradgradcheck(
+        run, (x, *weights), fast_mode=True
+    )
 
 
 @pytest.mark.parametrize("name", ["se", "coord", "cbam", "triplet", "non_local", "bam"])

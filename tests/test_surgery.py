@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from torchvision.models.convnext import CNBlockConfig
 
-from visattn.blocks.table import BLOCKS
+from visattn.blocks.catalog import BLOCKS
 from visattn.models.cnn import ResNet, ResNetConfig
 from visattn.surgery import Inserted, insert, remove, replace
 
@@ -59,7 +59,9 @@ class Plain(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem = nn.Conv2d(3, 6, 3, 2, 1)
-        self.body = Children(nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1))
+        self.body = Children(
+            nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1)
+        )
         self.head = nn.Linear(6, 4)
 
     def forward(self, x):
@@ -178,7 +180,9 @@ def test_example_and_input_channels():
     with torch.no_grad():
         model = ResNet(TINY, 5, in_channels=1).eval()
         assert len(places(insert(model, "se"))) == 3
-        fixed = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 6, 3)).eval()
+        fixed = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 6, 3)
+        ).eval()
         with pytest.raises(ValueError, match=r"dry run of Sequential .*\(1, 1, 96, 96\).*example="):
             insert(fixed, "se", where="1")
         x = torch.randn(2, 1, 8, 8)
@@ -192,7 +196,11 @@ def test_dry_run_leaves_no_trace():
     model.bn1.eval()
     state = copy.deepcopy(model.state_dict())
     insert(model, "se", where="stages")
-    assert model.training and not model.bn1.training and all(part.training for part in model.layer1.inserted.modules())
+    assert (
+        model.training
+        and not model.bn1.training
+        and all(part.training for part in model.layer1.inserted.modules())
+    )
     for key, value in state.items():
         assert torch.equal(model.state_dict()[key], value)
 
@@ -222,7 +230,9 @@ def without_gradient_at_second_step(model, part):
         optimizer.zero_grad()
         model(image(4, 3, 13, 11, seed=step)).square().sum().backward()
         optimizer.step()
-    return {name for name, p in part.named_parameters() if p.grad is None or not p.grad.abs().max() > 0}
+    return {
+        name for name, p in part.named_parameters() if p.grad is None or not p.grad.abs().max() > 0
+    }
 
 
 def test_a_block_that_is_the_identity_gets_no_second_zero():
@@ -282,11 +292,15 @@ def test_timm_ema_follows():
 
 
 def test_distributed(tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
     try:
         model = insert(tiny(), "se").train()
         DistributedDataParallel(model)(image()).sum().backward()
-        assert all(part.gamma.grad is not None for part in model.modules() if isinstance(part, Inserted))
+        assert all(
+            part.gamma.grad is not None for part in model.modules() if isinstance(part, Inserted)
+        )
     finally:
         torch.distributed.destroy_process_group()
 
@@ -306,10 +320,16 @@ def test_compiles_to_one_graph(where):
 @pytest.mark.parametrize("strict", [False, True])
 def test_exports(strict):
     model = opened(insert(tiny(), "se"))
-    dynamic = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    dynamic = {
+        0: torch.export.Dim.DYNAMIC,
+        2: torch.export.Dim.DYNAMIC,
+        3: torch.export.Dim.DYNAMIC,
+    }
     with torch.no_grad():
         program = torch.export.export(model, (image(),), dynamic_shapes=(dynamic,), strict=strict)
-        assert {"layer1.0.inserted.gamma", "layer1.0.inserted.block.fc1.weight"} <= set(program.state_dict)
+        assert {"layer1.0.inserted.gamma", "layer1.0.inserted.block.fc1.weight"} <= set(
+            program.state_dict
+        )
         x = image(3, 3, 24, 31)
         torch.testing.assert_close(program.module()(x), model(x))
 

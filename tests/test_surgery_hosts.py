@@ -5,7 +5,7 @@ import torch
 from test_surgery import count_hooks, image, opened, places, tiny
 from torch import nn
 
-from visattn.blocks.table import create_block
+from visattn.blocks.catalog import create_block
 from visattn.surgery import insert
 
 
@@ -52,6 +52,8 @@ def test_a_block_of_one_size_is_asked_at_the_size_of_its_maps(identity):
     model = insert(tiny(), "ge", where="layer2.*", example=(1, 3, 18, 16), **options)
     assert model(image(2, 3, 18, 16)).isfinite().all()
     model = tiny()
-    with pytest.raises(ValueError, match=r"maps \(1, 16, 48, 48\).*must be \(B, 16, 9, 8\).*example="):
+    with pytest.raises(
+        ValueError, match=r"maps \(1, 16, 48, 48\).*must be \(B, 16, 9, 8\).*example="
+    ):
         insert(model, "ge", where="layer2.*", **options)
     assert not places(model) and count_hooks(model) == 0

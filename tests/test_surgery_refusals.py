@@ -4,17 +4,21 @@ import pytest
 from test_surgery import TINY, count_hooks, places, takes_many, tiny
 from torch import nn
 
-from visattn.blocks.table import BLOCKS
+from visattn.blocks.catalog import BLOCKS
 from visattn.models.cnn import ResNet
 from visattn.surgery import insert, replace
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match=r"where='layer9.\*' matches no module.*candidates: conv1.*layer1"):
+    with pytest.raises(
+        ValueError, match=r"where='layer9.\*' matches no module.*candidates: conv1.*layer1"
+    ):
         insert(tiny(), "se", where="layer9.*")
     with pytest.raises(ValueError, match=r"did you mean 'layer1.0'"):
         insert(tiny(), "se", where="layr1.0")
-    with pytest.raises(ValueError, match=r"'after:Bottleneck' matches no module.*classes here: .*BasicUnit"):
+    with pytest.raises(
+        ValueError, match=r"'after:Bottleneck' matches no module.*classes here: .*BasicUnit"
+    ):
         insert(tiny(), "se", where="after:Bottleneck")
     with pytest.raises(ValueError, match=r"'fc' must give a map \(B, C, H, W\).*gives \(1, 5\)"):
         insert(tiny(), "se", where="fc")

@@ -47,7 +47,12 @@ def test_placed_characters_show_the_letter_in_its_box(size):
     bare = PlacedCharacters("val", image_size=size, length=60)
     for index in range(60):
         image, label, mask = images[index]
-        assert image.size == size[::-1] and image.mode == "RGB" and mask.shape == size and label == index % 5
+        assert (
+            image.size == size[::-1]
+            and image.mode == "RGB"
+            and mask.shape == size
+            and label == index % 5
+        )
         assert np.asarray(image)[mask.numpy()].min() < 128  # ink inside the box
         top, left, bottom, right = images.box(index)
         assert mask.sum() == (bottom - top) * (right - left) and mask[top:bottom, left:right].all()
@@ -67,14 +72,25 @@ def test_only_the_letter_depends_on_the_label():
 
 
 def test_placed_characters_as_a_data_set():
-    data = ImageData(dataset="synthetic", image_size=(25, 31), num_workers=0, batch_size=100, augment="none", **HALF)
+    data = ImageData(
+        dataset="synthetic",
+        image_size=(25, 31),
+        num_workers=0,
+        batch_size=100,
+        augment="none",
+        **HALF,
+    )
     data.setup("fit")
-    assert data.classes == ["alpha", "theta", "xi", "phi", "omega"] and data.class_counts == [1200] * 5
+    assert (
+        data.classes == ["alpha", "theta", "xi", "phi", "omega"] and data.class_counts == [1200] * 5
+    )
     images, labels = next(iter(data.val_dataloader()))
     expected = PlacedCharacters("val", image_size=(25, 31))[3]
     pixels = ((images[3] * 0.25 + 0.5) * 255).round().permute(1, 2, 0).numpy().astype(np.uint8)
     assert (pixels == np.asarray(expected[0])).all() and labels[3] == expected[1]
-    splits = [PlacedCharacters(split, length=5)[0][0].tobytes() for split in ("train", "val", "test")]
+    splits = [
+        PlacedCharacters(split, length=5)[0][0].tobytes() for split in ("train", "val", "test")
+    ]
     assert len(set(splits)) == 3
     with pytest.raises(ValueError, match="split must be one of train, val, test"):
         PlacedCharacters("valid")
@@ -84,8 +100,8 @@ def test_placed_characters_as_a_data_set():
 
 def test_letters_differ_in_drawers_between_splits():
     train, val = PlacedCharacters("train", length=5), PlacedCharacters("val", length=5)
-    assert [len(glyphs) for glyphs in train._letters] == [16] * 5 and [len(glyphs) for glyphs in val._letters] == [
-        4
-    ] * 5
+    assert [len(glyphs) for glyphs in train._letters] == [16] * 5 and [
+        len(glyphs) for glyphs in val._letters
+    ] == [4] * 5
     known = {glyph.tobytes() for glyphs in train._letters for glyph in glyphs}
     assert not any(glyph.tobytes() in known for glyphs in val._letters for glyph in glyphs)

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from visattn.blocks.catalog import create_block
 from visattn.blocks.criss_cross import CrissCrossAttend
 from visattn.blocks.non_local import halve
-from visattn.blocks.shifts import weighted_shifts
-from visattn.blocks.table import create_block
+from visattn.blocks.parts.shifts import weighted_shifts
 from visattn.core.formula import attend
 from visattn.core.layout import CrissCross, Windows
 from visattn.core.normalize import NORMALIZERS
@@ -19,11 +19,15 @@ def image(*size, seed=0, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("grid", [(3, 5), (1, 5), (5, 1), (1, 1)])
-@pytest.mark.parametrize(("similarity", "normalize"), [("dot", "softmax"), ("negative_l2", "sparsemax")])
+@pytest.mark.parametrize(
+    ("similarity", "normalize"), [("dot", "softmax"), ("negative_l2", "sparsemax")]
+)
 def test_the_cross_equals_the_masked_definition(grid, similarity, normalize):
     layout, tokens = CrissCross(grid), grid[0] * grid[1]
     pair = SIMILARITIES[similarity](4, 2), NORMALIZERS[normalize](2)
-    q, k, v = (image(2, 2, tokens, width, seed=i, dtype=torch.float64) for i, width in enumerate((4, 4, 7)))
+    q, k, v = (
+        image(2, 2, tokens, width, seed=i, dtype=torch.float64) for i, width in enumerate((4, 4, 7))
+    )
     mine = CrissCrossAttend(*pair)(q.requires_grad_(), k, v, layout=layout)
     (gradient,) = torch.autograd.grad(mine.square().sum(), q)
     wanted = attend(q, k, v, *pair, mask=layout.meets(), impl="dense")
@@ -33,7 +37,11 @@ def test_the_cross_equals_the_masked_definition(grid, similarity, normalize):
 
 def test_the_cross_refuses_what_it_does_not_serve():
     x = image(1, 1, 6, 4)
-    for arguments in ({}, {"layout": Windows((2, 3), (1, 3))}, {"layout": CrissCross((2, 3)), "bias": x[..., :1]}):
+    for arguments in (
+        {},
+        {"layout": Windows((2, 3), (1, 3))},
+        {"layout": CrissCross((2, 3)), "bias": x[..., :1]},
+    ):
         with pytest.raises(ValueError, match="layout must be a CrissCross, without bias and mask"):
             CrissCrossAttend()(x, x, x, **arguments)
 
@@ -50,12 +58,17 @@ def test_a_cross_is_seen_as_a_cross():
 
 
 def test_a_kernel_is_seen_around_its_position():
-    block, x = create_block("involution", 8, group_channels=8, kernel_size=3).eval(), image(1, 8, 3, 4)
+    block, x = (
+        create_block("involution", 8, group_channels=8, kernel_size=3).eval(),
+        image(1, 8, 3, 4),
+    )
     found = []
     block.tap.register_forward_hook(lambda module, inputs, alpha: found.append(alpha))
     with capture(block) as maps:
         block(x)
-    kernel = found[0][0, 0, 4].view(3, 3)  # row 1, column 0: the left column of the kernel lies outside
+    kernel = found[0][0, 0, 4].view(
+        3, 3
+    )  # row 1, column 0: the left column of the kernel lies outside
     row = maps.map(query=(1, 0)).values[0]
     torch.testing.assert_close(row[:, :2], kernel[:, 1:])
     assert (row[:, 2:] == 0).all()
@@ -66,7 +79,9 @@ def test_outlook_rows_sum_to_one_inside():
     with capture(block) as maps:
         block(x)
     assert maps.map(query=(2, 3)).values.shape == (1, 5, 6)
-    assert maps.map(query="mean").values.sum() > 1  # a position has a query in each of the windows around it
+    assert (
+        maps.map(query="mean").values.sum() > 1
+    )  # a position has a query in each of the windows around it
 
 
 @pytest.mark.parametrize(("height", "width"), [(4, 6), (5, 3), (1, 1)])
@@ -106,6 +121,8 @@ def test_non_local_forms_no_matrix():
     """2,500 positions: a matrix would be 25 MB a head; nothing so large is saved for the gradient."""
     block, x = create_block("non_local", 4), image(2, 4, 50, 50)
     sizes = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: sizes.append(t.numel()) or t, lambda t: t
+    ):
         block(x)
     assert max(sizes) < 2500 * 100

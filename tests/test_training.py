@@ -10,7 +10,7 @@ import yaml
 from torch.nn.functional import cross_entropy
 from training_cases import TINY
 
-from visattn.models.table import create_model
+from visattn.models.presets import create_model
 from visattn.models.weights import last_layer
 from visattn.training import cli
 from visattn.training.attention import look
@@ -34,8 +34,15 @@ def test_rate_warms_up_then_falls_to_zero():
 
 def trainer_of(batches: int, **changed) -> SimpleNamespace:
     """What planned_steps asks a trainer."""
-    known = {"limit_train_batches": 1.0, "accumulate_grad_batches": 1, "max_epochs": 1, "max_steps": -1}
-    return SimpleNamespace(datamodule=SimpleNamespace(train_dataloader=lambda: range(batches)), **known | changed)
+    known = {
+        "limit_train_batches": 1.0,
+        "accumulate_grad_batches": 1,
+        "max_epochs": 1,
+        "max_steps": -1,
+    }
+    return SimpleNamespace(
+        datamodule=SimpleNamespace(train_dataloader=lambda: range(batches)), **known | changed
+    )
 
 
 @pytest.mark.parametrize(
@@ -62,11 +69,15 @@ def test_norms_and_biases_are_not_decayed():
     module = ImageClassifier(TINY, recipe=Recipe(lr=0.01, weight_decay=0.3))
     module._trainer = trainer_of(batches=11)
     optimizer = module.configure_optimizers()["optimizer"]
-    decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    decayed = {
+        id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]
+    }
     for name, parameter in module.model.named_parameters():
         wanted = parameter.ndim > 1 and not name.endswith(("cls_token", "pos_embed"))
         assert (id(parameter) in decayed) == wanted, name
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(module.model.parameters()))
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(
+        list(module.model.parameters())
+    )
 
 
 def test_mixing_keeps_the_sum_of_the_targets():
@@ -106,7 +117,9 @@ def test_eight_images_are_learned_by_heart():
 
 
 def test_flat_keys_reach_the_network():
-    module = image_classifier("vit_nano", 3, 16, similarity="cosine", options={"depth": 1}, lr=0.5, mixup=0.3)
+    module = image_classifier(
+        "vit_nano", 3, 16, similarity="cosine", options={"depth": 1}, lr=0.5, mixup=0.3
+    )
     assert module.network["options"] == {"depth": 1, "similarity": "cosine"}
     assert (module.recipe.lr, module.recipe.mixup) == (0.5, 0.3)
     assert len(module.model.blocks) == 1
@@ -123,7 +136,9 @@ def test_a_compiled_network_learns_the_same(monkeypatch):
     torch.compiler.reset()
     compile_module, calls = torch.nn.Module.compile, []
 
-    def without_code(module, *args, **options):  # the compiler's own code generation would take a minute
+    def without_code(
+        module, *args, **options
+    ):  # the compiler's own code generation would take a minute
         calls.append(type(module).__name__)
         compile_module(module, backend="aot_eager")
 
@@ -155,7 +170,9 @@ def test_configs_are_flat_known_and_buildable(config, tmp_path, monkeypatch):
     assert any("uv run" in line and f"configs/{config.name}" in line for line in header)
     assert "class_path" not in text
     parsed = []
-    monkeypatch.setattr(cli.TrainingCLI, "instantiate_classes", lambda self: parsed.append(self.config.fit))
+    monkeypatch.setattr(
+        cli.TrainingCLI, "instantiate_classes", lambda self: parsed.append(self.config.fit)
+    )
     monkeypatch.setattr(cli.TrainingCLI, "_run_subcommand", lambda self, name: None)
     settings = yaml.safe_load(text)
     settings.pop("blocks", None)  # which only `visattn compare` knows
@@ -171,7 +188,11 @@ def test_configs_are_flat_known_and_buildable(config, tmp_path, monkeypatch):
     [
         ("vit_nano", TINY["options"], "rollout"),
         ("resnet8", {"block": "cbam"}, "spatial"),
-        ("resnet8", {"block": "scsa"}, "spatial"),  # its tokens are channels, those of external are a memory's slots
+        (
+            "resnet8",
+            {"block": "scsa"},
+            "spatial",
+        ),  # its tokens are channels, those of external are a memory's slots
         ("resnet8", {"block": "external"}, "gradcam"),
         ("resnet8", {}, "gradcam"),
     ],
@@ -202,8 +223,13 @@ def test_mixed_images_are_compared_with_mixed_labels():
     images, targets = torch.rand(2, 3, 16, 16), torch.tensor([[0.3, 0.7, 0], [0, 0.5, 0.5]])
     module.mix.forward = lambda *batch: (images, targets)
     module.training_step((images, torch.tensor([1, 2])), 0)
-    assert set(logged) == {"train_loss", "train_plain_loss"}  # no class is the right one of a mixed image
-    torch.testing.assert_close(logged["train_plain_loss"], cross_entropy(module(images), targets).detach())
+    assert set(logged) == {
+        "train_loss",
+        "train_plain_loss",
+    }  # no class is the right one of a mixed image
+    torch.testing.assert_close(
+        logged["train_plain_loss"], cross_entropy(module(images), targets).detach()
+    )
 
 
 def test_weights_of_classes_follow_the_precision():
@@ -217,9 +243,16 @@ def test_weights_of_classes_follow_the_precision():
 @pytest.mark.parametrize("views", [1, 2])
 def test_a_process_without_batches_passes_images_on_for_the_others(views, monkeypatch):
     others, told = iter([True, True, True, False]), []  # they have three batches, this one has one
-    monkeypatch.setattr("visattn.training.module.any_has_batch", lambda here, device: told.append(here) or next(others))
+    monkeypatch.setattr(
+        "visattn.training.module.any_has_batch",
+        lambda here, device: told.append(here) or next(others),
+    )
     module = ImageClassifier(TINY, recipe=Recipe(views="flip" if views == 2 else "none")).eval()
-    module._trainer, module.sharded, sizes = SimpleNamespace(datamodule=SimpleNamespace(image_size=(16, 16))), True, []
+    module._trainer, module.sharded, sizes = (
+        SimpleNamespace(datamodule=SimpleNamespace(image_size=(16, 16))),
+        True,
+        [],
+    )
     module.model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     with torch.no_grad():
         module.validation_step((torch.rand(5, 3, 16, 16), torch.tensor([0, 1, 2, 0, 1])), 0)

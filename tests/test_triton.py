@@ -19,14 +19,25 @@ from visattn.core.kernels.triton import device
 from visattn.core.normalize import NORMALIZERS
 from visattn.core.similarity import SIMILARITIES
 
-NATIVE = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-needs_triton = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="Triton is not installed here")
-KERNELS = "attend_streamed attend_on_chip query_grad key_grad bias_grad row_statistic carried".split()
+NATIVE = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+needs_triton = pytest.mark.skipif(
+    not importlib.util.find_spec("triton"), reason="Triton is not installed here"
+)
+KERNELS = (
+    "attend_streamed attend_on_chip query_grad key_grad bias_grad row_statistic carried".split()
+)
 KINDS = ("sigmoid", "relu", "sparsemax", "entmax15", "entmax")
 
 
 def far(report: dict[str, list[float]], cases: dict) -> dict[str, list[float]]:
-    return {name: found for name, found in report.items() if not max(found) < TOLERANCE[cases[name].dtype]}
+    return {
+        name: found
+        for name, found in report.items()
+        if not max(found) < TOLERANCE[cases[name].dtype]
+    }
 
 
 def ran(script: str, **environment: str):
@@ -52,7 +63,9 @@ def test_interpreted_kernels_equal_the_definition():
 def test_kernels_compile_for_a_gpu_that_is_not_there():
     found = ran("triton_compiled.py")
     assert {kernel["name"] for kernel in found} == set(KERNELS)
-    assert all(kernel["shared"] <= 99 * 1024 for kernel in found)  # what the smallest GPUs of capability 8 have
+    assert all(
+        kernel["shared"] <= 99 * 1024 for kernel in found
+    )  # what the smallest GPUs of capability 8 have
     assert all(kernel["tensor_cores"] for kernel in found)
 
 
@@ -71,7 +84,10 @@ def test_native_row_chain_equals_the_definition(name):
 @pytest.mark.parametrize("tokens", [577, 2305])
 def test_native_backward_repeats_bit_by_bit(tokens):
     bias = torch.randn(1, 6, tokens, tokens, device="cuda", requires_grad=True)
-    leaves = [torch.randn(4, 6, tokens, 64, device="cuda", dtype=torch.bfloat16).requires_grad_() for _ in range(3)]
+    leaves = [
+        torch.randn(4, 6, tokens, 64, device="cuda", dtype=torch.bfloat16).requires_grad_()
+        for _ in range(3)
+    ]
 
     def gradients():
         m = attend(*leaves, None, NORMALIZERS["entmax15"](), bias=bias, impl="triton")
@@ -165,7 +181,9 @@ def test_a_gpu_without_kernels_is_told_once_and_served_by_tiles(monkeypatch):
 def test_the_cpu_says_why_without_a_warning():
     q = torch.rand(1, 1, 5, 16)
     chosen = plan(q, q, q, None, NORMALIZERS["entmax15"]())
-    assert chosen.impl == "blocked" and "the tensors are on cpu, the kernels run on CUDA" in chosen.why
+    assert (
+        chosen.impl == "blocked" and "the tensors are on cpu, the kernels run on CUDA" in chosen.why
+    )
     with pytest.raises(ValueError, match="the tensors are on cpu"):
         attend(q, q, q, None, NORMALIZERS["entmax15"](), impl="triton")
     assert gpu.row_chain(torch.rand(1, 5), q, q) is None

@@ -15,7 +15,7 @@ from rich.console import Console
 from training_cases import keys
 
 from visattn.data.module import ImageData
-from visattn.models.table import create_model
+from visattn.models.presets import create_model
 from visattn.models.weights import last_layer
 from visattn.record import capture
 from visattn.training import cli, plots
@@ -29,15 +29,29 @@ from visattn.training.speed import Speed, forward_flops, peak_memory
 from visattn.training.started import command
 
 
-@pytest.mark.parametrize(("width", "epochs", "batches"), [(80, 22, 48), (80, 300, 1563), (120, 22, 48)])
+@pytest.mark.parametrize(
+    ("width", "epochs", "batches"), [(80, 22, 48), (80, 300, 1563), (120, 22, 48)]
+)
 def test_the_bar_is_one_line(width, epochs, batches):
     shown = io.StringIO()
     bar = Bar(console_kwargs={"width": width, "file": shown, "force_terminal": True})
-    metrics = {"train_loss": 10.51234, "train_accuracy": 1.0, "val_accuracy": 0.92123, "images/s": 12345.6}
+    metrics = {
+        "train_loss": 10.51234,
+        "train_accuracy": 1.0,
+        "val_accuracy": 0.92123,
+        "images/s": 12345.6,
+    }
     trainer = SimpleNamespace(
-        progress_bar_metrics=metrics, progress_bar_callback=bar, max_epochs=epochs, current_epoch=epochs - 1
+        progress_bar_metrics=metrics,
+        progress_bar_callback=bar,
+        max_epochs=epochs,
+        current_epoch=epochs - 1,
     )
-    trainer.state, trainer.sanity_checking, trainer.training = SimpleNamespace(fn="fit"), False, True
+    trainer.state, trainer.sanity_checking, trainer.training = (
+        SimpleNamespace(fn="fit"),
+        False,
+        True,
+    )
     trainer.loggers, trainer.is_global_zero, trainer.num_training_batches = [], True, batches
     bar._trainer = trainer
     bar._init_progress(trainer)
@@ -46,11 +60,19 @@ def test_the_bar_is_one_line(width, epochs, batches):
     bar._update_metrics(trainer, None)
     bar.progress.stop()
     console = Console(width=width, file=io.StringIO())
-    lines = [line for line in console.render_lines(bar.progress.get_renderable(), pad=False) if line]
+    lines = [
+        line for line in console.render_lines(bar.progress.get_renderable(), pad=False) if line
+    ]
     text = "".join(segment.text for segment in lines[0]).rstrip()
     assert len(lines) == 1, text
     assert len(text) <= width
-    for part in (f"Epoch {epochs - 1}/{epochs - 1}", f"{batches}/{batches}", "loss: 10.5", "acc: 100%", "val: 92.1%"):
+    for part in (
+        f"Epoch {epochs - 1}/{epochs - 1}",
+        f"{batches}/{batches}",
+        "loss: 10.5",
+        "acc: 100%",
+        "val: 92.1%",
+    ):
         assert part in text
     assert "img/s: 12346" in text
 
@@ -58,14 +80,22 @@ def test_the_bar_is_one_line(width, epochs, batches):
 def test_few_steps_an_epoch_leave_a_curve_all_the_same(run):
     with (run / "metrics.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["train_loss"]]
-    assert [int(row["step"]) for row in rows] == [6, 13]  # seven steps an epoch, though logging is every ten
+    assert [int(row["step"]) for row in rows] == [
+        6,
+        13,
+    ]  # seven steps an epoch, though logging is every ten
     assert all(float(row["train_plain_loss"]) > 0 for row in rows)
 
 
 def test_curves_compare_what_can_be_compared(tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr(plots.Figure, "savefig", lambda self, path, **options: drawn.update(figure=self))
-    rows = [{"step": 3, "train_loss": 2.0, "train_plain_loss": 1.0, "val_loss": 1.5}, {"step": 7, "train_loss": 1.0}]
+    monkeypatch.setattr(
+        plots.Figure, "savefig", lambda self, path, **options: drawn.update(figure=self)
+    )
+    rows = [
+        {"step": 3, "train_loss": 2.0, "train_plain_loss": 1.0, "val_loss": 1.5},
+        {"step": 7, "train_loss": 1.0},
+    ]
     plots.draw_curves(rows, tmp_path / "curves.png")
     lines = {line.get_label(): line.get_ydata() for line in drawn["figure"].axes[0].lines}
     assert list(lines["training (augmented images)"]) == [1.0]
@@ -73,12 +103,24 @@ def test_curves_compare_what_can_be_compared(tmp_path, monkeypatch):
 
 
 def test_table_of_classes(tmp_path):
-    write_classes(torch.tensor([[3, 1, 0], [0, 0, 2], [0, 0, 0]]), ["a", "b", "c"], tmp_path / "classes.csv")
+    write_classes(
+        torch.tensor([[3, 1, 0], [0, 0, 2], [0, 0, 0]]), ["a", "b", "c"], tmp_path / "classes.csv"
+    )
     with (tmp_path / "classes.csv").open(newline="") as file:
         rows = {row["class"]: row for row in csv.DictReader(file)}
-    wanted = {"images": "4", "precision": "1.0000", "recall": "0.7500", "f1": "0.8571", "most_often_taken_for": "b"}
+    wanted = {
+        "images": "4",
+        "precision": "1.0000",
+        "recall": "0.7500",
+        "f1": "0.8571",
+        "most_often_taken_for": "b",
+    }
     assert rows["a"] == {"class": "a", **wanted}
-    assert (rows["b"]["precision"], rows["b"]["recall"], rows["b"]["most_often_taken_for"]) == ("0.0000", "0.0000", "c")
+    assert (rows["b"]["precision"], rows["b"]["recall"], rows["b"]["most_often_taken_for"]) == (
+        "0.0000",
+        "0.0000",
+        "c",
+    )
     assert (rows["c"]["images"], rows["c"]["most_often_taken_for"]) == ("0", "")
 
 
@@ -90,7 +132,9 @@ def test_measures_by_hand():
     values = found.compute()
     assert set(values) == {"accuracy", "ece"}
     assert float(values["accuracy"]) == 0.75
-    assert float(values["ece"]) == pytest.approx((0.1 + 0.6 + 0.5 + 0.6) / 4)  # four bins of one image each
+    assert float(values["ece"]) == pytest.approx(
+        (0.1 + 0.6 + 0.5 + 0.6) / 4
+    )  # four bins of one image each
     many = measures(7)
     many.update(torch.eye(7)[[0, 1]] * 0.4 + 0.01 * torch.arange(7), torch.tensor([3, 2]))
     assert float(many.compute()["top5"]) == 0.5
@@ -142,7 +186,10 @@ def test_the_most_confident_mistakes_are_kept():
     found.add(images, labels, probabilities)
     found.add(images[:1], labels[:1], probabilities[:1])
     assert (found.wrong, found.total) == (3, 6)
-    assert [(round(p, 2), truth, answer) for p, _, _, truth, answer in found.kept] == [(0.95, 0, 1), (0.8, 1, 0)]
+    assert [(round(p, 2), truth, answer) for p, _, _, truth, answer in found.kept] == [
+        (0.95, 0, 1),
+        (0.8, 1, 0),
+    ]
     assert torch.equal(found.kept[0][2], images[4])
 
 
@@ -154,7 +201,9 @@ def test_mistakes_of_a_run_are_one_offline_page(run):
     assert page.count("<figure>") == min(wrong, 24)
     assert page.count("data:image/png;base64,") == 2 * min(wrong, 24)
     assert not re.search(r"(src|href)=\"(?!data:)", page)
-    truths = re.findall(r"<figcaption>(\w+), taken for .*<small>(?:.*/)?(\w+)/\d+.png</small>", page)
+    truths = re.findall(
+        r"<figcaption>(\w+), taken for .*<small>(?:.*/)?(\w+)/\d+.png</small>", page
+    )
     assert len(truths) == min(wrong, 24)
     assert all(truth == folder for truth, folder in truths)
 
@@ -170,19 +219,31 @@ def test_class_names_cannot_break_the_page(tmp_path):
     found = Mistakes()
     found.add(torch.rand(1, 3, 16, 16), torch.tensor([0]), torch.tensor([[0.1, 0.9]]))
     data = SimpleNamespace(
-        classes=["<script>", "b & c"], transform_config=lambda: {"mean": [0.5] * 3, "std": [0.2] * 3}
+        classes=["<script>", "b & c"],
+        transform_config=lambda: {"mean": [0.5] * 3, "std": [0.2] * 3},
     )
-    write_mistakes(found, create_model("resnet8", num_classes=2), data, tmp_path / "page.html", torch.device("cpu"))
+    write_mistakes(
+        found,
+        create_model("resnet8", num_classes=2),
+        data,
+        tmp_path / "page.html",
+        torch.device("cpu"),
+    )
     page = (tmp_path / "page.html").read_text()
     assert "<script>" not in page
     assert "b &amp; c" in page
 
 
 def test_mistakes_are_those_of_validation(shapes):
-    model, data = create_model("resnet8", num_classes=3).eval(), ImageData(str(shapes), image_size=16, num_workers=0)
+    model, data = (
+        create_model("resnet8", num_classes=3).eval(),
+        ImageData(str(shapes), image_size=16, num_workers=0),
+    )
     data.setup()
     images, labels = next(iter(data.val_dataloader()))
-    found = collect(model, data.val_dataloader(), torch.device("cpu"), 21, Recipe(loss="bce", views="flip"))
+    found = collect(
+        model, data.val_dataloader(), torch.device("cpu"), 21, Recipe(loss="bce", views="flip")
+    )
     with torch.no_grad():
         values, answers = ((model(images) + model(images.flip(3))) / 2).sigmoid().max(1)
     missed = values[answers != labels].tolist()
@@ -196,7 +257,10 @@ def test_a_page_of_one_process_says_so(tmp_path):
     found.processes = 4
     write_mistakes(found, None, None, tmp_path / "mistakes.html", torch.device("cpu"))
     page = (tmp_path / "mistakes.html").read_text()
-    assert "Of the 2 images of the first of 4 processes 0 were mistaken; those of the others are not" in page
+    assert (
+        "Of the 2 images of the first of 4 processes 0 were mistaken; those of the others are not"
+        in page
+    )
 
 
 def test_a_map_of_zeros_and_a_name_that_is_no_text_are_drawn(tmp_path):
@@ -205,13 +269,20 @@ def test_a_map_of_zeros_and_a_name_that_is_no_text_are_drawn(tmp_path):
     found = Mistakes()
     found.add(images, torch.tensor([0]), torch.tensor([[0.1, 0.9]]))
     found.names = ["gr\udcfc\udcdfe.png"]
-    data = SimpleNamespace(classes=["a", "b"], transform_config=lambda: {"mean": [0.5] * 3, "std": [0.2] * 3})
+    data = SimpleNamespace(
+        classes=["a", "b"], transform_config=lambda: {"mean": [0.5] * 3, "std": [0.2] * 3}
+    )
     write_mistakes(found, model, data, tmp_path / "page.html", torch.device("cpu"))
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "gr??e.png" in page and "gradcam" in page
     overlays = AttentionOverlays(tmp_path)
     overlays.labels = [torch.tensor(0)]
-    overlays._draw([np.zeros((16, 16, 3), np.uint8)], look(model, images).heat, torch.tensor([[0.1, 0.9]]), ["a", "b"])
+    overlays._draw(
+        [np.zeros((16, 16, 3), np.uint8)],
+        look(model, images).heat,
+        torch.tensor([[0.1, 0.9]]),
+        ["a", "b"],
+    )
 
 
 # Heads.
@@ -239,19 +310,31 @@ def test_entropy_and_distance_by_hand():
 
 
 def test_tiles_do_not_change_the_statistics(monkeypatch):
-    model = create_model("vit_nano", num_classes=3, image_size=24, dim=12, num_heads=3, depth=1).eval()
+    model = create_model(
+        "vit_nano", num_classes=3, image_size=24, dim=12, num_heads=3, depth=1
+    ).eval()
     with capture(model) as maps:
         model(torch.rand(2, 3, 24, 24))
     whole = head_statistics(maps)
     monkeypatch.setattr("visattn.training.heads.TILE", 1)
     for row, again in zip(whole, head_statistics(maps), strict=True):
         assert (row["layer"], row["head"]) == (again["layer"], again["head"])
-        assert (row["entropy"], row["distance"]) == pytest.approx((again["entropy"], again["distance"]), rel=1e-5)
+        assert (row["entropy"], row["distance"]) == pytest.approx(
+            (again["entropy"], again["distance"]), rel=1e-5
+        )
 
 
 def test_windows_have_an_entropy_but_no_distance():
-    options = {"relation": "window", "window_size": 2, "class_token": False, "pool": "mean", "patch_size": 4}
-    model = create_model("vit_nano", num_classes=3, image_size=16, dim=12, num_heads=3, depth=1, **options).eval()
+    options = {
+        "relation": "window",
+        "window_size": 2,
+        "class_token": False,
+        "pool": "mean",
+        "patch_size": 4,
+    }
+    model = create_model(
+        "vit_nano", num_classes=3, image_size=16, dim=12, num_heads=3, depth=1, **options
+    ).eval()
     with capture(model) as maps:
         model(torch.rand(2, 3, 16, 16))
     found = head_statistics(maps)

@@ -48,7 +48,12 @@ def keys(root: Path, out: Path, **changed) -> list[str]:
         "trainer.enable_progress_bar": "false",
     }
     chosen |= {key.replace("__", "."): value for key, value in changed.items()}
-    return [part for key, value in chosen.items() if value is not None for part in (f"--{key}", str(value))]
+    return [
+        part
+        for key, value in chosen.items()
+        if value is not None
+        for part in (f"--{key}", str(value))
+    ]
 
 
 def weights(path: Path) -> dict:
@@ -56,7 +61,9 @@ def weights(path: Path) -> dict:
 
 
 def same(first: dict, second: dict) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[key], second[key]) for key in first
+    )
 
 
 def refusal(arguments: list[str], capsys, code: int = 2) -> str:

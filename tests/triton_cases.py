@@ -1,6 +1,7 @@
 """Cases of the fused GPU kernels against the float64 definition.
 
-``python tests/triton_cases.py`` runs them under Triton's interpreter on CPU tensors and prints their errors as JSON.
+``python tests/triton_cases.py`` runs them under Triton's interpreter on CPU tensors and prints
+their errors as JSON.
 """
 
 import contextlib
@@ -50,15 +51,21 @@ CASES = {
     "entmax15_one_query": Case("entmax15", (2, 3, 1, 71, 16, 16), bias=(3, 1, 71)),
     "entmax15_cosine": Case("entmax15", similarity="cosine", mask=(2, 1, 1, 37)),
     "entmax15_grouped": Case("entmax15", (1, 4, 5, 19, 16, 16), key_heads=2),
-    "entmax15_grouped_values": Case("entmax15", (2, 6, 5, 19, 16, 11), similarity="cosine", key_heads=3, streamed=True),
-    "sigmoid_grouped_columns": Case("sigmoid", (2, 4, 5, 19, 16, 16), key_heads=1, bias=(1, 4, 1, 19), dtype=BFLOAT),
+    "entmax15_grouped_values": Case(
+        "entmax15", (2, 6, 5, 19, 16, 11), similarity="cosine", key_heads=3, streamed=True
+    ),
+    "sigmoid_grouped_columns": Case(
+        "sigmoid", (2, 4, 5, 19, 16, 16), key_heads=1, bias=(1, 4, 1, 19), dtype=BFLOAT
+    ),
     "entmax15_strided": Case("entmax15", strided=True, bias=(2, 1, 5, 37)),
     "entmax15_streamed": Case("entmax15", (1, 2, 5, 71, 16, 16), streamed=True, bias=(1, 1, 5, 71)),
     "entmax15_half": Case("entmax15", dtype=HALF),
     "entmax15_bfloat16": Case("entmax15", dtype=BFLOAT),
     "entmax_learned": Case("entmax", options=LEARNED, bias=(1, 3, 5, 37), mask=(2, 1, 5, 37)),
     "entmax_learned_streamed": Case("entmax", options=LEARNED, streamed=True),
-    "entmax_fixed_at_sparsemax": Case("entmax", options={"alpha": 2.0, "learn": False}, mask=(2, 1, 1, 37)),
+    "entmax_fixed_at_sparsemax": Case(
+        "entmax", options={"alpha": 2.0, "learn": False}, mask=(2, 1, 1, 37)
+    ),
 }
 CHAINS = {
     "softmax": Case("softmax", (2, 3, 19, 37, 9, 9), mask=(2, 1, 19, 37)),
@@ -92,19 +99,28 @@ def _inputs(case: Case) -> tuple[list[Tensor], Tensor | None]:
     tensors = [x.to(case.dtype) for x in tensors]
     if case.bias is not None:
         bias = _random(3, *case.bias)
-        tensors.append(bias.masked_fill(_random(5, *case.bias) > 0.5, -torch.inf) if case.minus_infinity else bias)
+        tensors.append(
+            bias.masked_fill(_random(5, *case.bias) > 0.5, -torch.inf)
+            if case.minus_infinity
+            else bias
+        )
     mask = None if case.mask is None else _random(4, *case.mask) > 0
     if mask is not None and mask.shape[2] > 2:
         mask[:, :, 2] = False
     return tensors, mask
 
 
-def _modules(case: Case, device: str, dtype: torch.dtype) -> tuple[torch.nn.Module, torch.nn.Module]:
+def _modules(
+    case: Case, device: str, dtype: torch.dtype
+) -> tuple[torch.nn.Module, torch.nn.Module]:
     from visattn.core.normalize import NORMALIZERS
     from visattn.core.similarity import SIMILARITIES
 
     heads, width = case.sizes[1], case.sizes[4]
-    modules = SIMILARITIES[case.similarity](width, heads), NORMALIZERS[case.normalizer](heads, **case.options)
+    modules = (
+        SIMILARITIES[case.similarity](width, heads),
+        NORMALIZERS[case.normalizer](heads, **case.options),
+    )
     return tuple(module.to(device, dtype) for module in modules)
 
 
@@ -113,14 +129,23 @@ def _run(case: Case, impl: str, device: str, dtype: torch.dtype) -> list[Tensor]
     from visattn.core.formula import attend
 
     tensors, mask = _inputs(case)
-    leaves = [x.to(device, dtype if i < 3 else torch.promote_types(dtype, FLOAT)) for i, x in enumerate(tensors)]
+    leaves = [
+        x.to(device, dtype if i < 3 else torch.promote_types(dtype, FLOAT))
+        for i, x in enumerate(tensors)
+    ]
     leaves = [x.requires_grad_() for x in leaves]
     modules = _modules(case, device, torch.promote_types(dtype, FLOAT))
-    bias, mask = (leaves[3] if len(leaves) > 3 else None), (None if mask is None else mask.to(device))
+    bias, mask = (
+        (leaves[3] if len(leaves) > 3 else None),
+        (None if mask is None else mask.to(device)),
+    )
     m = attend(*leaves[:3], *modules, bias=bias, mask=mask, impl=impl)
     wanted = leaves + [p for module in modules for p in module.parameters()]
     cotangent = _random(9, *m.shape).to(device, m.dtype)
-    return [m.detach(), *torch.autograd.grad(m, wanted, cotangent, allow_unused=True, materialize_grads=True)]
+    return [
+        m.detach(),
+        *torch.autograd.grad(m, wanted, cotangent, allow_unused=True, materialize_grads=True),
+    ]
 
 
 def _error(got: Tensor, wanted: Tensor) -> float:
@@ -154,10 +179,17 @@ def chain_error(case: Case, device: str, weigh: bool) -> float:
     (q, k, v, *rest), mask = _inputs(case)
     grad = _random(7, *case.sizes[:3], case.sizes[5]).to(device, case.dtype)
     bias, mask = (rest[0].to(device) if rest else None), (None if mask is None else mask.to(device))
-    q, k, v, u = q.to(device), k.to(device), v.to(device), _random(6, case.sizes[0], case.sizes[2]).to(device)
+    q, k, v, u = (
+        q.to(device),
+        k.to(device),
+        v.to(device),
+        _random(6, case.sizes[0], case.sizes[2]).to(device),
+    )
     with torch.no_grad():
         weighed = (grad, v) if weigh else None
-        got = row_chain(u, q, k, _modules(case, device, FLOAT), bias=bias, mask=mask, weighed=weighed)
+        got = row_chain(
+            u, q, k, _modules(case, device, FLOAT), bias=bias, mask=mask, weighed=weighed
+        )
         modules = _modules(case, device, torch.float64)
         bias = None if bias is None else bias.double()
         alpha = attention_map(q.double(), k.double(), *modules, bias=bias, mask=mask)
@@ -192,8 +224,16 @@ def _same_maps() -> dict[str, float]:
     by_kernel = both()
     calls, gpu.unavailable = len(served), lambda device: "told so"
     by_tile = both()
-    found = [((x - y).abs().max() / y.abs().max()).item() for x, y in zip(by_kernel, by_tile, strict=True)]
-    return {"rollout": found[0], "gae": found[1], "calls": calls, "calls_of_tiles": len(served) - calls}
+    found = [
+        ((x - y).abs().max() / y.abs().max()).item()
+        for x, y in zip(by_kernel, by_tile, strict=True)
+    ]
+    return {
+        "rollout": found[0],
+        "gae": found[1],
+        "calls": calls,
+        "calls_of_tiles": len(served) - calls,
+    }
 
 
 def _widen_bfloat16_products() -> None:
@@ -206,9 +246,13 @@ def _widen_bfloat16_products() -> None:
     def widened(x: TensorHandle) -> TensorHandle:
         if x.dtype.scalar != tl.bfloat16:
             return x
-        return TensorHandle(_convert_float(x.data, tl.bfloat16, tl.float32, None).view("float32"), tl.float32)
+        return TensorHandle(
+            _convert_float(x.data, tl.bfloat16, tl.float32, None).view("float32"), tl.float32
+        )
 
-    InterpreterBuilder.create_dot = lambda self, a, b, *rest: plain(self, widened(a), widened(b), *rest)
+    InterpreterBuilder.create_dot = lambda self, a, b, *rest: plain(
+        self, widened(a), widened(b), *rest
+    )
 
 
 def _compiled() -> float:
@@ -233,10 +277,25 @@ def _opcheck() -> str:
     q, k, v = (_random(seed, 1, 2, 5, 16).requires_grad_() for seed in range(3))
     bias, mask = _random(3, 1, 1, 5, 5).requires_grad_(), torch.ones(1, 1, 1, 5, dtype=torch.bool)
     arguments = (q, k, v, bias, mask, torch.tensor([2.0, 3.0]), "entmax", 0.25)
-    found = torch.library.opcheck(ops._forward, arguments, test_utils=("test_schema", "test_faketensor"))
+    found = torch.library.opcheck(
+        ops._forward, arguments, test_utils=("test_schema", "test_faketensor")
+    )
     found |= torch.library.opcheck(ops._forward, arguments, test_utils="test_aot_dispatch_dynamic")
-    chain = (torch.rand(1, 5), q.detach(), k.detach(), None, None, None, "softmax", 0.25, None, None)
-    found |= torch.library.opcheck(ops.row_chain, chain, test_utils=("test_schema", "test_faketensor"))
+    chain = (
+        torch.rand(1, 5),
+        q.detach(),
+        k.detach(),
+        None,
+        None,
+        None,
+        "softmax",
+        0.25,
+        None,
+        None,
+    )
+    found |= torch.library.opcheck(
+        ops.row_chain, chain, test_utils=("test_schema", "test_faketensor")
+    )
     return ", ".join(sorted(set(found.values())))
 
 
@@ -244,7 +303,9 @@ def _report() -> dict:
     _widen_bfloat16_products()
     return {
         "cases": {name: errors(case, "cpu") for name, case in CASES.items()},
-        "chains": {name: chain_error(case, "cpu", "gradient" in name) for name, case in CHAINS.items()},
+        "chains": {
+            name: chain_error(case, "cpu", "gradient" in name) for name, case in CHAINS.items()
+        },
         "compiled": _compiled(),
         "opcheck": _opcheck(),
         "maps": _same_maps(),

@@ -13,7 +13,13 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 from triton_cases import BFLOAT, CASES, CHAINS, Case, by_kernels, chain_error
 
-NAMES = ("sigmoid_bfloat16", "sigmoid_row_bias", "entmax15_one_token", "entmax15_streamed", "entmax_learned")
+NAMES = (
+    "sigmoid_bfloat16",
+    "sigmoid_row_bias",
+    "entmax15_one_token",
+    "entmax15_streamed",
+    "entmax_learned",
+)
 CHOSEN = [
     *(CASES[name] for name in NAMES),
     Case("relu", bias=(1, 3, 1, 37), mask=(2, 1, 5, 37)),
@@ -37,7 +43,9 @@ def compile_only(found: list[dict]):
         def call(*arguments, **options):
             made = kernel.warmup(*arguments, grid=grid, **options)
             products = any(word in made.asm["ptx"] for word in ("wgmma.mma_async", "mma.sync"))
-            found.append({"name": made.name, "shared": made.metadata.shared, "tensor_cores": products})
+            found.append(
+                {"name": made.name, "shared": made.metadata.shared, "tensor_cores": products}
+            )
 
         return call
 

@@ -4,24 +4,26 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
 _HOME = {
-    "BLOCKS": "blocks.table",
-    "METHODS": "methods.table",
-    "MODELS": "models.table",
+    "BLOCKS": "blocks.catalog",
+    "METHODS": "methods.explain",
+    "MODELS": "models.presets",
     "NORMALIZERS": "core.normalize",
     "RELATIONS": "core.attention",
     "SIMILARITIES": "core.similarity",
     "Classifier": "training.classifier",
     "ImageData": "data.module",
     "Map": "map",
+    "Maps": "record",
+    "Plan": "core.formula",
     "Record": "record",
     "attend": "core.formula",
     "attention_map": "core.formula",
     "capture": "record",
-    "create_block": "blocks.table",
-    "create_model": "models.table",
-    "explain": "methods.table",
+    "create_block": "blocks.catalog",
+    "create_model": "models.presets",
+    "explain": "methods.explain",
     "insert": "surgery",
-    "load": "training.classifier",
+    "load_classifier": "training.classifier",
     "load_reference": "blocks.reference",
     "overlay": "draw.overlay",
     "page": "draw.page",
@@ -29,7 +31,7 @@ _HOME = {
     "remove": "surgery",
     "replace": "surgery",
     "rollout": "methods.rollout",
-    "save": "draw.files",
+    "save_maps": "draw.files",
 }
 
 __all__ = [*_HOME, "metrics"]

@@ -49,7 +49,11 @@ def _chosen(
     """Import the module that the first argument names; without one, or for help, print the table."""
     if not arguments or arguments[0] in ("-h", "--help"):
         width = max(map(len, table))
-        print(f"{prog} COMMAND ...\n", *(f"  {name:{width}}  {about}" for name, about in table.items()), sep="\n")
+        print(
+            f"{prog} COMMAND ...\n",
+            *(f"  {name:{width}}  {about}" for name, about in table.items()),
+            sep="\n",
+        )
         print(f"\n{prog} COMMAND --help tells more.")
         return None, []
     name, *rest = arguments

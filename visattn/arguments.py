@@ -46,10 +46,15 @@ def options_of(run: Callable) -> dict[str, Option]:
     for name, parameter in inspect.signature(run).parameters.items():
         if is_dataclass(parameter.annotation):
             about = _abouts(parameter.annotation)
-            options |= {f.name: Option(f.type, _default(f), False, about.get(f.name)) for f in _fields(parameter)}
+            options |= {
+                f.name: Option(f.type, _default(f), False, about.get(f.name))
+                for f in _fields(parameter)
+            }
         else:
             positional = parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-            options[name] = Option(parameter.annotation, parameter.default, positional, abouts.get(name))
+            options[name] = Option(
+                parameter.annotation, parameter.default, positional, abouts.get(name)
+            )
     return options
 
 
@@ -57,7 +62,9 @@ def _grouped(run: Callable, given: dict) -> dict:
     """Put the values that belong to a dataclass back into one."""
     parameters = inspect.signature(run).parameters
     return {
-        name: parameter.annotation(**{field.name: given[field.name] for field in _fields(parameter)})
+        name: parameter.annotation(
+            **{field.name: given[field.name] for field in _fields(parameter)}
+        )
         if is_dataclass(parameter.annotation)
         else given[name]
         for name, parameter in parameters.items()
@@ -74,12 +81,17 @@ def _default(field: Field) -> object:
 
 def _abouts(documented) -> dict[str, str]:
     parameters = parse_docstring(documented.__doc__ or "").params
-    return {parameter.arg_name: " ".join((parameter.description or "").split()) for parameter in parameters}
+    return {
+        parameter.arg_name: " ".join((parameter.description or "").split())
+        for parameter in parameters
+    }
 
 
 def _parser(options: dict[str, Option], prog: str, description: str | None) -> ArgumentParser:
     """Build the parser: what may be given without a name is positional, a bool is a flag, the rest are options."""
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
+    parser = ArgumentParser(
+        prog=prog, description=description, exit_on_error=False, allow_abbrev=False
+    )
     for name, option in options.items():
         flag = f"--{name.replace('_', '-')}"
         if option.positional:
@@ -105,11 +117,19 @@ def _places(option: Option) -> dict:
 
 def _explained(text: str, options: dict[str, Option]) -> str:
     """Say in one line what jsonargparse says in seven."""
-    key, value = re.search(r'Parser key "(\w+)"', text), re.search(r"(?:Given value|Got value): (.*)", text)
+    key, value = (
+        re.search(r'Parser key "(\w+)"', text),
+        re.search(r"(?:Given value|Got value): (.*)", text),
+    )
     if key is None or value is None:
         return " ".join(text.split())
     kind = options[key[1]].kind
-    choices = [choice for part in _parts(kind) for choice in typing.get_args(part) if isinstance(choice, str)]
+    choices = [
+        choice
+        for part in _parts(kind)
+        for choice in typing.get_args(part)
+        if isinstance(choice, str)
+    ]
     near = get_close_matches(value[1], choices, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     wanted = f"one of {', '.join(choices)}" if choices else _words(kind)
@@ -123,4 +143,6 @@ def _parts(kind) -> tuple:
 
 def _words(kind) -> str:
     names = {int: "a whole number", float: "a number", str: "text"}
-    return " or ".join(names.get(part, str(part)) for part in _parts(kind) if part is not type(None))
+    return " or ".join(
+        names.get(part, str(part)) for part in _parts(kind) if part is not type(None)
+    )

@@ -12,13 +12,14 @@ from torch import Tensor
 class Lattice(NamedTuple):
     """Where patches lie: the center of the first one and the steps to the next, as shares of the image's sides.
 
-    A convolution of 3 x 3 with stride 2 and padding 1 looks at pixels around the even ones, not around the middles of
-    2 x 2 squares; three of them in a row leave each patch centered 3.5 pixels above and left of the middle of its
-    square of 8 x 8.
+    A convolution of 3 x 3 with stride 2 and padding 1 looks at pixels around the even ones, not
+    around the middles of 2 x 2 squares; three of them in a row leave each patch centered 3.5 pixels
+    above and left of the middle of its square of 8 x 8.
 
     Reference:
         Araujo, Norris, Sim 2019, "Computing Receptive Fields of Convolutional Neural Networks",
-        https://distill.pub/2019/computing-receptive-fields. Differs from: places are shares of the image, not pixels.
+        https://distill.pub/2019/computing-receptive-fields. Differs from: places are shares of the
+        image, not pixels.
 
     Example:
         >>> Lattice.tiling((8, 8)).through((4, 4), stride=(4, 4), padding=(0, 0)) == Lattice.tiling((2, 2))
@@ -37,17 +38,26 @@ class Lattice(NamedTuple):
         """Return the lattice of patches that tile the image."""
         return Lattice(0.5 / grid[0], 0.5 / grid[1], 1 / grid[0], 1 / grid[1])
 
-    def through(self, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> "Lattice":
+    def through(
+        self, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+    ) -> "Lattice":
         """Return the lattice of what a convolution or pooling of this size makes of the patches."""
         y, x = ((size - 1) / 2 - before for size, before in zip(kernel, padding, strict=True))
-        return Lattice(self.y + self.down * y, self.x + self.right * x, self.down * stride[0], self.right * stride[1])
+        return Lattice(
+            self.y + self.down * y,
+            self.x + self.right * x,
+            self.down * stride[0],
+            self.right * stride[1],
+        )
 
     def tiles(self, grid: tuple[int, int]) -> bool:
         """Whether these patches are those that tile the image."""
         return all(abs(a - b) < 1e-6 for a, b in zip(self, Lattice.tiling(grid), strict=True))
 
 
-def resized(values: Tensor, size: tuple[int, int], lattice: Lattice | None = None, mode: str = "bilinear") -> Tensor:
+def resized(
+    values: Tensor, size: tuple[int, int], lattice: Lattice | None = None, mode: str = "bilinear"
+) -> Tensor:
     """Return maps (B, h, w) interpolated between the centers of their patches, which None takes to tile the image."""
     if lattice is None:
         options = {} if mode.startswith("nearest") else {"align_corners": False}
@@ -57,9 +67,13 @@ def resized(values: Tensor, size: tuple[int, int], lattice: Lattice | None = Non
     for pixels, patches, start, step in zip(size, values.shape[1:], starts, steps, strict=True):
         number = ((torch.arange(pixels, device=values.device) + 0.5) / pixels - start) / step
         places.append((2 * number / max(1, patches - 1) - 1).to(values.dtype))
-    grid = torch.stack(torch.meshgrid(*places, indexing="ij")[::-1], -1).expand(len(values), -1, -1, -1)
+    grid = torch.stack(torch.meshgrid(*places, indexing="ij")[::-1], -1).expand(
+        len(values), -1, -1, -1
+    )
     mode = mode.replace("-exact", "")
-    return F.grid_sample(values[:, None], grid, mode=mode, padding_mode="border", align_corners=True)[:, 0]
+    return F.grid_sample(
+        values[:, None], grid, mode=mode, padding_mode="border", align_corners=True
+    )[:, 0]
 
 
 @dataclass(frozen=True)
@@ -67,14 +81,16 @@ class Map:
     """One heat map per image, with what is needed to read it.
 
     Args:
-        values: (B, h, w) float32, or (h, w) for the map of one image. Never stretched: values compare across images.
+        values: (B, h, w) float32, or (h, w) for the map of one image. Never stretched: values
+            compare across images.
         layer: Name of the layer or layers the map comes from.
         method: Name of the method.
         target: What class-specific methods explained: a class per image, or None.
-        prefix_mass: (B,) share of the row that went to class, register and distillation tokens, or None.
+        prefix_mass: (B,) share of the row that went to class, register and distillation tokens, or
+            None.
         notes: Findings a reader should know, such as outlier tokens.
-        limits: Smallest and largest value of all the maps a single one was picked from, so that it can be drawn on
-            their scale; None for a batch.
+        limits: Smallest and largest value of all the maps a single one was picked from, so that it
+            can be drawn on their scale; None for a batch.
         lattice: Where the patches lie, or None where they tile the image.
 
     Example:
@@ -102,7 +118,9 @@ class Map:
         """Return the map of one image."""
         if self.values.ndim == 2:
             raise TypeError("this is already the map of one image")
-        one = {name: _pick(getattr(self, name), index) for name in ("values", "target", "prefix_mass")}
+        one = {
+            name: _pick(getattr(self, name), index) for name in ("values", "target", "prefix_mass")
+        }
         notes = {name: _pick(value, index) for name, value in self.notes.items()}
         finite = self.values[self.values.isfinite()]
         limits = (finite.min().item(), finite.max().item()) if len(finite) else None

@@ -46,15 +46,27 @@ TWINS = {  # block: (twin, [(channels, options), ...])
     ),
     "srm": (style_recalibration, [(5, {}), (5, {"unbiased": True})]),
     "lct": (linear_context_transform, [(12, {"groups": 3})]),
-    "gaussian_gct": (gaussian_context_transformer, [(11, {}), (11, {"width": 0.7}), (11, {"bounds": (0.5, 3.0)})]),
+    "gaussian_gct": (
+        gaussian_context_transformer,
+        [(11, {}), (11, {"width": 0.7}), (11, {"bounds": (0.5, 3.0)})],
+    ),
     "fca": (frequency_channel_attention, [(10, {"frequencies": 5, "reduction": 3, "size": 14})]),
     "gsop": (second_order_pooling, [(6, {"hidden": 5})]),
-    "cbam": (cbam_channel, [(7, {"pools": ("avg", "max", "lp", "lse"), "reduction": 2, "spatial": False})]),
+    "cbam": (
+        cbam_channel,
+        [(7, {"pools": ("avg", "max", "lp", "lse"), "reduction": 2, "spatial": False})],
+    ),
     "scse": (concurrent_squeeze_excite, [(6, {})]),
     # Gates over positions and over strips.
-    "ela": (local_attention, [(12, {"groups": 4}), (12, {"groups": 3, "kernel_size": 5, "conv_groups": 2})]),
+    "ela": (
+        local_attention,
+        [(12, {"groups": 4}), (12, {"groups": 3, "kernel_size": 5, "conv_groups": 2})],
+    ),
     "sge": (spatial_group_enhance, [(12, {"groups": 4})]),
-    "mca": (multidimensional_collaborative, [(12, {}), (24, {"kernel_size": 5}), (12, {"channel_gate": False})]),
+    "mca": (
+        multidimensional_collaborative,
+        [(12, {}), (24, {"kernel_size": 5}), (12, {"channel_gate": False})],
+    ),
     "ms_cam": (multi_scale_channel, [(12, {})]),
     "aff": (attentional_fusion, [(12, {})]),
     "iaff": (iterative_fusion, [(12, {})]),

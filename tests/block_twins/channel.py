@@ -71,7 +71,9 @@ def gaussian_context_transformer(state, x, channels, width=2.0, bounds=None):
 
 
 def second_order_pooling(state, x, channels, hidden=128):
-    z = np.maximum(batch_norm(convolve(x, state["conv.weight"], state["conv.bias"]), state, "norm"), 0)
+    z = np.maximum(
+        batch_norm(convolve(x, state["conv.weight"], state["conv.bias"]), state, "norm"), 0
+    )
     y = np.empty_like(x)
     for b in range(x.shape[0]):
         covariance = np.cov(z[b].reshape(hidden, -1), ddof=0)[None, :, :, None]

@@ -9,7 +9,9 @@ def local_attention(state, x, channels, kernel_size=7, groups=16, conv_groups=No
     pad = kernel_size // 2
     options = {"groups": conv_groups or channels}
     rows = convolve(x.mean(3, keepdims=True), state["conv_h.weight"], padding=(pad, 0), **options)
-    columns = convolve(x.mean(2, keepdims=True), state["conv_w.weight"], padding=(0, pad), **options)
+    columns = convolve(
+        x.mean(2, keepdims=True), state["conv_w.weight"], padding=(0, pad), **options
+    )
     rows = sigmoid(group_norm(rows, groups, state["norm_h.weight"], state["norm_h.bias"]))
     columns = sigmoid(group_norm(columns, groups, state["norm_w.weight"], state["norm_w.bias"]))
     return x * rows * columns
@@ -21,13 +23,19 @@ def spatial_group_enhance(state, x, channels, groups=64):
     for b, g in np.ndindex(x.shape[0], groups):
         part = x[b, g * width : (g + 1) * width]
         average = part.mean((1, 2))
-        t = np.array([[average @ part[:, i, j] for j in range(x.shape[3])] for i in range(x.shape[2])])
+        t = np.array(
+            [[average @ part[:, i, j] for j in range(x.shape[3])] for i in range(x.shape[2])]
+        )
         t = (t - t.mean()) / (t.std(ddof=1) + 1e-5)
-        y[b, g * width : (g + 1) * width] = part * sigmoid(state["weight"][g] * t + state["bias"][g])
+        y[b, g * width : (g + 1) * width] = part * sigmoid(
+            state["weight"][g] * t + state["bias"][g]
+        )
     return y
 
 
-def multidimensional_collaborative(state, x, channels, kernel_size=None, spatial_kernel_size=3, channel_gate=True):
+def multidimensional_collaborative(
+    state, x, channels, kernel_size=None, spatial_kernel_size=3, channel_gate=True
+):
     gates = []
     for name, axis in (("gate_c", 1), ("gate_h", 2), ("gate_w", 3))[0 if channel_gate else 1 :]:
         a, b = sigmoid(state[f"{name}.weight"])
@@ -37,7 +45,9 @@ def multidimensional_collaborative(state, x, channels, kernel_size=None, spatial
             slices = np.moveaxis(x[image], axis - 1, 0)
             means = np.array([s.mean() for s in slices])
             deviations = np.array([s.std(ddof=1) for s in slices])
-            squeezed = np.pad((means + deviations) / 2 + a * means + b * deviations, len(kernel) // 2)
+            squeezed = np.pad(
+                (means + deviations) / 2 + a * means + b * deviations, len(kernel) // 2
+            )
             gate[image] = [squeezed[i : i + len(kernel)] @ kernel for i in range(len(means))]
         gates.append(np.expand_dims(sigmoid(gate), tuple({1, 2, 3} - {axis})))
     return sum(x * gate for gate in gates) / len(gates)
@@ -94,7 +104,9 @@ def _depthwise(x, weight, bias, padding, dilation):
     """A one-dimensional convolution of each channel by itself, tap by tap."""
     y = np.zeros_like(x) + bias[:, None, None]
     taps = weight.reshape(len(weight), -1)
-    for (c, t), i, j in ((ct, i, j) for ct in np.ndindex(*taps.shape) for i, j in np.ndindex(*x.shape[2:])):
+    for (c, t), i, j in (
+        (ct, i, j) for ct in np.ndindex(*taps.shape) for i, j in np.ndindex(*x.shape[2:])
+    ):
         shift = (t - taps.shape[1] // 2) * dilation
         row, column = (i + shift, j) if padding[0] else (i, j + shift)
         if 0 <= row < x.shape[2] and 0 <= column < x.shape[3]:
@@ -112,13 +124,17 @@ def strip_pooling(state, x, channels, pool_sizes=(20, 12), reduction=4):
         y = np.empty((*z.shape[:2], bins, bins))
         for i, j in np.ndindex(bins, bins):
             rows = slice(i * height // bins, -(-(i + 1) * height // bins))
-            y[:, :, i, j] = z[:, :, rows, j * width // bins : -(-(j + 1) * width // bins)].mean((2, 3))
+            y[:, :, i, j] = z[:, :, rows, j * width // bins : -(-(j + 1) * width // bins)].mean(
+                (2, 3)
+            )
         return y
 
     narrow, strip = layer("reduce_grid", x, act=True), layer("reduce_strip", x, act=True)
     pyramid = layer("local", narrow, 1)
     for index, bins in enumerate(pool_sizes):
-        pyramid = pyramid + resize(layer(f"grids.{index}", grid(narrow, bins), 1), *x.shape[2:], aligned=True)
+        pyramid = pyramid + resize(
+            layer(f"grids.{index}", grid(narrow, bins), 1), *x.shape[2:], aligned=True
+        )
     rows = layer("row", strip.mean(3, keepdims=True), (1, 0))
     columns = layer("column", strip.mean(2, keepdims=True), (0, 1))
     left = layer("mix_grid", np.maximum(pyramid, 0), 1, act=True)

@@ -37,7 +37,9 @@ def non_local_concatenation(state, x, channels, mode, reduction):
         for i, j in np.ndindex(positions, positions):
             m[:, i] += max(own[i] + other[j], 0) / positions * value[:, j]
         z = embed("proj", m)
-        z = (z - state["norm.running_mean"][:, None]) / np.sqrt(state["norm.running_var"][:, None] + 1e-5)
+        z = (z - state["norm.running_mean"][:, None]) / np.sqrt(
+            state["norm.running_var"][:, None] + 1e-5
+        )
         z = z * state["norm.weight"][:, None] + state["norm.bias"][:, None]
         y[b] = x[b] + z.reshape(x[b].shape)
     return y
@@ -48,12 +50,19 @@ def dual_attention(state, x, channels):
     for b in range(x.shape[0]):
         features = x[b].reshape(channels, -1)
         q, k, v = (
-            state[f"position.{name}.weight"][:, :, 0, 0] @ features + state[f"position.{name}.bias"][:, None]
+            state[f"position.{name}.weight"][:, :, 0, 0] @ features
+            + state[f"position.{name}.bias"][:, None]
             for name in ("query", "key", "value")
         )
         by_position = np.stack([v @ softmax(q[:, i] @ k) for i in range(features.shape[1])], 1)
-        by_channel = np.stack([softmax(features[c] @ features.T) @ features for c in range(channels)])
-        total = 2 * features + state["position.gamma"] * by_position + state["channel.gamma"] * by_channel
+        by_channel = np.stack(
+            [softmax(features[c] @ features.T) @ features for c in range(channels)]
+        )
+        total = (
+            2 * features
+            + state["position.gamma"] * by_position
+            + state["channel.gamma"] * by_channel
+        )
         y[b] = total.reshape(x[b].shape)
     return y
 
@@ -62,14 +71,19 @@ def criss_cross_twice(state, x, channels):
     batch, _, height, width = x.shape
     for _ in range(2):
         q, k, v = (
-            np.einsum("dc,bchw->bdhw", state[f"{name}.weight"][:, :, 0, 0], x) + state[f"{name}.bias"][:, None, None]
+            np.einsum("dc,bchw->bdhw", state[f"{name}.weight"][:, :, 0, 0], x)
+            + state[f"{name}.bias"][:, None, None]
             for name in ("query", "key", "value")
         )
         m = np.empty_like(v)
         for b, i, j in np.ndindex(batch, height, width):
             cross = [(i, w) for w in range(width)] + [(h, j) for h in range(height) if h != i]
-            weights = softmax(np.array([q[b, :, i, j] @ k[b, :, row, column] for row, column in cross]))
-            m[b, :, i, j] = sum(w * v[b, :, row, column] for w, (row, column) in zip(weights, cross, strict=True))
+            weights = softmax(
+                np.array([q[b, :, i, j] @ k[b, :, row, column] for row, column in cross])
+            )
+            m[b, :, i, j] = sum(
+                w * v[b, :, row, column] for w, (row, column) in zip(weights, cross, strict=True)
+            )
         x = x + state["gamma"] * m
     return x
 
@@ -77,7 +91,10 @@ def criss_cross_twice(state, x, channels):
 def axial_attention(state, x, channels, num_heads=4):
     y, width = np.zeros_like(x), channels // num_heads
     for b in range(x.shape[0]):
-        for axis, lines in (("height", x[b].transpose(2, 1, 0)), ("width", x[b].transpose(1, 2, 0))):
+        for axis, lines in (
+            ("height", x[b].transpose(2, 1, 0)),
+            ("width", x[b].transpose(1, 2, 0)),
+        ):
             for n, line in enumerate(lines):  # (positions of the line, C)
                 q, k, v = np.split(line @ state[f"{axis}.qkv.weight"].T, 3, 1)
                 m = np.empty_like(line)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from visattn.bench.timing import extra_memory, measure, table
 from visattn.core.formula import attend, plan
-from visattn.core.names import find
 from visattn.core.normalize import NORMALIZERS
 from visattn.core.similarity import SIMILARITIES
+from visattn.names import lookup
 
 PAIRS = (
     "scaled_dot-softmax dot-softmax bilinear-softmax cosine-softmax negative_l2-softmax scaled_dot-softmax1 "
@@ -38,14 +38,20 @@ def run(
         tokens: Numbers of tokens, with commas between; 8 images up to 300 tokens, one above.
         repeats: Measurements each; the median is shown with its spread.
         threads: Threads of torch.
-        time_only: Leave out the extra memory of forward and backward, which is measured in fresh processes.
+        time_only: Leave out the extra memory of forward and backward, which is measured in fresh
+            processes.
     """
     names, counts = [_checked(pair.strip()) for pair in pairs.split(",")], _numbers(tokens)
     torch.set_num_threads(threads)
     for count in counts:
         shape = (8 if count <= 300 else 1, _HEADS, count, _HEAD_DIM)
-        rows = [_row(pair, shape, repeats, not time_only) for pair in track(names, f"{count} tokens", transient=True)]
-        print(f"\n(B, H, N, D) = {shape}, float32, {threads} thread(s), ms of process CPU time: median (low-high)")
+        rows = [
+            _row(pair, shape, repeats, not time_only)
+            for pair in track(names, f"{count} tokens", transient=True)
+        ]
+        print(
+            f"\n(B, H, N, D) = {shape}, float32, {threads} thread(s), ms of process CPU time: median (low-high)"
+        )
         print(table(_HEADER, rows))
 
 
@@ -53,7 +59,7 @@ def _checked(pair: str) -> str:
     """Refuse a pair whose halves are not in the tables."""
     similarity, _, normalizer = pair.partition("-")
     for part, known in ((similarity, SIMILARITIES), (normalizer, NORMALIZERS)):
-        find(known, part, "pairs")
+        lookup(known, part, "pairs")
     return pair
 
 
@@ -61,7 +67,9 @@ def _numbers(tokens: str) -> list[int]:
     try:
         counts = [int(count) for count in tokens.split(",")]
     except ValueError:
-        raise ValueError(f"tokens must be whole numbers with commas between, got {tokens!r}") from None
+        raise ValueError(
+            f"tokens must be whole numbers with commas between, got {tokens!r}"
+        ) from None
     if min(counts) < 1:
         raise ValueError(f"tokens must be at least 1, got {tokens!r}")
     return counts
@@ -82,16 +90,25 @@ _HEADER = (
 
 def _row(pair: str, shape: tuple[int, ...], repeats: int, memory: bool) -> list[object]:
     """Measure one pair and its references in turns."""
-    functions = {"it": _pair(pair, "auto"), "dense": _pair(pair, "dense"), "sdpa": F.scaled_dot_product_attention}
+    functions = {
+        "it": _pair(pair, "auto"),
+        "dense": _pair(pair, "dense"),
+        "sdpa": F.scaled_dot_product_attention,
+    }
     package = _package(pair)
     if package is not None:
         functions["package"] = package
     inputs = _inputs(shape)
-    forward = measure({name: partial(_forward, f, inputs) for name, f in functions.items()}, repeats=repeats)
-    both = measure({name: partial(_both, f, inputs) for name, f in functions.items()}, repeats=repeats)
+    forward = measure(
+        {name: partial(_forward, f, inputs) for name, f in functions.items()}, repeats=repeats
+    )
+    both = measure(
+        {name: partial(_both, f, inputs) for name, f in functions.items()}, repeats=repeats
+    )
     ratio = _ratios(forward, both)
     extra = [
-        f"{extra_memory(partial(_prepare, pair, impl, shape)):.0f}" if memory else "-" for impl in ("auto", "dense")
+        f"{extra_memory(partial(_prepare, pair, impl, shape)):.0f}" if memory else "-"
+        for impl in ("auto", "dense")
     ]
     chosen = plan(*inputs, *_modules(pair)).impl
     return [pair, chosen, forward["it"], both["it"], *ratio, *extra]
@@ -119,7 +136,9 @@ def _pair(pair: str, impl: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
 def _package(pair: str) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
     """Return the entmax package's form of a pair, where it is installed and has one."""
-    if pair not in ("scaled_dot-entmax15", "scaled_dot-sparsemax") or not importlib.util.find_spec("entmax"):
+    if pair not in ("scaled_dot-entmax15", "scaled_dot-sparsemax") or not importlib.util.find_spec(
+        "entmax"
+    ):
         return None
     import entmax
 

@@ -22,12 +22,18 @@ LONG_SIDE, QUALITY = 500, 90  # about what the photographs of ImageNet have
 
 
 def run(
-    *, photos: str = "assets/photos", image_size: int = 224, repeats: int = 9, files: int = 100_000, classes: int = 1000
+    *,
+    photos: str = "assets/photos",
+    image_size: int = 224,
+    repeats: int = 9,
+    files: int = 100_000,
+    classes: int = 1000,
 ) -> None:
     """Print images per second of one core for every augmentation, then time and memory of listing many files.
 
     Args:
-        photos: Folder of photographs; they are stored anew as JPEG with a longer side of 500 pixels.
+        photos: Folder of photographs; they are stored anew as JPEG with a longer side of 500
+            pixels.
         image_size: Side of the images given out.
         repeats: Measurements of each, taken in turns; the median counts.
         files: Tiny files to generate and list; 0 leaves that out.
@@ -44,11 +50,17 @@ def run(
 def _reading(photos: str, image_size: int, repeats: int) -> str:
     stored = _stored(photos)
     evaluation = EvalTransform((image_size, image_size))
-    ways: dict[str, Callable] = {"decode alone": lambda data, _: read_image(data, "", evaluation.long_side)}
-    ways["validation"] = lambda data, _: evaluation.apply(read_image(data, "", evaluation.long_side))
+    ways: dict[str, Callable] = {
+        "decode alone": lambda data, _: read_image(data, "", evaluation.long_side)
+    }
+    ways["validation"] = lambda data, _: evaluation.apply(
+        read_image(data, "", evaluation.long_side)
+    )
     for name in AUGMENTS[1:]:
         ways[name] = partial(_augmented, TrainTransform(evaluation, name, flip=True))
-    timings = measure({name: partial(_all, way, stored) for name, way in ways.items()}, repeats=repeats)
+    timings = measure(
+        {name: partial(_all, way, stored) for name, way in ways.items()}, repeats=repeats
+    )
     rows = [(name, *_rates(timing, len(stored))) for name, timing in timings.items()]
     return table(("augment", "images/s", "slowest to fastest"), rows)
 
@@ -85,7 +97,14 @@ def _listing(files: int, classes: int) -> str:
         clock, processor = time.perf_counter(), time.process_time()
         begin(folder)()
         seconds, busy = time.perf_counter() - clock, time.process_time() - processor
-        rows = [(f"{files:,}", f"{seconds:.2f}", f"{busy:.2f}", f"{extra_memory(partial(begin, folder)):.0f}")]
+        rows = [
+            (
+                f"{files:,}",
+                f"{seconds:.2f}",
+                f"{busy:.2f}",
+                f"{extra_memory(partial(begin, folder)):.0f}",
+            )
+        ]
     return table(("files", "s until the first batch", "of it processor", "MiB more"), rows)
 
 

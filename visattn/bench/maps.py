@@ -34,8 +34,10 @@ def run(
 
     Args:
         sizes: Sides of the image in pixels; multiples of 16.
-        largest: Side at which rollout alone runs, to see that it fits; 0 leaves it and insertion and deletion out.
-        repeats: Measurements each, more where images are small; the median is shown with its spread.
+        largest: Side at which rollout alone runs, to see that it fits; 0 leaves it and insertion
+            and deletion out.
+        repeats: Measurements each, more where images are small; the median is shown with its
+            spread.
         threads: Threads of torch.
     """
     torch.set_num_threads(threads)
@@ -62,10 +64,22 @@ def _rows(size: int, repeats: int) -> list[list[object]]:
     }
     work |= {"GAE": _gae, "eager GAE": _eager_gae}
     repeats *= max(1, round((768 / size) ** 2))  # short work differs more from one time to the next
-    times = measure({name: _prepare(function, size) for name, function in work.items()}, repeats=repeats, warmup=1)
-    memory = {name: extra_memory(partial(_prepare, function, size)) for name, function in work.items()}
+    times = measure(
+        {name: _prepare(function, size) for name, function in work.items()},
+        repeats=repeats,
+        warmup=1,
+    )
+    memory = {
+        name: extra_memory(partial(_prepare, function, size)) for name, function in work.items()
+    }
     return [
-        [name, (size // 16) ** 2 + 1, times[name], f"{memory[name]:.0f}", *_compared(name, times, memory)]
+        [
+            name,
+            (size // 16) ** 2 + 1,
+            times[name],
+            f"{memory[name]:.0f}",
+            *_compared(name, times, memory),
+        ]
         for name in work
     ]
 
@@ -137,7 +151,10 @@ def _eager(model: nn.Module, images: Tensor) -> tuple[list[Tensor], Tensor]:
     """Return every attention matrix and the logits, as tools without a row chain get them: by hooks on the dropout."""
     _fuse(model, False)
     weights: list[Tensor] = []
-    hooks = [b.attn.attn_drop.register_forward_hook(lambda m, a, output: weights.append(output)) for b in model.blocks]
+    hooks = [
+        b.attn.attn_drop.register_forward_hook(lambda m, a, output: weights.append(output))
+        for b in model.blocks
+    ]
     try:
         return weights, model(images)
     finally:
@@ -154,5 +171,8 @@ def _curves(repeats: int) -> dict[str, object]:
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", img_size=64).eval()
     images, heat = torch.rand(1, 3, 64, 64), torch.rand(1, 4, 4)
-    work = {"insertion": partial(insertion, model, images, heat), "deletion": partial(deletion, model, images, heat)}
+    work = {
+        "insertion": partial(insertion, model, images, heat),
+        "deletion": partial(deletion, model, images, heat),
+    }
     return measure(work, repeats=repeats, warmup=1)

@@ -24,7 +24,9 @@ class Timing(NamedTuple):
         return f"{self.median:.3g} ({self.low:.3g}-{self.high:.3g})"
 
 
-def measure(functions: dict[str, Callable[[], object]], *, repeats: int = 7, warmup: int = 2) -> dict[str, Timing]:
+def measure(
+    functions: dict[str, Callable[[], object]], *, repeats: int = 7, warmup: int = 2
+) -> dict[str, Timing]:
     """Return the cost of each function; they take turns, so that a change of the machine's speed meets all of them."""
     samples: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(warmup + repeats):
@@ -33,7 +35,10 @@ def measure(functions: dict[str, Callable[[], object]], *, repeats: int = 7, war
             function()
             if turn >= warmup:
                 samples[name].append(1000 * (time.process_time() - start))
-    return {name: Timing(statistics.median(times), min(times), max(times)) for name, times in samples.items()}
+    return {
+        name: Timing(statistics.median(times), min(times), max(times))
+        for name, times in samples.items()
+    }
 
 
 def _peak_mib() -> float:
@@ -58,7 +63,8 @@ def extra_memory(prepare: Callable[[], Callable[[], object]]) -> float:
     """Return by how many MiB the peak of a fresh process rises while the function that ``prepare`` returns runs.
 
     Args:
-        prepare: A function of a module, or a ``functools.partial`` of one, since a new process imports it.
+        prepare: A function of a module, or a ``functools.partial`` of one, since a new process
+            imports it.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -68,7 +74,9 @@ def extra_memory(prepare: Callable[[], Callable[[], object]]) -> float:
     try:
         return receiver.recv()
     except EOFError:
-        raise RuntimeError("the measured process ended without a result; its error stands above") from None
+        raise RuntimeError(
+            "the measured process ended without a result; its error stands above"
+        ) from None
     finally:
         process.join()
 
@@ -78,6 +86,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     cells = [[str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in cells
     ]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+    return "\n".join(
+        [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
+    )

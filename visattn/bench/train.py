@@ -17,7 +17,7 @@ from torch import nn
 
 from visattn.bench.timing import measure, table
 from visattn.data.module import ImageData
-from visattn.models.table import create_model
+from visattn.models.presets import create_model
 from visattn.training.cli import DEFAULTS
 from visattn.training.module import ImageClassifier
 from visattn.training.recipe import Recipe
@@ -51,12 +51,19 @@ def run(
         steps: Training steps of each measurement.
         repeats: Measurements of each, taken in turns; medians are shown with their spread.
         threads: Threads of torch.
-        against: Which own ViT is compared with timm's: vit_tiny_patch16, vit_small_patch16 or vit_base_patch16.
+        against: Which own ViT is compared with timm's: vit_tiny_patch16, vit_small_patch16 or
+            vit_base_patch16.
     """
     if against not in _PAIRS:
         raise ValueError(f"against must be one of {', '.join(_PAIRS)}; got {against!r}")
     torch.set_num_threads(threads)
-    options = {"root": root, "model": model, "image_size": image_size, "batch_size": batch_size, "steps": steps}
+    options = {
+        "root": root,
+        "model": model,
+        "image_size": image_size,
+        "batch_size": batch_size,
+        "steps": steps,
+    }
     print(_loops(options, repeats))
     print(_vits(against, repeats))
 
@@ -68,18 +75,33 @@ def _loops(options: dict, repeats: int) -> str:
         seconds["plain loop"].append(_plain(**options))
         seconds["fit"].append(_fit(**options))
     steps = options["steps"]
-    times = {name: sorted(1000 * value / steps for value in values) for name, values in seconds.items()}
+    times = {
+        name: sorted(1000 * value / steps for value in values) for name, values in seconds.items()
+    }
     plain = times["plain loop"][repeats // 2]
     rows = [
-        (name, f"{part[repeats // 2]:.1f} ({part[0]:.1f}-{part[-1]:.1f})", f"{part[repeats // 2] - plain:+.1f}")
+        (
+            name,
+            f"{part[repeats // 2]:.1f} ({part[0]:.1f}-{part[-1]:.1f})",
+            f"{part[repeats // 2] - plain:+.1f}",
+        )
         for name, part in times.items()
     ]
-    title = f"{options['model']}, {options['batch_size']} x {options['image_size']} px, {steps} steps"
+    title = (
+        f"{options['model']}, {options['batch_size']} x {options['image_size']} px, {steps} steps"
+    )
     return table((title, "CPU ms a step", "over plain"), rows)
 
 
 def _data(root: str, image_size: int, batch_size: int) -> ImageData:
-    data = ImageData(root, image_size=image_size, batch_size=batch_size, num_workers=0, mean=(0.5,) * 3, std=(0.5,) * 3)
+    data = ImageData(
+        root,
+        image_size=image_size,
+        batch_size=batch_size,
+        num_workers=0,
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+    )
     data.setup("fit")
     return data
 
@@ -125,15 +147,31 @@ def _fit(root: str, model: str, image_size: int, batch_size: int, steps: int) ->
     """Return the seconds of the same steps by Lightning, with all that `train.py fit` does beside."""
     data = _data(root, image_size, batch_size)
     network = {"name": model, "num_classes": data.num_classes, "image_size": image_size}
-    asked = {"ckpt_path": None, "overlays": 0, "patience": 0, "checkpoint_steps": 0, "checkpoint_minutes": 0}
-    config = SimpleNamespace(**asked, trainer=SimpleNamespace(enable_progress_bar=True, logger=None, strategy="auto"))
+    asked = {
+        "ckpt_path": None,
+        "overlays": 0,
+        "patience": 0,
+        "checkpoint_steps": 0,
+        "checkpoint_minutes": 0,
+    }
+    config = SimpleNamespace(
+        **asked, trainer=SimpleNamespace(enable_progress_bar=True, logger=None, strategy="auto")
+    )
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     clock = _Clock()
     module = ImageClassifier(network, recipe=Recipe())
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Lightning's advice on loaders and folders is not for a measurement
+        warnings.simplefilter(
+            "ignore"
+        )  # Lightning's advice on loaders and folders is not for a measurement
         trainer = pl.Trainer(
-            **DEFAULTS | {"max_epochs": -1, "max_steps": steps + 1, "gradient_clip_val": 1.0, "limit_val_batches": 0},
+            **DEFAULTS
+            | {
+                "max_epochs": -1,
+                "max_steps": steps + 1,
+                "gradient_clip_val": 1.0,
+                "limit_val_batches": 0,
+            },
             accelerator="cpu",
             logger=loggers(Path(folder), None),
             callbacks=[*callbacks(config, Path(folder), module), clock],
@@ -148,8 +186,18 @@ def _vits(name: str, repeats: int) -> str:
     images = torch.randn(8, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     rows = []
     for part, work in (("forward", _forward), ("forward+backward", _both)):
-        times = measure({key: _bound(work, model, images) for key, model in models.items()}, repeats=max(repeats, 3))
-        rows.append((part, times["own"], times["timm"], f"{times['timm'].median / times['own'].median:.2f}x"))
+        times = measure(
+            {key: _bound(work, model, images) for key, model in models.items()},
+            repeats=max(repeats, 3),
+        )
+        rows.append(
+            (
+                part,
+                times["own"],
+                times["timm"],
+                f"{times['timm'].median / times['own'].median:.2f}x",
+            )
+        )
     return table((f"{name}, 8 x 224 px", "own, ms", "timm, ms", "timm / own"), rows)
 
 

@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from visattn.blocks.check import hidden_width, require_map, require_positive
-from visattn.blocks.products import product
-from visattn.blocks.tokens import like_format, project
+from visattn.blocks.parts.check import hidden_width, require_map, require_positive
+from visattn.blocks.parts.products import product
+from visattn.blocks.parts.tokens import like_format, project
 from visattn.core.tap import Tap
 
 
@@ -24,16 +24,16 @@ class DoubleAttention(nn.Module):
         - Input and output: (B, C, H, W).
 
     Map:
-        ``tap_gather``, kind spatial: (B, n, H, W), each of the n sums to one over the positions. ``tap_distribute``,
-        kind
+        ``tap_gather``, kind spatial: (B, n, H, W), each of the n sums to one over the positions.
+        ``tap_distribute``, kind
         spatial: (B, n, H, W), sums to one over the n at each position.
 
     Raises:
         ValueError: A size is below 1.
 
     Reference:
-        Chen et al. 2018, "A^2-Nets: Double Attention Networks", https://arxiv.org/abs/1810.11579. Differs from:
-        nothing; ports are known that normalize over the images of the batch.
+        Chen et al. 2018, "A^2-Nets: Double Attention Networks", https://arxiv.org/abs/1810.11579.
+        Differs from: nothing; ports are known that normalize over the images of the batch.
 
     Example:
         >>> DoubleAttention(12)(torch.rand(2, 12, 7, 11)).shape
@@ -58,7 +58,8 @@ class DoubleAttention(nn.Module):
         value, gather, distribute = project(x, self.value, self.gather, self.distribute)
         distribute = self.tap_distribute(distribute.softmax(1).unflatten(2, x.shape[2:]))
         gather = self.tap_gather(gather.softmax(2).unflatten(2, x.shape[2:])).flatten(2)
-        # The projection goes to the few descriptors first: the same product in another order, and no map in between.
+        # The projection goes to the few descriptors first: the same product in another order, and
+        # no map in between.
         descriptors = self.proj.weight.flatten(1) @ product(value, gather.mT)
         y = product(descriptors, distribute.flatten(2)).add(self.proj.bias[:, None])
         return like_format(y.unflatten(2, x.shape[2:]).to(x.dtype), x)

@@ -3,9 +3,9 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visattn.blocks.check import hidden_width, require_map, require_positive
-from visattn.blocks.norm import make_norm
-from visattn.blocks.products import scaled
+from visattn.blocks.parts.check import hidden_width, require_map, require_positive
+from visattn.blocks.parts.norm import make_norm
+from visattn.blocks.parts.products import scaled
 from visattn.core.tap import Tap
 
 
@@ -25,20 +25,22 @@ class AttentionGate(nn.Module):
         norm: Of that projection: ``"batch"``, ``"layer"`` or ``"none"``.
 
     Shape:
-        - Inputs: x (B, C, H, W) with H and W of ``subsample`` or more, and g (B, gate_channels, h, w), any h and w from
-          1 up.
+        - Inputs: x (B, C, H, W) with H and W of ``subsample`` or more, and g (B, gate_channels, h,
+          w), any h and w from 1 up.
         - Output: as x.
 
     Map:
         ``tap``, kind spatial: (B, 1, H, W), values in (0, 1), no sum.
 
     Raises:
-        ValueError: A width, ``reduction`` or ``subsample`` is below 1, or x is smaller than ``subsample``.
+        ValueError: A width, ``reduction`` or ``subsample`` is below 1, or x is smaller than
+            ``subsample``.
 
     Reference:
         Oktay et al. 2018, "Attention U-Net: Learning Where to Look for the Pancreas",
-        https://arxiv.org/abs/1804.03999. Differs from the authors' code in: there the gated map is projected
-        (``project=True``), by a convolution whose bias, idle before batch norm, is left out here.
+        https://arxiv.org/abs/1804.03999. Differs from the authors' code in: there the gated map is
+        projected (``project=True``), by a convolution whose bias, idle before batch norm, is left
+        out here.
 
     Example:
         >>> import torch
@@ -67,14 +69,18 @@ class AttentionGate(nn.Module):
         self.score = nn.Conv2d(inner, 1, 1)
         self.project = nn.Identity()
         if project:
-            self.project = nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False), make_norm(norm, channels))
+            self.project = nn.Sequential(
+                nn.Conv2d(channels, channels, 1, bias=False), make_norm(norm, channels)
+            )
         self.tap = Tap("spatial")
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
         require_map(x, self.channels, name="x")
         require_map(gate, self.gate_channels, name="gate")
         if min(x.size(2), x.size(3)) < self.subsample:
-            raise ValueError(f"x must be {self.subsample} x {self.subsample} or more (subsample); got {tuple(x.shape)}")
+            raise ValueError(
+                f"x must be {self.subsample} x {self.subsample} or more (subsample); got {tuple(x.shape)}"
+            )
         inner = self.project_x(x)
         inner = (inner + _resized(self.project_gate(gate), inner)).relu()
         alpha = self.tap(_resized(self.score(inner).sigmoid(), x))

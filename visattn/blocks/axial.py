@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from visattn.blocks.check import require_divisible, require_map
-from visattn.blocks.tokens import like_format
+from visattn.blocks.parts.check import require_divisible, require_map
+from visattn.blocks.parts.tokens import like_format
 from visattn.core.formula import Attend
 from visattn.core.layout import strips
 
@@ -23,16 +23,17 @@ class AxialAttention(nn.Module):
         - Input and output: (B, C, H, W).
 
     Map:
-        ``height.attend`` and ``width.attend``, kind token: (B W, heads, H, H) and (B H, heads, W, W), columns and rows
-        folded into the batch; rows sum to one.
+        ``height.attend`` and ``width.attend``, kind token: (B W, heads, H, H) and (B H, heads, W,
+        W), columns and rows folded into the batch; rows sum to one.
 
     Raises:
         ValueError: C is no multiple of ``num_heads``.
 
     Reference:
-        Ho et al. 2019, "Axial Attention in Multidimensional Transformers", section 3, https://arxiv.org/abs/1912.12180.
-        Differs from the paper in: the two axes are added, as in the well-known port (lucidrains/axial-attention), not
-        one after the other in blocks of their own.
+        Ho et al. 2019, "Axial Attention in Multidimensional Transformers", section 3,
+        https://arxiv.org/abs/1912.12180.
+        Differs from the paper in: the two axes are added, as in the well-known port
+        (lucidrains/axial-attention), not one after the other in blocks of their own.
 
     Example:
         >>> import torch

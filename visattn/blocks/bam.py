@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from visattn.blocks.check import hidden_width, require_choice, require_map, require_positive
-from visattn.blocks.norm import make_norm
-from visattn.blocks.pool import axis_mean
-from visattn.blocks.products import pieces, plain
+from visattn.blocks.parts.check import hidden_width, require_choice, require_map, require_positive
+from visattn.blocks.parts.norm import make_norm
+from visattn.blocks.parts.pool import axis_mean
+from visattn.blocks.parts.products import pieces, plain
 from visattn.core.tap import Tap
 
 COMBINE = ("add", "multiply")
@@ -46,8 +46,13 @@ class _SumGate(torch.autograd.Function):
         if torch.is_grad_enabled():  # a second derivative is wanted
             gradient = gradient * gate * (1 - gate)
             return gradient.sum((2, 3), keepdim=True), gradient.sum(1, keepdim=True)
-        channel, spatial = gate.new_empty(*gate.shape[:2], 1, 1), gate.new_empty(gate.size(0), 1, *gate.shape[2:])
-        for g, alpha, c, s in zip(*(t.split(pieces(gate)) for t in (gradient, gate, channel, spatial)), strict=True):
+        channel, spatial = (
+            gate.new_empty(*gate.shape[:2], 1, 1),
+            gate.new_empty(gate.size(0), 1, *gate.shape[2:]),
+        )
+        for g, alpha, c, s in zip(
+            *(t.split(pieces(gate)) for t in (gradient, gate, channel, spatial)), strict=True
+        ):
             g = torch.ops.aten.sigmoid_backward(g, alpha)
             torch.sum(g, (2, 3), keepdim=True, out=c)
             torch.sum(g, 1, keepdim=True, out=s)
@@ -56,7 +61,11 @@ class _SumGate(torch.autograd.Function):
 
 def sum_gate(channel: Tensor, spatial: Tensor) -> Tensor:
     """sigmoid(channel + spatial) for (B, C, 1, 1) and (B, 1, H, W)."""
-    return (channel + spatial).sigmoid() if plain(channel, spatial) else _SumGate.apply(channel, spatial)
+    return (
+        (channel + spatial).sigmoid()
+        if plain(channel, spatial)
+        else _SumGate.apply(channel, spatial)
+    )
 
 
 def raised(x: Tensor, gate: Tensor) -> Tensor:
@@ -70,8 +79,9 @@ class BAM(nn.Module):
     .. math::
         y = x \odot \bigl(1 + \sigma(M_c(x) + M_s(x))\bigr)
 
-    M_c is a bottleneck on the global averages, M_s a 1 x 1 convolution, dilated 3 x 3 convolutions and a 1 x 1
-    convolution to one channel; each layer but the last of a branch is followed by norm and ReLU.
+    M_c is a bottleneck on the global averages, M_s a 1 x 1 convolution, dilated 3 x 3 convolutions
+    and a 1 x 1 convolution to one channel; each layer but the last of a branch is followed by norm
+    and ReLU.
 
     Args:
         channels: C, the width of the input.
@@ -89,12 +99,13 @@ class BAM(nn.Module):
         ``tap``, kind spatial: (B, C, H, W), each value in (0, 1); they do not sum to one.
 
     Raises:
-        ValueError: A size is below 1, ``combine`` or ``norm`` is unknown; in training on one image with batch norm.
+        ValueError: A size is below 1, ``combine`` or ``norm`` is unknown; in training on one image
+            with batch norm.
 
     Reference:
         Park et al. 2018, "BAM: Bottleneck Attention Module", https://arxiv.org/abs/1807.06514.
-        Differs from: the authors' code multiplies the branches (``combine="multiply"``). The norms stand where the code
-        has them; the paper's equations have one at the end of each branch.
+        Differs from: the authors' code multiplies the branches (``combine="multiply"``). The norms
+        stand where the code has them; the paper's equations have one at the end of each branch.
 
     Example:
         >>> import torch
@@ -118,7 +129,10 @@ class BAM(nn.Module):
         require_choice("combine", combine, COMBINE)
         self.channels, self.combine = channels, combine
         self.channel = nn.Sequential(
-            nn.Conv2d(channels, hidden, 1), make_norm(norm, hidden), nn.ReLU(), nn.Conv2d(hidden, channels, 1)
+            nn.Conv2d(channels, hidden, 1),
+            make_norm(norm, hidden),
+            nn.ReLU(),
+            nn.Conv2d(hidden, channels, 1),
         )
         layers = [nn.Conv2d(channels, hidden, 1), make_norm(norm, hidden), nn.ReLU()]
         for _ in range(num_layers):
@@ -131,5 +145,7 @@ class BAM(nn.Module):
         require_map(x, self.channels)
         channel = self.channel(axis_mean(x, (2, 3)))
         spatial = self.spatial(x)
-        gate = sum_gate(channel, spatial) if self.combine == "add" else (channel * spatial).sigmoid()
+        gate = (
+            sum_gate(channel, spatial) if self.combine == "add" else (channel * spatial).sigmoid()
+        )
         return raised(x, self.tap(gate).to(x.dtype))

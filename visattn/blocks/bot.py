@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from visattn.blocks.check import require_divisible, require_map
-from visattn.blocks.tokens import to_map, to_tokens
+from visattn.blocks.parts.check import require_divisible, require_map
+from visattn.blocks.parts.tokens import to_map, to_tokens
 from visattn.core.formula import Attend
 from visattn.core.normalize.exponential import Softmax
 from visattn.core.position.decomposed import Decomposed, widen
@@ -20,7 +20,8 @@ class BottleneckAttention(nn.Module):
     Args:
         channels: C.
         num_heads: H, each of width D = C / H.
-        grid: (rows, columns) whose offsets have a learned vector; larger maps get theirs by interpolation.
+        grid: (rows, columns) whose offsets have a learned vector; larger maps get theirs by
+            interpolation.
 
     Shape:
         - Input and output: (B, C, H, W).
@@ -32,8 +33,10 @@ class BottleneckAttention(nn.Module):
         ValueError: C is no multiple of ``num_heads``, or ``grid`` is below 1.
 
     Reference:
-        Srinivas et al. 2021, "Bottleneck Transformers for Visual Recognition", https://arxiv.org/abs/2101.11605.
-        Differs from the paper in: q is not scaled in the terms of the positions, as in timm; any map size will do.
+        Srinivas et al. 2021, "Bottleneck Transformers for Visual Recognition",
+        https://arxiv.org/abs/2101.11605.
+        Differs from the paper in: q is not scaled in the terms of the positions, as in timm; any
+        map size will do.
 
     Example:
         >>> import torch

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from visattn.blocks.check import hidden_width, require_choice, require_map, require_odd
-from visattn.blocks.norm import make_norm
-from visattn.blocks.plane_conv import PlaneConv
-from visattn.blocks.pool import global_mean, max_and_mean, wide
-from visattn.blocks.products import scaled
+from visattn.blocks.parts.check import hidden_width, require_choice, require_map, require_odd
+from visattn.blocks.parts.norm import make_norm
+from visattn.blocks.parts.plane_conv import PlaneConv
+from visattn.blocks.parts.pool import global_mean, max_and_mean, wide
+from visattn.blocks.parts.products import scaled
 from visattn.core.tap import Tap
 
 POOLS = ("avg", "max", "lp", "lse")
@@ -25,10 +25,11 @@ class CBAM(nn.Module):
         channels: C, the width of the input.
         reduction: r, so the hidden width of M is ``max(1, C // r)``.
         kernel_size: Odd extent of the convolution w over positions.
-        pools: The global pools that are summed: of ``"avg"``, ``"max"``, ``"lp"`` (square root of the sum of squares)
-            and ``"lse"`` (logarithm of the sum of exponentials).
+        pools: The global pools that are summed: of ``"avg"``, ``"max"``, ``"lp"`` (square root of
+            the sum of squares) and ``"lse"`` (logarithm of the sum of exponentials).
         bias: Whether M has biases.
-        norm: After w: ``"batch"`` (as the authors' code), ``"layer"`` or ``"none"`` (as the paper's equation).
+        norm: After w: ``"batch"`` (as the authors' code), ``"layer"`` or ``"none"`` (as the paper's
+            equation).
         spatial: Whether the second gate exists.
 
     Shape:
@@ -36,16 +37,18 @@ class CBAM(nn.Module):
         - Output: as the input.
 
     Map:
-        ``tap_channel``, kind channel: (B, C, 1, 1), and ``tap_spatial``, kind spatial: (B, 1, H, W); each value in
-        (0, 1); they do not sum to one.
+        ``tap_channel``, kind channel: (B, C, 1, 1), and ``tap_spatial``, kind spatial: (B, 1, H,
+        W); each value in (0, 1); they do not sum to one.
 
     Raises:
-        ValueError: ``channels`` or ``reduction`` is below 1, ``kernel_size`` is even, a pool or ``norm`` is unknown.
+        ValueError: ``channels`` or ``reduction`` is below 1, ``kernel_size`` is even, a pool or
+            ``norm`` is unknown.
 
     Reference:
-        Woo et al. 2018, "CBAM: Convolutional Block Attention Module", https://arxiv.org/abs/1807.06521.
-        Differs from: the paper's equation has no batch norm in the second gate and stacks the average first; default
-        here is the authors' code, to which their results belong.
+        Woo et al. 2018, "CBAM: Convolutional Block Attention Module",
+        https://arxiv.org/abs/1807.06521.
+        Differs from: the paper's equation has no batch norm in the second gate and stacks the
+        average first; default here is the authors' code, to which their results belong.
 
     Example:
         >>> import torch

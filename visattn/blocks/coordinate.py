@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from visattn.blocks.check import hidden_width, require_map
-from visattn.blocks.norm import make_norm
-from visattn.blocks.pool import axis_mean
-from visattn.blocks.products import scaled
+from visattn.blocks.parts.check import hidden_width, require_map
+from visattn.blocks.parts.norm import make_norm
+from visattn.blocks.parts.pool import axis_mean
+from visattn.blocks.parts.products import scaled
 from visattn.core.tap import Tap
 
 
@@ -28,15 +28,16 @@ class CoordinateAttention(nn.Module):
         - Output: as the input.
 
     Map:
-        ``tap_h`` and ``tap_w``, kind spatial: (B, C, H, 1) and (B, C, 1, W), each value in (0, 1); no sum.
+        ``tap_h`` and ``tap_w``, kind spatial: (B, C, H, 1) and (B, C, 1, W), each value in (0, 1);
+        no sum.
 
     Raises:
         ValueError: ``channels`` or ``reduction`` is below 1, or ``norm`` is unknown.
 
     Reference:
         Hou, Zhou, Feng 2021, "Coordinate Attention for Efficient Mobile Network Design",
-        https://arxiv.org/abs/2103.02907. Differs from: the paper's general non-linearity is the h-swish of the
-        authors' code.
+        https://arxiv.org/abs/2103.02907. Differs from: the paper's general non-linearity is the
+        h-swish of the authors' code.
 
     Example:
         >>> import torch
@@ -44,7 +45,9 @@ class CoordinateAttention(nn.Module):
         torch.Size([2, 12, 7, 11])
     """
 
-    def __init__(self, channels: int, *, reduction: int = 32, bias: bool = True, norm: str = "batch"):
+    def __init__(
+        self, channels: int, *, reduction: int = 32, bias: bool = True, norm: str = "batch"
+    ):
         super().__init__()
         hidden = hidden_width(channels, reduction, at_least=8)
         self.channels = channels

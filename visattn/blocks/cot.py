@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from visattn.blocks.check import require_divisible, require_map, require_odd
-from visattn.blocks.norm import make_norm
-from visattn.blocks.pool import global_mean
-from visattn.blocks.shifts import weighted_shifts
-from visattn.blocks.tokens import like_format
+from visattn.blocks.parts.check import require_divisible, require_map, require_odd
+from visattn.blocks.parts.norm import make_norm
+from visattn.blocks.parts.pool import global_mean
+from visattn.blocks.parts.shifts import weighted_shifts
+from visattn.blocks.parts.tokens import like_format
 from visattn.core.tap import Tap
 
 
@@ -23,7 +23,8 @@ class ContextualTransformer(nn.Module):
         y = a_1 \odot \mathrm{SiLU}(\mathrm{BN}(D)) + a_2 \odot K, \qquad
         a = \mathrm{softmax}(\text{squeeze of the sum})
 
-    The weights w are not normalized over the neighborhood. The block stands where a 3 x 3 convolution stood.
+    The weights w are not normalized over the neighborhood. The block stands where a 3 x 3
+    convolution stood.
 
     Args:
         channels: C, a multiple of ``share`` and of 4.
@@ -35,16 +36,19 @@ class ContextualTransformer(nn.Module):
         - Input and output: (B, C, H, W).
 
     Map:
-        ``tap``, kind token: (B, C / share, N, k^2), the weight of every neighbor, row by row around each of the N
-        positions; any sign and sum. ``tap_branch``, kind branch: (B, 2, C, 1, 1), local and static; sums to one.
+        ``tap``, kind token: (B, C / share, N, k^2), the weight of every neighbor, row by row around
+        each of the N positions; any sign and sum. ``tap_branch``, kind branch: (B, 2, C, 1, 1),
+        local and static; sums to one.
 
     Raises:
-        ValueError: C is no multiple of ``share`` or 4, the kernel is even, or batch norm trains on one image.
+        ValueError: C is no multiple of ``share`` or 4, the kernel is even, or batch norm trains on
+            one image.
 
     Reference:
         Li, Yao, Pan, Mei 2021, "Contextual Transformer Networks for Visual Recognition", section 3,
-        https://arxiv.org/abs/2107.12292. Differs from the paper in: details that only the authors' code has (groups of
-        4, group norm of the kernels, squeeze-and-select fusion), all as there; the kernel is applied by shifted sums.
+        https://arxiv.org/abs/2107.12292. Differs from the paper in: details that only the authors'
+        code has (groups of 4, group norm of the kernels, squeeze-and-select fusion), all as there;
+        the kernel is applied by shifted sums.
 
     Example:
         >>> ContextualTransformer(16).eval()(torch.rand(2, 16, 7, 11)).shape
@@ -58,7 +62,9 @@ class ContextualTransformer(nn.Module):
         require_divisible(channels, 4, groups_name="the 4 groups of the key")
         self.channels, self.kernel_size, self.kernels = channels, kernel_size, channels // share
         wide, hidden = self.kernels * kernel_size**2, max(channels // 2, 32)
-        conv = nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=4, bias=False)
+        conv = nn.Conv2d(
+            channels, channels, kernel_size, padding=kernel_size // 2, groups=4, bias=False
+        )
         self.key = nn.Sequential(conv, make_norm(norm, channels), nn.ReLU())
         self.embed = nn.Sequential(
             nn.Conv2d(2 * channels, channels // 2, 1, bias=False),
@@ -67,11 +73,16 @@ class ContextualTransformer(nn.Module):
             nn.Conv2d(channels // 2, wide, 1),
             nn.GroupNorm(self.kernels, wide),
         )
-        self.value = nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False), make_norm(norm, channels))
+        self.value = nn.Sequential(
+            nn.Conv2d(channels, channels, 1, bias=False), make_norm(norm, channels)
+        )
         self.norm = make_norm(norm, channels)
         self.act = nn.SiLU()
         self.fuse = nn.Sequential(
-            nn.Conv2d(channels, hidden, 1), make_norm(norm, hidden), nn.ReLU(), nn.Conv2d(hidden, 2 * channels, 1)
+            nn.Conv2d(channels, hidden, 1),
+            make_norm(norm, hidden),
+            nn.ReLU(),
+            nn.Conv2d(hidden, 2 * channels, 1),
         )
         self.tap = Tap("token")
         self.tap_branch = Tap("branch")
@@ -81,7 +92,9 @@ class ContextualTransformer(nn.Module):
         key = self.key(x)
         weights = self.embed(torch.cat([x, key], 1)).flatten(2).unflatten(1, (self.kernels, -1))
         weights = self.tap(weights.transpose(2, 3)).transpose(2, 3).unflatten(3, x.shape[2:])
-        local = self.act(self.norm(weighted_shifts(self.value(x), weights[:, None], self.kernel_size)))
+        local = self.act(
+            self.norm(weighted_shifts(self.value(x), weights[:, None], self.kernel_size))
+        )
         # The authors' logits alternate between the two branches.
         logits = self.fuse((global_mean(local) + global_mean(key))[:, :, None, None])
         branch = self.tap_branch(logits.unflatten(1, (-1, 2)).softmax(2).transpose(1, 2))

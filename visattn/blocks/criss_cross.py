@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from visattn.blocks.check import hidden_width, require_map, require_positive
-from visattn.blocks.tokens import project_tokens, to_map
+from visattn.blocks.parts.check import hidden_width, require_map, require_positive
+from visattn.blocks.parts.tokens import project_tokens, to_map
 from visattn.core.formula import Attend
 from visattn.core.layout import CrissCross
 from visattn.core.normalize.exponential import Softmax
@@ -31,7 +31,8 @@ class CrissCrossAttend(Attend):
         ValueError: A bias, a mask or another layout is given.
 
     Reference:
-        Huang et al. 2019, "CCNet", https://arxiv.org/abs/1811.11721. Differs from: any f_sim and f_norm.
+        Huang et al. 2019, "CCNet", https://arxiv.org/abs/1811.11721. Differs from: any f_sim and
+        f_norm.
 
     Example:
         >>> x = torch.rand(2, 1, 6, 5)
@@ -76,15 +77,16 @@ class CrissCrossAttention(nn.Module):
         - Input and output: (B, C, H, W).
 
     Map:
-        ``attend``, kind token, once per pass: (B, 1, N, N), zero outside row and column; rows sum to one.
+        ``attend``, kind token, once per pass: (B, 1, N, N), zero outside row and column; rows sum
+        to one.
 
     Raises:
         ValueError: A size is below 1.
 
     Reference:
         Huang et al. 2019, "CCNet: Criss-Cross Attention for Semantic Segmentation",
-        https://arxiv.org/abs/1811.11721. Differs from the authors' code in: nothing; their module is ``recurrence=1``,
-        and the head around it repeats it.
+        https://arxiv.org/abs/1811.11721. Differs from the authors' code in: nothing; their module
+        is ``recurrence=1``, and the head around it repeats it.
 
     Example:
         >>> x = torch.rand(2, 12, 7, 11)

@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visattn.blocks.check import hidden_width, require_map, require_positive
-from visattn.blocks.map_attend import MapAttend
-from visattn.blocks.products import plain, product
-from visattn.blocks.tokens import like_format, project_tokens, to_channels, to_map
+from visattn.blocks.parts.check import hidden_width, require_map, require_positive
+from visattn.blocks.parts.map_attend import MapAttend
+from visattn.blocks.parts.products import plain, product
+from visattn.blocks.parts.tokens import like_format, project_tokens, to_channels, to_map
 from visattn.core.formula import Attend
 from visattn.core.layout import Channels
 from visattn.core.normalize.exponential import Softmax
@@ -34,8 +34,9 @@ class PositionAttention(nn.Module):
         ValueError: A size is below 1.
 
     Reference:
-        Fu et al. 2019, "Dual Attention Network for Scene Segmentation", https://arxiv.org/abs/1809.02983.
-        Differs from the authors' code in: nothing but that no N x N matrix is formed.
+        Fu et al. 2019, "Dual Attention Network for Scene Segmentation",
+        https://arxiv.org/abs/1809.02983. Differs from the authors' code in: nothing but that no N x
+        N matrix is formed.
 
     Example:
         >>> x = torch.rand(2, 12, 7, 11)
@@ -78,7 +79,8 @@ class FlushedSoftmax(Softmax):
         ValueError: ``num_heads`` is below 1.
 
     Reference:
-        None. Differs from the softmax in: numbers below 1e-38, which a CPU multiplies many times slower than others.
+        None. Differs from the softmax in: numbers below 1e-38, which a CPU multiplies many times
+        slower than others.
 
     Example:
         >>> FlushedSoftmax()(torch.tensor([[[[0.0, -80.0]]]]))
@@ -111,8 +113,8 @@ class Likeness(Dot):
         As Dot.
 
     Reference:
-        As Dot, https://arxiv.org/abs/1508.04025. Differs from it in: the gradient of the keys lies in memory as they
-        do, not transposed, which matters where a key is a whole channel.
+        As Dot, https://arxiv.org/abs/1508.04025. Differs from it in: the gradient of the keys lies
+        in memory as they do, not transposed, which matters where a key is a whole channel.
 
     Example:
         >>> Likeness(3)(torch.ones(1, 1, 2, 3), torch.ones(1, 1, 5, 3))[0, 0, 0]
@@ -143,8 +145,9 @@ class ChannelAttentionModule(nn.Module):
         ValueError: ``channels`` is below 1.
 
     Reference:
-        Fu et al. 2019, "Dual Attention Network for Scene Segmentation", https://arxiv.org/abs/1809.02983.
-        Differs from the authors' code in: theirs is ``inverted=True``. Weights below 1e-30 count as zero in both.
+        Fu et al. 2019, "Dual Attention Network for Scene Segmentation",
+        https://arxiv.org/abs/1809.02983. Differs from the authors' code in: theirs is
+        ``inverted=True``. Weights below 1e-30 count as zero in both.
 
     Example:
         >>> x = torch.rand(2, 12, 7, 11)
@@ -183,15 +186,17 @@ class DualAttention(nn.Module):
         - Input and output: (B, C, H, W).
 
     Map:
-        ``position.attend``, kind token: (B, 1, N, N), and ``channel.attend``, kind channel: (B, 1, C, C), channels by
-        channels; rows sum to one.
+        ``position.attend``, kind token: (B, 1, N, N), and ``channel.attend``, kind channel: (B, 1,
+        C, C), channels by channels; rows sum to one.
 
     Raises:
         ValueError: A size is below 1.
 
     Reference:
-        Fu et al. 2019, "Dual Attention Network for Scene Segmentation", https://arxiv.org/abs/1809.02983.
-        Differs from the paper in: the convolutions of the segmentation head before and after each branch are left out.
+        Fu et al. 2019, "Dual Attention Network for Scene Segmentation",
+        https://arxiv.org/abs/1809.02983.
+        Differs from the paper in: the convolutions of the segmentation head before and after each
+        branch are left out.
 
     Example:
         >>> DualAttention(12)(torch.rand(2, 12, 7, 11)).shape

@@ -5,9 +5,9 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visattn.blocks.check import require_map, require_odd, require_positive
-from visattn.blocks.pool import global_mean
-from visattn.blocks.products import scaled
+from visattn.blocks.parts.check import require_map, require_odd, require_positive
+from visattn.blocks.parts.pool import global_mean
+from visattn.blocks.parts.products import scaled
 from visattn.core.tap import Tap
 
 
@@ -39,9 +39,9 @@ class EfficientChannelAttention(nn.Module):
         ValueError: ``channels`` is below 1, or ``kernel_size`` is even.
 
     Reference:
-        Wang et al. 2020, "ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks",
-        https://arxiv.org/abs/1910.03151. Differs from the authors' code in: that sets k by hand instead of the
-        formula (``kernel_size=3`` in its layer).
+        Wang et al. 2020, "ECA-Net: Efficient Channel Attention for Deep Convolutional Neural
+        Networks", https://arxiv.org/abs/1910.03151. Differs from the authors' code in: that sets k
+        by hand instead of the formula (``kernel_size=3`` in its layer).
 
     Example:
         >>> import torch
@@ -63,7 +63,8 @@ class EfficientChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
-        # A product with the shifted means: what the convolution computes, without the overhead of one.
+        # A product with the shifted means: what the convolution computes, without the overhead of
+        # one.
         means = F.pad(global_mean(x), (self.kernel_size // 2,) * 2).unfold(1, self.kernel_size, 1)
         gate = self.gate(means @ self.conv.weight.flatten())
         return scaled(x, self.tap(gate[:, :, None, None]))

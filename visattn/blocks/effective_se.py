@@ -2,10 +2,10 @@
 
 from torch import Tensor, nn
 
-from visattn.blocks.check import require_map, require_positive
-from visattn.blocks.gate import make_gate
-from visattn.blocks.pool import global_mean
-from visattn.blocks.products import scaled
+from visattn.blocks.parts.check import require_map, require_positive
+from visattn.blocks.parts.gate import make_gate
+from visattn.blocks.parts.pool import global_mean
+from visattn.blocks.parts.products import scaled
 from visattn.core.tap import Tap
 
 
@@ -30,7 +30,8 @@ class EffectiveSqueezeExcite(nn.Module):
         ValueError: ``channels`` is below 1, or ``gate`` is unknown.
 
     Reference:
-        Lee, Park 2020, "CenterMask: Real-Time Anchor-Free Instance Segmentation", https://arxiv.org/abs/1911.06667.
+        Lee, Park 2020, "CenterMask: Real-Time Anchor-Free Instance Segmentation",
+        https://arxiv.org/abs/1911.06667.
         Differs from: nothing.
 
     Example:

@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from visattn.blocks.check import hidden_width, require_divisible, require_map
-from visattn.blocks.tokens import project_back, project_tokens
+from visattn.blocks.parts.check import hidden_width, require_divisible, require_map
+from visattn.blocks.parts.tokens import project_back, project_tokens
 from visattn.core.formula import Attend
 from visattn.core.normalize.linear import L1
 from visattn.core.similarity.features import Efficient

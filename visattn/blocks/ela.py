@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from visattn.blocks.check import require_divisible, require_map, require_odd, require_positive
-from visattn.blocks.pool import axis_mean
-from visattn.blocks.products import scaled
+from visattn.blocks.parts.check import require_divisible, require_map, require_odd, require_positive
+from visattn.blocks.parts.pool import axis_mean
+from visattn.blocks.parts.products import scaled
 from visattn.core.tap import Tap
 
 
@@ -20,8 +20,9 @@ class ELA(nn.Module):
         channels: C, the width of the input.
         kernel_size: Extent of F along the strip, odd.
         groups: Groups of the group norm.
-        conv_groups: Groups of F; None is one per channel. The paper's ELA-T, B, S, L are (kernel_size, groups,
-            conv_groups) = (5, 32, C), (7, 16, C), (5, 16, C / 8), (7, 16, C / 8).
+        conv_groups: Groups of F; None is one per channel. The paper's ELA-T, B, S, L are
+            (kernel_size, groups, conv_groups) = (5, 32, C), (7, 16, C), (5, 16, C / 8), (7, 16, C /
+            8).
         silu: Whether a SiLU stands between norm and sigmoid.
 
     Shape:
@@ -29,16 +30,18 @@ class ELA(nn.Module):
         - Output: as the input.
 
     Map:
-        ``tap_h``, kind spatial: (B, C, H, 1), and ``tap_w``, kind spatial: (B, C, 1, W), values in (0, 1), no sum.
+        ``tap_h``, kind spatial: (B, C, H, 1), and ``tap_w``, kind spatial: (B, C, 1, W), values in
+        (0, 1), no sum.
 
     Raises:
-        ValueError: ``channels`` is no multiple of ``groups`` or ``conv_groups``, or ``kernel_size`` is even.
+        ValueError: ``channels`` is no multiple of ``groups`` or ``conv_groups``, or ``kernel_size``
+            is even.
 
     Reference:
         Xu, Wan 2024, "ELA: Efficient Local Attention for Deep Convolutional Neural Networks",
-        https://arxiv.org/abs/2403.01123. Differs from timm in: no SiLU and several groups (timm: ``silu=True,
-        groups=1``); from common ports in: F and its norm are not shared by rows and columns (the source ``"shared"``
-        of ``load_reference`` copies shared weights to both).
+        https://arxiv.org/abs/2403.01123. Differs from timm in: no SiLU and several groups (timm:
+        ``silu=True, groups=1``); from common ports in: F and its norm are not shared by rows and
+        columns (the source ``"shared"`` of ``load_reference`` copies shared weights to both).
 
     Example:
         >>> import torch
@@ -63,8 +66,12 @@ class ELA(nn.Module):
         require_divisible(channels, conv_groups, groups_name="conv_groups")
         self.channels = channels
         k, pad = kernel_size, kernel_size // 2
-        self.conv_h = nn.Conv2d(channels, channels, (k, 1), padding=(pad, 0), groups=conv_groups, bias=False)
-        self.conv_w = nn.Conv2d(channels, channels, (1, k), padding=(0, pad), groups=conv_groups, bias=False)
+        self.conv_h = nn.Conv2d(
+            channels, channels, (k, 1), padding=(pad, 0), groups=conv_groups, bias=False
+        )
+        self.conv_w = nn.Conv2d(
+            channels, channels, (1, k), padding=(0, pad), groups=conv_groups, bias=False
+        )
         self.norm_h = nn.GroupNorm(groups, channels)
         self.norm_w = nn.GroupNorm(groups, channels)
         self.act = nn.SiLU() if silu else nn.Identity()

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from visattn.blocks.check import require_divisible, require_map, require_positive
-from visattn.blocks.pool import axis_mean, global_mean, wide
-from visattn.blocks.products import contracted, scaled
+from visattn.blocks.parts.check import require_divisible, require_map, require_positive
+from visattn.blocks.parts.pool import axis_mean, global_mean, wide
+from visattn.blocks.parts.products import contracted, scaled
 from visattn.core.tap import Tap
 
 
@@ -17,7 +17,8 @@ class EMA(nn.Module):
         v = W_3 * x,\qquad
         y = x\;\sigma\bigl(\mathrm{softmax}(\bar{u})^\top v + \mathrm{softmax}(\bar{v})^\top u\bigr)
 
-    in each group by itself, with weights shared by the groups; the softmax is over the C / G channels of a group.
+    in each group by itself, with weights shared by the groups; the softmax is over the C / G
+    channels of a group.
 
     Args:
         channels: C, the width of the input.
@@ -58,12 +59,16 @@ class EMA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
         grouped = x.unflatten(1, (self.groups, -1))
-        gate = self._score(grouped.flatten(0, 1)).sigmoid().view(x.size(0), -1, x.size(2), x.size(3))
+        gate = (
+            self._score(grouped.flatten(0, 1)).sigmoid().view(x.size(0), -1, x.size(2), x.size(3))
+        )
         return scaled(grouped, self.tap(gate.to(x.dtype)).unsqueeze(2)).flatten(1, 2)
 
     def _score(self, x: Tensor) -> Tensor:
         """What the two scales make of each group, taken as an image: (B * G, C / G, H, W) -> (B * G, 1, H * W)."""
-        strips = self.conv_strip(torch.cat((axis_mean(x, 3)[..., 0], axis_mean(x, 2)[:, :, 0]), 2)).sigmoid()
+        strips = self.conv_strip(
+            torch.cat((axis_mean(x, 3)[..., 0], axis_mean(x, 2)[:, :, 0]), 2)
+        ).sigmoid()
         gate_h, gate_w = strips.split((x.size(2), x.size(3)), 2)
         near = self.norm(scaled(x, gate_h.unsqueeze(3), gate_w.unsqueeze(2)))
         local = self.conv_local(x)

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from visattn.blocks.check import hidden_width, require_divisible, require_map, require_odd
-from visattn.blocks.pool import global_mean
-from visattn.blocks.tokens import like_format
+from visattn.blocks.parts.check import hidden_width, require_divisible, require_map, require_odd
+from visattn.blocks.parts.pool import global_mean
+from visattn.blocks.parts.tokens import like_format
 from visattn.core.tap import Tap
 
 
@@ -29,15 +29,18 @@ class PyramidSqueezeAttention(nn.Module):
         - Input and output: (B, C, H, W).
 
     Map:
-        ``tap``, kind branch: (B, S, C / S, 1, 1) in the order of ``kernel_sizes``; sums to one over the branches.
+        ``tap``, kind branch: (B, S, C / S, 1, 1) in the order of ``kernel_sizes``; sums to one over
+        the branches.
 
     Raises:
-        ValueError: A kernel is even, the lists differ in length, or C or C / S is no multiple of the groups.
+        ValueError: A kernel is even, the lists differ in length, or C or C / S is no multiple of
+            the groups.
 
     Reference:
-        Zhang et al. 2021, "EPSANet: An Efficient Pyramid Squeeze Attention Block on Convolutional Neural Network",
-        https://arxiv.org/abs/2105.14447. Differs from the authors' code in: their loop puts the branches in
-        reverse order (``descending=True``), which weights trained with it need.
+        Zhang et al. 2021, "EPSANet: An Efficient Pyramid Squeeze Attention Block on Convolutional
+        Neural Network", https://arxiv.org/abs/2105.14447. Differs from the authors' code in: their
+        loop puts the branches in reverse order (``descending=True``), which weights trained with it
+        need.
 
     Example:
         >>> PyramidSqueezeAttention(64)(torch.rand(2, 64, 7, 11)).shape
@@ -61,7 +64,9 @@ class PyramidSqueezeAttention(nn.Module):
         width = channels // len(kernel_sizes)
         for size, group in zip(kernel_sizes, groups, strict=True):
             require_odd(kernel_sizes=size)
-            require_divisible(channels, len(kernel_sizes) * group, groups_name="kernels times groups")
+            require_divisible(
+                channels, len(kernel_sizes) * group, groups_name="kernels times groups"
+            )
         self.channels, self.descending = channels, descending
         self.convs = nn.ModuleList(
             nn.Conv2d(channels, width, size, padding=size // 2, groups=group, bias=False)

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from visattn.blocks.check import require_map, require_positive
-from visattn.blocks.norm import make_norm
-from visattn.blocks.tokens import to_map, to_tokens
+from visattn.blocks.parts.check import require_map, require_positive
+from visattn.blocks.parts.norm import make_norm
+from visattn.blocks.parts.tokens import to_map, to_tokens
 from visattn.core.formula import Attend
 from visattn.core.normalize.doubly import Double
 from visattn.core.similarity.product import Dot
@@ -33,9 +33,10 @@ class ExternalAttention(nn.Module):
         ValueError: A size is below 1.
 
     Reference:
-        Guo et al. 2021, "Beyond Self-attention: External Attention using Two Linear Layers for Visual Tasks",
-        https://arxiv.org/abs/2105.02358. Differs from the authors' code in: no 1e-9 beside the sum over slots; the
-        paper has no equation for the convolutions, the norm and the ReLU around, which are the code's.
+        Guo et al. 2021, "Beyond Self-attention: External Attention using Two Linear Layers for
+        Visual Tasks", https://arxiv.org/abs/2105.02358. Differs from the authors' code in: no 1e-9
+        beside the sum over slots; the paper has no equation for the convolutions, the norm and the
+        ReLU around, which are the code's.
 
     Example:
         >>> ExternalAttention(12).eval()(torch.rand(2, 12, 7, 11)).shape
@@ -59,5 +60,8 @@ class ExternalAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
         q = to_tokens(self.query(x))
-        k, v = (memory.to(q.dtype).expand(x.shape[0], 1, -1, -1) for memory in (self.memory_key, self.memory_value))
+        k, v = (
+            memory.to(q.dtype).expand(x.shape[0], 1, -1, -1)
+            for memory in (self.memory_key, self.memory_value)
+        )
         return self.act(x + self.norm(self.proj(to_map(self.attend(q, k, v), x))).to(x.dtype))

@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from visattn.blocks.check import hidden_width, require_divisible, require_map
-from visattn.blocks.pool import interval_means
-from visattn.blocks.products import scaled
+from visattn.blocks.parts.check import hidden_width, require_divisible, require_map
+from visattn.blocks.parts.pool import interval_means
+from visattn.blocks.parts.products import scaled
 from visattn.core.tap import Tap
 
 # The frequencies (along H, along W) of a 7 x 7 grid, best first: table of the authors' code.
@@ -26,14 +26,15 @@ class FrequencyChannelAttention(nn.Module):
         f_c = \textstyle\sum_{ij} x_{cij}\, \phi_{u_c}(i)\, \phi_{v_c}(j), \qquad
         \phi_u(i) = \sqrt{\tfrac{2 - [u = 0]}{n}} \cos\frac{\pi u (i + \frac12)}{n}
 
-    The channels are split into as many equal parts as there are frequencies (u, v). With frequency (0, 0) alone, f is
-    the global average times n.
+    The channels are split into as many equal parts as there are frequencies (u, v). With frequency
+    (0, 0) alone, f is the global average times n.
 
     Args:
         channels: C, the width of the input.
         reduction: r, so the hidden width is ``max(1, C // r)``.
         frequencies: How many of the authors' 32 best frequencies are used.
-        size: n, the side of the grid on which the cosines live. Maps of another size are averaged to it.
+        size: n, the side of the grid on which the cosines live. Maps of another size are averaged
+            to it.
 
     Shape:
         - Input: (B, C, H, W), any H and W from 1 up.
@@ -43,13 +44,13 @@ class FrequencyChannelAttention(nn.Module):
         ``tap``, kind channel: (B, C, 1, 1), each value in (0, 1); they do not sum to one.
 
     Raises:
-        ValueError: ``channels`` is not a multiple of ``frequencies``, ``frequencies`` is not in 1 to 32, or ``size`` is
-            below 7.
+        ValueError: ``channels`` is not a multiple of ``frequencies``, ``frequencies`` is not in 1
+            to 32, or ``size`` is below 7.
 
     Reference:
-        Qin et al. 2021, "FcaNet: Frequency Channel Attention Networks", https://arxiv.org/abs/2012.11879.
-        Differs from the authors' code in: the averaging to the grid is folded into the cosines, which gives the same
-        numbers without adaptive pooling.
+        Qin et al. 2021, "FcaNet: Frequency Channel Attention Networks",
+        https://arxiv.org/abs/2012.11879. Differs from the authors' code in: the averaging to the
+        grid is folded into the cosines, which gives the same numbers without adaptive pooling.
 
     Example:
         >>> import torch
@@ -64,11 +65,15 @@ class FrequencyChannelAttention(nn.Module):
             raise ValueError(f"frequencies must be 1 to {len(TOP_FREQUENCIES)}; got {frequencies}")
         require_divisible(channels, frequencies, groups_name="frequencies")
         if size < 7:
-            raise ValueError(f"size must be 7 or more, for the frequencies are those of a 7 x 7 grid; got {size}")
+            raise ValueError(
+                f"size must be 7 or more, for the frequencies are those of a 7 x 7 grid; got {size}"
+            )
         self.channels, self.size = channels, size
         for axis, name in enumerate(("cosines_h", "cosines_w")):
             # A frequency of the 7 x 7 grid is that many times higher on a larger one.
-            rows = [cosine(pair[axis] * (size // 7), size) for pair in TOP_FREQUENCIES[:frequencies]]
+            rows = [
+                cosine(pair[axis] * (size // 7), size) for pair in TOP_FREQUENCIES[:frequencies]
+            ]
             table = torch.tensor(rows).repeat_interleave(channels // frequencies, 0)
             self.register_buffer(name, table, persistent=False)
         self.fc1 = nn.Linear(channels, hidden, bias=False)

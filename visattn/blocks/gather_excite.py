@@ -3,10 +3,10 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visattn.blocks.check import hidden_width, require_choice, require_map, require_positive
-from visattn.blocks.norm import make_norm
-from visattn.blocks.pool import axis_mean
-from visattn.blocks.products import scaled
+from visattn.blocks.parts.check import hidden_width, require_choice, require_map, require_positive
+from visattn.blocks.parts.norm import make_norm
+from visattn.blocks.parts.pool import axis_mean
+from visattn.blocks.parts.products import scaled
 from visattn.core.tap import Tap
 
 EXTENTS = (0, 2, 4, 8)
@@ -19,15 +19,18 @@ class GatherExcite(nn.Module):
     .. math::
         y = x \odot \sigma\bigl(\mathrm{up}(E(G(x)))\bigr)
 
-    G averages over (2e - 1) x (2e - 1) positions with stride e (or over all positions), or is a chain of depthwise
-    3 x 3 convolutions with stride 2; E is the identity or a bottleneck of 1 x 1 convolutions; up repeats the nearest.
+    G averages over (2e - 1) x (2e - 1) positions with stride e (or over all positions), or is a
+    chain of depthwise 3 x 3 convolutions with stride 2; E is the identity or a bottleneck of 1 x 1
+    convolutions; up repeats the nearest.
 
     Args:
         channels: C, the width of the input.
         extent: e, one of 2, 4, 8, or 0 for the whole map.
-        parameters: ``"none"`` (the paper's theta minus), ``"gather"`` (theta) or ``"both"`` (theta plus).
+        parameters: ``"none"`` (the paper's theta minus), ``"gather"`` (theta) or ``"both"`` (theta
+            plus).
         reduction: r of the bottleneck of ``"both"``: the hidden width is ``max(1, C // r)``.
-        size: (H, W) of the maps, needed for a learned gather over the whole map and for nothing else.
+        size: (H, W) of the maps, needed for a learned gather over the whole map and for nothing
+            else.
         norm: Of the learned gather: ``"batch"``, ``"layer"`` or ``"none"``.
 
     Shape:
@@ -35,15 +38,17 @@ class GatherExcite(nn.Module):
         - Output: as the input.
 
     Map:
-        ``tap``, kind spatial: (B, C, H, W), or (B, C, 1, 1) over the whole map; values in (0, 1), no sum.
+        ``tap``, kind spatial: (B, C, H, W), or (B, C, 1, 1) over the whole map; values in (0, 1),
+        no sum.
 
     Raises:
-        ValueError: An argument is out of its range, ``size`` is missing, or a map is not of that size; with batch norm
-            over the whole map also in training on a single image.
+        ValueError: An argument is out of its range, ``size`` is missing, or a map is not of that
+            size; with batch norm over the whole map also in training on a single image.
 
     Reference:
-        Hu et al. 2018, "Gather-Excite: Exploiting Feature Context in Convolutional Neural Networks",
-        https://arxiv.org/abs/1810.12348. Differs from the authors' code (Caffe) in: nothing known.
+        Hu et al. 2018, "Gather-Excite: Exploiting Feature Context in Convolutional Neural
+        Networks", https://arxiv.org/abs/1810.12348. Differs from the authors' code (Caffe) in:
+        nothing known.
 
     Example:
         >>> import torch
@@ -66,13 +71,17 @@ class GatherExcite(nn.Module):
         require_choice("extent", extent, EXTENTS)
         require_choice("parameters", parameters, PARAMETERS)
         if (size is None) == (extent == 0 and parameters != "none"):
-            raise ValueError(f"size goes with a learned gather over the whole map (extent=0) only; got {size}")
+            raise ValueError(
+                f"size goes with a learned gather over the whole map (extent=0) only; got {size}"
+            )
         self.channels, self.extent, self.size = channels, extent, size
         self.gather = None if parameters == "none" else _gather(channels, extent, size, norm)
         self.excite = nn.Identity()
         if parameters == "both":
             hidden = hidden_width(channels, reduction)
-            self.excite = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, channels, 1))
+            self.excite = nn.Sequential(
+                nn.Conv2d(channels, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, channels, 1)
+            )
         self.gate = nn.Sigmoid()
         self.tap = Tap("spatial")
 
@@ -100,7 +109,8 @@ def _gather(channels: int, extent: int, size: tuple[int, int] | None, norm: str)
     """One depthwise convolution over the whole map, or log2(extent) strided ones with ReLU between them."""
     if extent == 0:
         return nn.Sequential(
-            nn.Conv2d(channels, channels, size, groups=channels, bias=False), make_norm(norm, channels)
+            nn.Conv2d(channels, channels, size, groups=channels, bias=False),
+            make_norm(norm, channels),
         )
     layers = []
     for _ in range(extent.bit_length() - 1):

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visattn.blocks.check import require_map, require_positive
-from visattn.blocks.pool import global_mean, wide
-from visattn.blocks.products import scaled
+from visattn.blocks.parts.check import require_map, require_positive
+from visattn.blocks.parts.pool import global_mean, wide
+from visattn.blocks.parts.products import scaled
 from visattn.core.tap import Tap
 
 
@@ -34,13 +34,14 @@ class GaussianContextTransformer(nn.Module):
         ``tap``, kind channel: (B, C, 1, 1), each value in (0, 1]; they do not sum to one.
 
     Raises:
-        ValueError: ``channels`` is below 1, ``width`` is not positive, or ``bounds`` are not 0 < low < high.
+        ValueError: ``channels`` is below 1, ``width`` is not positive, or ``bounds`` are not 0 <
+            low < high.
 
     Reference:
         Ruan et al. 2021, "Gaussian Context Transformer", CVPR,
         https://openaccess.thecvf.com/content/CVPR2021/html/Ruan_Gaussian_Context_Transformer_CVPR_2021_paper.html.
-        Differs from: the authors published no code. eps stands under the root, so that a gradient exists where all
-        channels agree.
+        Differs from: the authors published no code. eps stands under the root, so that a gradient
+        exists where all channels agree.
 
     Example:
         >>> import torch
@@ -49,7 +50,12 @@ class GaussianContextTransformer(nn.Module):
     """
 
     def __init__(
-        self, channels: int, *, width: float = 2.0, bounds: tuple[float, float] | None = None, eps: float = 1e-5
+        self,
+        channels: int,
+        *,
+        width: float = 2.0,
+        bounds: tuple[float, float] | None = None,
+        eps: float = 1e-5,
     ):
         super().__init__()
         require_positive(channels=channels)

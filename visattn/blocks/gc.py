@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from visattn.blocks.check import hidden_width, require_choice, require_map
-from visattn.blocks.pool import global_mean
-from visattn.blocks.products import contracted, scaled
+from visattn.blocks.parts.check import hidden_width, require_choice, require_map
+from visattn.blocks.parts.pool import global_mean
+from visattn.blocks.parts.products import contracted, scaled
 from visattn.core.tap import Tap
 
 POOLINGS = ("attention", "average")
@@ -22,22 +22,24 @@ class GlobalContext(nn.Module):
         channels: C.
         reduction: r, so the hidden width is ``max(2, C // r)``.
         pooling: ``"attention"``, or ``"average"``: c is the mean and there is no alpha.
-        fusion: ``"add"``; ``"scale"``: y = x times the sigmoid of the bottleneck; ``"both"``: scaled, then added, by
-            two bottlenecks.
+        fusion: ``"add"``; ``"scale"``: y = x times the sigmoid of the bottleneck; ``"both"``:
+            scaled, then added, by two bottlenecks.
 
     Shape:
         - Input and output: (B, C, H, W).
 
     Map:
-        ``tap_spatial``, kind spatial: alpha, (B, 1, H, W), sums to one. ``tap_scale`` and ``tap_add``, kind channel:
-        (B, C, 1, 1), the gate in (0, 1) and the term added, which may have any value.
+        ``tap_spatial``, kind spatial: alpha, (B, 1, H, W), sums to one. ``tap_scale`` and
+        ``tap_add``, kind channel: (B, C, 1, 1), the gate in (0, 1) and the term added, which may
+        have any value.
 
     Raises:
         ValueError: A size is below 1, or a word is unknown.
 
     Reference:
         Cao et al. 2019, "GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond",
-        https://arxiv.org/abs/1904.11492. Differs from timm's in: timm scales by default, the paper adds.
+        https://arxiv.org/abs/1904.11492. Differs from timm's in: timm scales by default, the paper
+        adds.
 
     Example:
         >>> x = torch.rand(2, 12, 7, 11)
@@ -45,7 +47,9 @@ class GlobalContext(nn.Module):
         True
     """
 
-    def __init__(self, channels: int, *, reduction: int = 16, pooling: str = "attention", fusion: str = "add"):
+    def __init__(
+        self, channels: int, *, reduction: int = 16, pooling: str = "attention", fusion: str = "add"
+    ):
         super().__init__()
         require_choice("pooling", pooling, POOLINGS)
         require_choice("fusion", fusion, FUSIONS)

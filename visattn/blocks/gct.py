@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from visattn.blocks.check import require_choice, require_map, require_positive
-from visattn.blocks.pool import wide
-from visattn.blocks.products import scaled
+from visattn.blocks.parts.check import require_choice, require_map, require_positive
+from visattn.blocks.parts.pool import wide
+from visattn.blocks.parts.products import scaled
 from visattn.core.tap import Tap
 
 
@@ -32,7 +32,8 @@ class GatedChannelTransform(nn.Module):
         ValueError: ``channels`` is below 1, or ``p`` is neither 1 nor 2.
 
     Reference:
-        Yang et al. 2020, "Gated Channel Transformation for Visual Recognition", https://arxiv.org/abs/1909.11519.
+        Yang et al. 2020, "Gated Channel Transformation for Visual Recognition",
+        https://arxiv.org/abs/1909.11519.
         Differs from: nothing.
 
     Example:

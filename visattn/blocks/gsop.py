@@ -2,10 +2,10 @@
 
 from torch import Tensor, nn
 
-from visattn.blocks.check import require_map, require_positive
-from visattn.blocks.norm import make_norm
-from visattn.blocks.pool import axis_mean
-from visattn.blocks.products import scaled
+from visattn.blocks.parts.check import require_map, require_positive
+from visattn.blocks.parts.norm import make_norm
+from visattn.blocks.parts.pool import axis_mean
+from visattn.blocks.parts.products import scaled
 from visattn.core.tap import Tap
 
 
@@ -34,9 +34,10 @@ class SecondOrderPooling(nn.Module):
         ValueError: ``channels`` or ``hidden`` is below 1, or ``norm`` is unknown.
 
     Reference:
-        Gao et al. 2019, "Global Second-order Pooling Convolutional Networks", https://arxiv.org/abs/1811.12006; the
-        channel part. Differs from the authors' code in: that puts a ReLU on the input of the gate, because it stands
-        before the addition of a residual block, and strides W_1 by two in the widest maps.
+        Gao et al. 2019, "Global Second-order Pooling Convolutional Networks",
+        https://arxiv.org/abs/1811.12006; the channel part. Differs from the authors' code in: that
+        puts a ReLU on the input of the gate, because it stands before the addition of a residual
+        block, and strides W_1 by two in the widest maps.
 
     Example:
         >>> import torch

@@ -2,10 +2,10 @@
 
 from torch import Tensor, nn
 
-from visattn.blocks.check import hidden_width, require_divisible, require_map, require_odd
-from visattn.blocks.norm import make_norm
-from visattn.blocks.shifts import weighted_shifts
-from visattn.blocks.tokens import like_format
+from visattn.blocks.parts.check import hidden_width, require_divisible, require_map, require_odd
+from visattn.blocks.parts.norm import make_norm
+from visattn.blocks.parts.shifts import weighted_shifts
+from visattn.blocks.parts.tokens import like_format
 from visattn.core.tap import Tap
 
 
@@ -28,16 +28,16 @@ class Involution(nn.Module):
         - Input and output: (B, C, H, W).
 
     Map:
-        ``tap``, kind token: (B, C / group_channels, N, k^2), the weight of every neighbor, row by row around each of
-        the N positions; any sign and sum.
+        ``tap``, kind token: (B, C / group_channels, N, k^2), the weight of every neighbor, row by
+        row around each of the N positions; any sign and sum.
 
     Raises:
         ValueError: C is no multiple of ``group_channels``, or the kernel is even.
 
     Reference:
         Li et al. 2021, "Involution: Inverting the Inherence of Convolution for Visual Recognition",
-        https://arxiv.org/abs/2103.06255. Differs from the authors' code in: stride 1 only; the kernel is applied by
-        shifted sums, without a copy of the input per neighbor.
+        https://arxiv.org/abs/2103.06255. Differs from the authors' code in: stride 1 only; the
+        kernel is applied by shifted sums, without a copy of the input per neighbor.
 
     Example:
         >>> import torch
@@ -58,7 +58,11 @@ class Involution(nn.Module):
         require_odd(kernel_size=kernel_size)
         require_divisible(channels, group_channels, groups_name="group_channels")
         hidden = hidden_width(channels, reduction)
-        self.channels, self.kernel_size, self.groups = channels, kernel_size, channels // group_channels
+        self.channels, self.kernel_size, self.groups = (
+            channels,
+            kernel_size,
+            channels // group_channels,
+        )
         self.reduce = nn.Conv2d(channels, hidden, 1, bias=False)
         self.norm = make_norm(norm, hidden)
         self.act = nn.ReLU()
@@ -67,6 +71,10 @@ class Involution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
-        weights = self.span(self.act(self.norm(self.reduce(x)))).flatten(2).unflatten(1, (self.groups, -1))
+        weights = (
+            self.span(self.act(self.norm(self.reduce(x))))
+            .flatten(2)
+            .unflatten(1, (self.groups, -1))
+        )
         weights = self.tap(weights.transpose(2, 3)).transpose(2, 3).unflatten(3, x.shape[2:])
         return like_format(weighted_shifts(x, weights[:, :, None], self.kernel_size).to(x.dtype), x)

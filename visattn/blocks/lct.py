@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visattn.blocks.check import require_divisible, require_map, require_positive
-from visattn.blocks.pool import global_mean, wide
-from visattn.blocks.products import scaled
+from visattn.blocks.parts.check import require_divisible, require_map, require_positive
+from visattn.blocks.parts.pool import global_mean, wide
+from visattn.blocks.parts.products import scaled
 from visattn.core.tap import Tap
 
 
@@ -33,8 +33,9 @@ class LinearContextTransform(nn.Module):
         ValueError: ``channels`` is below 1, or not a multiple of ``groups``.
 
     Reference:
-        Ruan et al. 2020, "Linear Context Transform Block", https://arxiv.org/abs/1909.03834. Differs from: the authors
-        published no code. Here w = 0 and b = 1 at the start, so that every gate starts at the same value.
+        Ruan et al. 2020, "Linear Context Transform Block", https://arxiv.org/abs/1909.03834.
+        Differs from: the authors published no code. Here w = 0 and b = 1 at the start, so that
+        every gate starts at the same value.
 
     Example:
         >>> import torch

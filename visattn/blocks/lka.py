@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from visattn.blocks.check import require_map, require_odd, require_positive
+from visattn.blocks.parts.check import require_map, require_odd, require_positive
 from visattn.core.tap import Tap
 
 
@@ -10,7 +10,9 @@ def depthwise(channels: int, kernel_size: int | tuple[int, int], dilation: int =
     """A convolution of each channel by itself that keeps height and width."""
     extents = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
     padding = tuple(dilation * (extent // 2) for extent in extents)
-    return nn.Conv2d(channels, channels, extents, padding=padding, dilation=dilation, groups=channels)
+    return nn.Conv2d(
+        channels, channels, extents, padding=padding, dilation=dilation, groups=channels
+    )
 
 
 class LKA(nn.Module):
@@ -19,7 +21,8 @@ class LKA(nn.Module):
     .. math::
         y = x \odot W\,(k_2 *_d (k_1 * x))
 
-    with k_1 of extent 2 d - 1 and k_2 of extent ⌈K / d⌉ and dilation d, both per channel, and W over channels.
+    with k_1 of extent 2 d - 1 and k_2 of extent ⌈K / d⌉ and dilation d, both per channel, and W
+    over channels.
 
     Args:
         channels: C, the width of the input.

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from visattn.blocks.check import require_map, require_odd
 from visattn.blocks.lka import depthwise
-from visattn.blocks.pool import max_and_mean
+from visattn.blocks.parts.check import require_map, require_odd
+from visattn.blocks.parts.pool import max_and_mean
 from visattn.core.tap import Tap
 
 
@@ -61,7 +61,9 @@ class LSK(nn.Module):
         require_map(x, self.channels)
         near = self.local(x)
         near, far = self.mix_local(near), self.mix_dilated(self.dilated(near))
-        (near_max, near_mean), (far_max, far_mean) = (max_and_mean(part, (1,))[0] for part in (near, far))
+        (near_max, near_mean), (far_max, far_mean) = (
+            max_and_mean(part, (1,))[0] for part in (near, far)
+        )
         mean, highest = (near_mean + far_mean) / 2, torch.maximum(near_max, far_max)
         gates = self.tap(self.choose(torch.cat((mean, highest), 1)).sigmoid())
         return x * self.mix(near * gates[:, :1] + far * gates[:, 1:])

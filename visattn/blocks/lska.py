@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from visattn.blocks.check import require_map, require_odd, require_positive
 from visattn.blocks.lka import depthwise
+from visattn.blocks.parts.check import require_map, require_odd, require_positive
 from visattn.core.tap import Tap
 
 
@@ -13,7 +13,8 @@ class LSKA(nn.Module):
     .. math::
         y = x \odot W\,\bigl(k_2^v *_d k_2^h *_d k_1^v * k_1^h * x\bigr)
 
-    with k_1 of extent 2 d - 1 and k_2 of extent ⌊K / d⌋ and dilation d, per channel, h along rows and v along columns.
+    with k_1 of extent 2 d - 1 and k_2 of extent ⌊K / d⌋ and dilation d, per channel, h along rows
+    and v along columns.
 
     Args:
         channels: C, the width of the input.
@@ -28,11 +29,12 @@ class LSKA(nn.Module):
         ``tap``, kind spatial: (B, C, H, W), any real values, no sum.
 
     Raises:
-        ValueError: ``channels``, ``kernel_size`` or ``dilation`` is below 1, or ⌊K / d⌋ is even or zero.
+        ValueError: ``channels``, ``kernel_size`` or ``dilation`` is below 1, or ⌊K / d⌋ is even or
+            zero.
 
     Reference:
-        Lau, Po, Rehman 2023, "Large Separable Kernel Attention: Rethinking the Large Kernel Attention Design in CNN",
-        https://arxiv.org/abs/2309.01439. Differs from: nothing.
+        Lau, Po, Rehman 2023, "Large Separable Kernel Attention: Rethinking the Large Kernel
+        Attention Design in CNN", https://arxiv.org/abs/2309.01439. Differs from: nothing.
 
     Example:
         >>> import torch

@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from visattn.blocks.check import require_map, require_odd, require_positive
-from visattn.blocks.moments import centered, root
-from visattn.blocks.products import scaled_by_sum
+from visattn.blocks.parts.check import require_map, require_odd, require_positive
+from visattn.blocks.parts.moments import centered, root
+from visattn.blocks.parts.products import scaled_by_sum
 from visattn.core.tap import Tap
 
 
@@ -32,7 +32,8 @@ class MCA(nn.Module):
         y_{cij} = x_{cij}\,\tfrac{1}{3}\bigl(\alpha^C_c + \alpha^H_i + \alpha^W_j\bigr), \qquad
         \alpha = \sigma\bigl(k * [(\tfrac{1}{2} + \sigma(a))\,\mu + (\tfrac{1}{2} + \sigma(b))\,s]\bigr)
 
-    with mean μ and (unbiased) standard deviation s of each slice of the axis, and a, b, k learned for each gate.
+    with mean μ and (unbiased) standard deviation s of each slice of the axis, and a, b, k learned
+    for each gate.
 
     Args:
         channels: C, the width of the input.
@@ -42,20 +43,24 @@ class MCA(nn.Module):
         channel_gate: Whether the channels have a gate; without it the other two are averaged.
 
     Shape:
-        - Input: (B, C, H, W), any H and W from 1 up; the standard deviation of a single value counts as zero.
+        - Input: (B, C, H, W), any H and W from 1 up; the standard deviation of a single value
+          counts as zero.
         - Output: as the input.
 
     Map:
-        ``tap_h``, ``tap_w``, kind spatial: (B, 1, H, 1), (B, 1, 1, W), and ``tap_c``, kind channel: (B, C, 1, 1),
+        ``tap_h``, ``tap_w``, kind spatial: (B, 1, H, 1), (B, 1, 1, W), and ``tap_c``, kind channel:
+            (B, C, 1, 1),
         values in (0, 1), no sum.
 
     Raises:
         ValueError: A kernel size is even.
 
     Reference:
-        Yu, Zhang, Cheng, Song, Tang 2023, "MCA: Multidimensional collaborative attention in deep convolutional neural
-        networks for image recognition", https://doi.org/10.1016/j.engappai.2023.107079. Differs from the authors' code
-        in: its ``no_spatial``, which leaves the channel gate out, is ``channel_gate=False``; few channels and single
+        Yu, Zhang, Cheng, Song, Tang 2023, "MCA: Multidimensional collaborative attention in deep
+        convolutional neural networks for image recognition",
+        https://doi.org/10.1016/j.engappai.2023.107079. Differs from the authors' code
+        in: its ``no_spatial``, which leaves the channel gate out, is ``channel_gate=False``; few
+            channels and single
         values are defined (there an error and NaN).
 
     Example:
@@ -86,8 +91,8 @@ class MCA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
-        # Two centered passes give all three deviations: squares around a coarser mean are the squares around each finer
-        # mean plus the squares of the finer means around the coarser one.
+        # Two centered passes give all three deviations: squares around a coarser mean are the
+        # squares around each finer mean plus the squares of the finer means around the coarser one.
         row_mean, row_norm = centered(x, 3)[1:]
         column_mean, column_norm = centered(x, 2)[1:]
         height, width = x.size(2), x.size(3)
@@ -106,7 +111,8 @@ def _pooled(mean: Tensor, norm: Tensor, axis: int, count: int) -> tuple[Tensor, 
     """Mean and standard deviation over `axis` of (B, C, L), when each entry stands for `count` values."""
     rest, total, _ = centered(mean, axis)
     n = torch.sym_max(mean.size(axis) * count - 1, 1)
-    # A norm of both parts keeps the gradient finite where nothing varies; the root of their squares would give NaN.
+    # A norm of both parts keeps the gradient finite where nothing varies; the root of their squares
+    # would give NaN.
     parts = torch.cat((norm, rest * root(count, rest)), axis)
     return total.squeeze(axis), torch.linalg.vector_norm(parts, dim=axis) / root(n, norm)
 

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from visattn.blocks.check import hidden_width, require_map
-from visattn.blocks.norm import make_norm
-from visattn.blocks.pool import axis_mean
+from visattn.blocks.parts.check import hidden_width, require_map
+from visattn.blocks.parts.norm import make_norm
+from visattn.blocks.parts.pool import axis_mean
 from visattn.core.tap import Tap
 
 
@@ -40,12 +40,13 @@ class MSCAM(nn.Module):
         ``tap``, kind spatial: (B, C, H, W), values in (0, 1), no sum.
 
     Raises:
-        ValueError: ``channels`` or ``reduction`` is below 1; or, with batch norm, a single image in training.
+        ValueError: ``channels`` or ``reduction`` is below 1; or, with batch norm, a single image in
+            training.
 
     Reference:
         Dai, Gieseke, Oehmcke, Wu, Barnard 2021, "Attentional Feature Fusion",
-        https://arxiv.org/abs/2009.14082. Differs from the authors' code in: convolutions have no bias (one before batch
-        norm changes nothing).
+        https://arxiv.org/abs/2009.14082. Differs from the authors' code in: convolutions have no
+        bias (one before batch norm changes nothing).
 
     Example:
         >>> import torch
@@ -83,15 +84,17 @@ class AFF(nn.Module):
         - Output: as the inputs.
 
     Map:
-        ``tap``, kind spatial: (B, C, H, W), the share of x, values in (0, 1); with the share of y it sums to one.
+        ``tap``, kind spatial: (B, C, H, W), the share of x, values in (0, 1); with the share of y
+        it sums to one.
 
     Raises:
-        ValueError: ``channels`` or ``reduction`` is below 1; or, with batch norm, a single image in training.
+        ValueError: ``channels`` or ``reduction`` is below 1; or, with batch norm, a single image in
+            training.
 
     Reference:
-        Dai, Gieseke, Oehmcke, Wu, Barnard 2021, "Attentional Feature Fusion", https://arxiv.org/abs/2009.14082.
-        Differs from the authors' code in: there the result is doubled (``factor=2``); convolutions have no bias (one
-        before batch norm changes nothing).
+        Dai, Gieseke, Oehmcke, Wu, Barnard 2021, "Attentional Feature Fusion",
+        https://arxiv.org/abs/2009.14082. Differs from the authors' code in: there the result is
+        doubled (``factor=2``); convolutions have no bias (one before batch norm changes nothing).
 
     Example:
         >>> import torch
@@ -99,7 +102,9 @@ class AFF(nn.Module):
         torch.Size([2, 12, 7, 11])
     """
 
-    def __init__(self, channels: int, *, reduction: int = 4, factor: float = 1.0, norm: str = "batch"):
+    def __init__(
+        self, channels: int, *, reduction: int = 4, factor: float = 1.0, norm: str = "batch"
+    ):
         super().__init__()
         self.channels = channels
         self.factor = factor
@@ -134,17 +139,18 @@ class IAFF(nn.Module):
         - Output: as the inputs.
 
     Map:
-        ``tap1`` and ``tap2``, kind spatial: (B, C, H, W), the share of x in the first and in the last fusion, values in
-        (0, 1); with the share of y they sum to one.
+        ``tap1`` and ``tap2``, kind spatial: (B, C, H, W), the share of x in the first and in the
+        last fusion, values in (0, 1); with the share of y they sum to one.
 
     Raises:
-        ValueError: ``channels`` or ``reduction`` is below 1; or, with batch norm, a single image in training.
+        ValueError: ``channels`` or ``reduction`` is below 1; or, with batch norm, a single image in
+            training.
 
     Reference:
         Dai, Gieseke, Oehmcke, Wu, Barnard 2021, "Attentional Feature Fusion",
-        https://arxiv.org/abs/2009.14082. Differs from the authors' code in: there the second global branch is built but
-        the first is used again (``shared_global=True``); convolutions have no bias (one before batch norm changes
-        nothing).
+        https://arxiv.org/abs/2009.14082. Differs from the authors' code in: there the second global
+        branch is built but the first is used again (``shared_global=True``); convolutions have no
+        bias (one before batch norm changes nothing).
 
     Example:
         >>> import torch
@@ -152,7 +158,9 @@ class IAFF(nn.Module):
         torch.Size([2, 12, 7, 11])
     """
 
-    def __init__(self, channels: int, *, reduction: int = 4, shared_global: bool = False, norm: str = "batch"):
+    def __init__(
+        self, channels: int, *, reduction: int = 4, shared_global: bool = False, norm: str = "batch"
+    ):
         super().__init__()
         self.channels = channels
         self.local_gate1 = _bottleneck(channels, reduction, norm)

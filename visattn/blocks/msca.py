@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from visattn.blocks.check import require_map, require_odd, require_positive
 from visattn.blocks.lka import depthwise
+from visattn.blocks.parts.check import require_map, require_odd, require_positive
 from visattn.core.tap import Tap
 
 
@@ -31,8 +31,8 @@ class MSCA(nn.Module):
         ValueError: An extent is even, or ``channels`` below 1.
 
     Reference:
-        Guo, Lu, Hou, Liu, Cheng, Hu 2022, "SegNeXt: Rethinking Convolutional Attention Design for Semantic
-        Segmentation", https://arxiv.org/abs/2209.08575. Differs from: nothing.
+        Guo, Lu, Hou, Liu, Cheng, Hu 2022, "SegNeXt: Rethinking Convolutional Attention Design for
+        Semantic Segmentation", https://arxiv.org/abs/2209.08575. Differs from: nothing.
 
     Example:
         >>> import torch
@@ -40,14 +40,20 @@ class MSCA(nn.Module):
         torch.Size([2, 12, 7, 11])
     """
 
-    def __init__(self, channels: int, *, kernel_size: int = 5, strip_sizes: tuple[int, ...] = (7, 11, 21)):
+    def __init__(
+        self, channels: int, *, kernel_size: int = 5, strip_sizes: tuple[int, ...] = (7, 11, 21)
+    ):
         super().__init__()
         require_positive(channels=channels)
-        require_odd(kernel_size=kernel_size, **{f"strip_sizes[{i}]": size for i, size in enumerate(strip_sizes)})
+        require_odd(
+            kernel_size=kernel_size,
+            **{f"strip_sizes[{i}]": size for i, size in enumerate(strip_sizes)},
+        )
         self.channels = channels
         self.local = depthwise(channels, kernel_size)
         self.strips = nn.ModuleList(
-            nn.Sequential(depthwise(channels, (1, size)), depthwise(channels, (size, 1))) for size in strip_sizes
+            nn.Sequential(depthwise(channels, (1, size)), depthwise(channels, (size, 1)))
+            for size in strip_sizes
         )
         self.mix = nn.Conv2d(channels, channels, 1)
         self.tap = Tap("spatial")

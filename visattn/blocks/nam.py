@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from visattn.blocks.check import require_map, require_positive
-from visattn.blocks.norm import BatchNorm
+from visattn.blocks.parts.check import require_map, require_positive
+from visattn.blocks.parts.norm import BatchNorm
 from visattn.core.tap import Tap
 
 
@@ -34,8 +34,8 @@ class NormalizationAttention(nn.Module):
     Reference:
         Liu et al. 2021, "NAM: Normalization-based Attention Module", the channel part,
         https://arxiv.org/abs/2111.12419.
-        Differs from the authors' code in: that cuts the gradient of the shares (``detach=True``); a later version of it
-        puts a ReLU before the sigmoid, for which there is no option.
+        Differs from the authors' code in: that cuts the gradient of the shares (``detach=True``); a
+        later version of it puts a ReLU before the sigmoid, for which there is no option.
 
     Example:
         >>> import torch
@@ -43,7 +43,9 @@ class NormalizationAttention(nn.Module):
         torch.Size([2, 12, 7, 11])
     """
 
-    def __init__(self, channels: int, *, detach: bool = False, eps: float = 1e-5, momentum: float = 0.1):
+    def __init__(
+        self, channels: int, *, detach: bool = False, eps: float = 1e-5, momentum: float = 0.1
+    ):
         super().__init__()
         require_positive(channels=channels)
         self.channels, self.detach = channels, detach
@@ -56,7 +58,8 @@ class NormalizationAttention(nn.Module):
         weight, bias = self.norm.weight, self.norm.bias
         share = weight.abs() / weight.abs().sum()
         share = share.detach() if self.detach else share
-        # The share is folded into the affine part of the normalization: one full-size pass less. The norm itself runs,
-        # so that its own mode counts and whatever stands in its place may work as it does.
+        # The share is folded into the affine part of the normalization: one full-size pass less.
+        # The norm itself runs, so that its own mode counts and whatever stands in its place may
+        # work as it does.
         normed = functional_call(self.norm, {"weight": weight * share, "bias": bias * share}, (x,))
         return x * self.tap(self.gate(normed))

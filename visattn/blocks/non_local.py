@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visattn.blocks.check import hidden_width, require_choice, require_map
-from visattn.blocks.map_attend import MapAttend
-from visattn.blocks.norm import make_norm
-from visattn.blocks.tokens import project_back, project_tokens, to_tokens
+from visattn.blocks.parts.check import hidden_width, require_choice, require_map
+from visattn.blocks.parts.map_attend import MapAttend
+from visattn.blocks.parts.norm import make_norm
+from visattn.blocks.parts.tokens import project_back, project_tokens, to_tokens
 from visattn.core.normalize import NORMALIZERS
 from visattn.core.similarity import SIMILARITIES
 
@@ -42,15 +42,17 @@ class NonLocal(nn.Module):
         - Input and output: (B, C, H, W).
 
     Map:
-        ``attend``, kind token: (B, 1, N, N), or N / 4 keys; rows sum to one in the two gaussian modes.
+        ``attend``, kind token: (B, 1, N, N), or N / 4 keys; rows sum to one in the two gaussian
+        modes.
 
     Raises:
         ValueError: A size is below 1, or a word is unknown.
 
     Reference:
-        Wang, Girshick, Gupta, He 2018, "Non-local Neural Networks", https://arxiv.org/abs/1711.07971.
-        Differs from: nothing but that an odd last row or column is pooled on its own. mmcv scales embedded_gaussian by
-        (C / r)^-0.5 and has no norm, timm scales by C^-0.5: ``scale=``.
+        Wang, Girshick, Gupta, He 2018, "Non-local Neural Networks",
+        https://arxiv.org/abs/1711.07971.
+        Differs from: nothing but that an odd last row or column is pooled on its own. mmcv scales
+        embedded_gaussian by (C / r)^-0.5 and has no norm, timm scales by C^-0.5: ``scale=``.
 
     Example:
         >>> x = torch.rand(2, 12, 7, 11)
@@ -77,7 +79,9 @@ class NonLocal(nn.Module):
         self.key = nn.Conv2d(channels, inner, 1) if embeds else nn.Identity()
         self.value = nn.Conv2d(channels, inner, 1)
         similarity, normalize = MODES[mode]
-        self.attend = MapAttend(SIMILARITIES[similarity](inner if embeds else channels), NORMALIZERS[normalize]())
+        self.attend = MapAttend(
+            SIMILARITIES[similarity](inner if embeds else channels), NORMALIZERS[normalize]()
+        )
         self.proj = nn.Conv2d(inner, channels, 1)
         self.norm = make_norm(norm, channels)
         last = self.proj if norm == "none" else self.norm

@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visattn.blocks.check import require_divisible, require_map, require_odd
-from visattn.blocks.tokens import like_format
+from visattn.blocks.parts.check import require_divisible, require_map, require_odd
+from visattn.blocks.parts.tokens import like_format
 from visattn.core.tap import Tap
 
 
@@ -15,27 +15,29 @@ class OutlookAttention(nn.Module):
         Y^{(p)} = \mathrm{softmax}\bigl(A(x_p) / \sqrt{D}\bigr)\, V^{(p)}, \qquad
         y_i = W_o \sum_{p \ni i} Y^{(p)}_{i - p}
 
-    V^{(p)} are the values of the k^2 neighbors of p and A(x_p) is a k^2 x k^2 matrix linear in x_p: no query meets a
-    key. The block stands where a convolution stood.
+    V^{(p)} are the values of the k^2 neighbors of p and A(x_p) is a k^2 x k^2 matrix linear in x_p:
+    no query meets a key. The block stands where a convolution stood.
 
     Args:
         channels: C.
         kernel_size: k, odd.
-        num_heads: H, each of width D = C / H with weights of its own; None is one per 32 channels, as in the paper.
+        num_heads: H, each of width D = C / H with weights of its own; None is one per 32 channels,
+            as in the paper.
 
     Shape:
         - Input and output: (B, C, H, W).
 
     Map:
-        ``tap``, kind token: (B, heads, N k^2, k^2): for each of the N windows, its k^2 queries by its k^2 keys; rows
-        sum to one, keys outside the picture included, whose value is zero.
+        ``tap``, kind token: (B, heads, N k^2, k^2): for each of the N windows, its k^2 queries by
+        its k^2 keys; rows sum to one, keys outside the picture included, whose value is zero.
 
     Raises:
         ValueError: C is no multiple of ``num_heads``, or the kernel is even.
 
     Reference:
-        Yuan et al. 2021, "VOLO: Vision Outlooker for Visual Recognition", https://arxiv.org/abs/2106.13112.
-        Differs from the authors' code in: (B, C, H, W) in and out, stride 1, no dropout.
+        Yuan et al. 2021, "VOLO: Vision Outlooker for Visual Recognition",
+        https://arxiv.org/abs/2106.13112. Differs from the authors' code in: (B, C, H, W) in and
+        out, stride 1, no dropout.
 
     Example:
         >>> import torch

@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from visattn.blocks.check import hidden_width, require_choice, require_map
-from visattn.blocks.pool import global_mean, wide
-from visattn.blocks.products import contracted, scaled, scaled_by_sum
+from visattn.blocks.parts.check import hidden_width, require_choice, require_map
+from visattn.blocks.parts.pool import global_mean, wide
+from visattn.blocks.parts.products import contracted, scaled, scaled_by_sum
 from visattn.core.tap import Tap
 
 
@@ -18,7 +18,8 @@ class PolarizedAttention(nn.Module):
 
     Args:
         channels: C, the width of the input; queries and values have C / 2 channels.
-        mode: ``"parallel"`` adds the two gated maps, ``"sequential"`` gates by channel, then by position.
+        mode: ``"parallel"`` adds the two gated maps, ``"sequential"`` gates by channel, then by
+            position.
         form: ``"paper"``, or ``"code"``, the authors' release, see below.
 
     Shape:
@@ -26,18 +27,19 @@ class PolarizedAttention(nn.Module):
         - Output: as the input.
 
     Map:
-        ``channel.tap``, kind channel: (B, C, 1, 1), and ``spatial.tap``, kind spatial: (B, 1, H, W), values in (0, 1),
-        no sum.
+        ``channel.tap``, kind channel: (B, C, 1, 1), and ``spatial.tap``, kind spatial: (B, 1, H,
+        W), values in (0, 1), no sum.
 
     Raises:
         ValueError: ``channels`` is below 2, or ``mode`` or ``form`` is unknown.
 
     Reference:
-        Liu, Liu, Fan, Huang 2021, "Polarized Self-Attention: Towards High-quality Pixel-wise Regression",
-        https://arxiv.org/abs/2107.00782. Differs from the authors' code in: ``form="code"`` leaves the biases of
-        queries and values out and, in parallel mode, drops LN and takes the spatial softmax over the positions of the
-        result; in sequential mode, W_z is two layers of hidden width C / 8 with LN and ReLU between, and the spatial
-        softmax is over the positions of the values.
+        Liu, Liu, Fan, Huang 2021, "Polarized Self-Attention: Towards High-quality Pixel-wise
+        Regression", https://arxiv.org/abs/2107.00782. Differs from the authors' code in:
+        ``form="code"`` leaves the biases of queries and values out and, in parallel mode, drops LN
+        and takes the spatial softmax over the positions of the result; in sequential mode, W_z is
+        two layers of hidden width C / 8 with LN and ReLU between, and the spatial softmax is over
+        the positions of the values.
 
     Example:
         >>> import torch
@@ -53,7 +55,9 @@ class PolarizedAttention(nn.Module):
             raise ValueError(f"channels must be 2 or more; got {channels}")
         self.channels = channels
         self.parallel = mode == "parallel"
-        self.channel = ChannelBranch(channels, _excitation(channels, mode, form), bias=form == "paper")
+        self.channel = ChannelBranch(
+            channels, _excitation(channels, mode, form), bias=form == "paper"
+        )
         if form == "paper":
             self.spatial = SpatialBranch(channels, query_norm=nn.Softmax(1), bias=True)
         elif mode == "parallel":
@@ -77,7 +81,9 @@ def _excitation(channels: int, mode: str, form: str) -> nn.Module:
     if mode == "parallel":
         return nn.Linear(half, channels, bias=False)
     hidden = hidden_width(half, 4)
-    return nn.Sequential(nn.Linear(half, hidden), nn.LayerNorm(hidden), nn.ReLU(), nn.Linear(hidden, channels))
+    return nn.Sequential(
+        nn.Linear(half, hidden), nn.LayerNorm(hidden), nn.ReLU(), nn.Linear(hidden, channels)
+    )
 
 
 class ChannelBranch(nn.Module):
@@ -94,7 +100,8 @@ class ChannelBranch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         query = self.query.weight.view(1, -1).expand(x.size(0), -1)
         weights = contracted(x.flatten(2), query, 1).softmax(-1, dtype=wide(x))
-        # The weights sum to one, so to pool first and project one vector is the same as to project every position.
+        # The weights sum to one, so to pool first and project one vector is the same as to project
+        # every position.
         pooled = contracted(x.flatten(2), weights.to(x.dtype), 2)
         return self.tap(self.excite(self.value(pooled)).sigmoid()[:, :, None, None])
 
@@ -103,7 +110,12 @@ class SpatialBranch(nn.Module):
     """The spatial gate: one query per image, from the global averages, scores the values of all positions."""
 
     def __init__(
-        self, channels: int, *, query_norm: nn.Module | None = None, score_norm: nn.Module | None = None, bias: bool
+        self,
+        channels: int,
+        *,
+        query_norm: nn.Module | None = None,
+        score_norm: nn.Module | None = None,
+        bias: bool,
     ):
         super().__init__()
         self.query = nn.Linear(channels, channels // 2, bias=bias)

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from visattn.blocks.check import require_divisible, require_map, require_odd, require_positive
-from visattn.blocks.pool import axis_mean
-from visattn.blocks.products import scaled
+from visattn.blocks.parts.check import require_divisible, require_map, require_odd, require_positive
+from visattn.blocks.parts.pool import axis_mean
+from visattn.blocks.parts.products import scaled
 from visattn.core.formula import Attend
 from visattn.core.layout import Channels
 from visattn.core.similarity.product import Dot
@@ -19,33 +19,39 @@ class SCSA(nn.Module):
         x' = x\,\sigma(\mathrm{GN}_4(k * \bar{x}^h))\,\sigma(\mathrm{GN}_4(k * \bar{x}^w)), \qquad
         y = x'\,\sigma\bigl(\overline{\mathrm{softmax}(Q K^\top / \sqrt{C / h})\, V}\bigr)
 
-    where k has a different extent in each quarter of the channels, Q, K and V scale the channels of the normalized
-    windowed averages of x', their rows are channels, and the bar is the mean over the windows.
+    where k has a different extent in each quarter of the channels, Q, K and V scale the channels of
+    the normalized windowed averages of x', their rows are channels, and the bar is the mean over
+    the windows.
 
     Args:
         channels: C, the width of the input.
         num_heads: h, the groups of channels that attend to each other.
-        window_size: Extent of the windows that are averaged before Q, K and V; rows and columns that fill no window are
-            left out, but a map smaller than one window is one.
+        window_size: Extent of the windows that are averaged before Q, K and V; rows and columns
+            that fill no window are left out, but a map smaller than one window is one.
         kernel_sizes: Extents of k in the quarters of the channels, odd.
 
     Shape:
-        - Input: (B, C, H, W), any H and W from 1 up. An export made from a map of one window stays with one window.
+        - Input: (B, C, H, W), any H and W from 1 up. An export made from a map of one window stays
+          with one window.
         - Output: as the input.
 
     Map:
-        ``tap_h`` and ``tap_w``, kind spatial: (B, C, H, 1) and (B, C, 1, W), values in (0, 1), no sum; ``attend``, kind
-        channel: (B, h, C / h, C / h), channels by channels, rows sum to one; ``tap_channel``, kind channel:
+        ``tap_h`` and ``tap_w``, kind spatial: (B, C, H, 1) and (B, C, 1, W), values in (0, 1), no
+        sum; ``attend``, kind
+        channel: (B, h, C / h, C / h), channels by channels, rows sum to one; ``tap_channel``, kind
+            channel:
         (B, C, 1, 1), values in (0, 1), no sum.
 
     Raises:
-        ValueError: ``channels`` is no multiple of ``num_heads`` or of the number of ``kernel_sizes``, or one of them is
+        ValueError: ``channels`` is no multiple of ``num_heads`` or of the number of
+            ``kernel_sizes``, or one of them is
         even.
 
     Reference:
-        Si et al. 2024, "SCSA: Exploring the Synergistic Effects Between Spatial and Channel Attention",
-        https://arxiv.org/abs/2407.05128. Differs from the authors' code in: maps smaller than a window are one window
-        (there an error), and its other ways to pool and to gate are left out.
+        Si et al. 2024, "SCSA: Exploring the Synergistic Effects Between Spatial and Channel
+        Attention", https://arxiv.org/abs/2407.05128. Differs from the authors' code in: maps
+        smaller than a window are one window (there an error), and its other ways to pool and to
+        gate are left out.
 
     Example:
         >>> import torch
@@ -70,7 +76,9 @@ class SCSA(nn.Module):
         self.num_heads = num_heads
         self.window_size = window_size
         part = channels // len(kernel_sizes)
-        self.convs = nn.ModuleList(nn.Conv1d(part, part, size, padding=size // 2, groups=part) for size in kernel_sizes)
+        self.convs = nn.ModuleList(
+            nn.Conv1d(part, part, size, padding=size // 2, groups=part) for size in kernel_sizes
+        )
         self.norm_h = nn.GroupNorm(len(kernel_sizes), channels)
         self.norm_w = nn.GroupNorm(len(kernel_sizes), channels)
         self.norm = nn.GroupNorm(1, channels)
@@ -84,8 +92,12 @@ class SCSA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
-        gate_h = self.tap_h(self.norm_h(self._strip(axis_mean(x, 3)[..., 0])).sigmoid().unsqueeze(3))
-        gate_w = self.tap_w(self.norm_w(self._strip(axis_mean(x, 2)[:, :, 0])).sigmoid().unsqueeze(2))
+        gate_h = self.tap_h(
+            self.norm_h(self._strip(axis_mean(x, 3)[..., 0])).sigmoid().unsqueeze(3)
+        )
+        gate_w = self.tap_w(
+            self.norm_w(self._strip(axis_mean(x, 2)[:, :, 0])).sigmoid().unsqueeze(2)
+        )
         x = scaled(x, gate_h, gate_w)
         return scaled(x, self.tap_channel(self._channel_gate(x)))
 
@@ -102,9 +114,12 @@ class SCSA(nn.Module):
         heads, scale = (self.num_heads, -1), (self.channels // self.num_heads) ** -0.5
         query = (tokens * (self.query * scale)[:, None]).unflatten(1, heads)
         key = (tokens * self.key[:, None]).unflatten(1, heads)
-        # The mean over the windows goes past the weights, which all windows share: one value per token is enough.
+        # The mean over the windows goes past the weights, which all windows share: one value per
+        # token is enough.
         value = (tokens.mean(2) * self.value).unflatten(1, heads).unsqueeze(3)
-        return self.attend(query, key, value, layout=Channels()).flatten(1, 2).unsqueeze(3).sigmoid()
+        return (
+            self.attend(query, key, value, layout=Channels()).flatten(1, 2).unsqueeze(3).sigmoid()
+        )
 
 
 def window_means(size: int, window: int, like: Tensor) -> Tensor:

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from visattn.blocks.check import hidden_width, require_choice, require_map
-from visattn.blocks.pool import global_mean
-from visattn.blocks.products import scaled, scaled_by_sum
+from visattn.blocks.parts.check import hidden_width, require_choice, require_map
+from visattn.blocks.parts.pool import global_mean
+from visattn.blocks.parts.products import scaled, scaled_by_sum
 from visattn.core.tap import Tap
 
 MERGE = ("add", "max")
@@ -27,16 +27,16 @@ class ConcurrentSqueezeExcite(nn.Module):
         - Output: as the input.
 
     Map:
-        ``tap_channel``, kind channel: (B, C, 1, 1), and ``tap_spatial``, kind spatial: (B, 1, H, W); each value in
-        (0, 1); they do not sum to one.
+        ``tap_channel``, kind channel: (B, C, 1, 1), and ``tap_spatial``, kind spatial: (B, 1, H,
+        W); each value in (0, 1); they do not sum to one.
 
     Raises:
         ValueError: ``channels`` or ``reduction`` is below 1, or ``merge`` is unknown.
 
     Reference:
-        Roy, Navab, Wachinger 2018, "Concurrent Spatial and Channel Squeeze & Excitation in Fully Convolutional
-        Networks", https://arxiv.org/abs/1803.02579. Differs from the authors' code in: that takes the maximum
-        (``merge="max"``).
+        Roy, Navab, Wachinger 2018, "Concurrent Spatial and Channel Squeeze & Excitation in Fully
+        Convolutional Networks", https://arxiv.org/abs/1803.02579. Differs from the authors' code
+        in: that takes the maximum (``merge="max"``).
 
     Example:
         >>> import torch

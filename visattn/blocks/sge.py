@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from visattn.blocks.check import require_divisible, require_map, require_positive
-from visattn.blocks.moments import centered, root
-from visattn.blocks.pool import global_mean
-from visattn.blocks.products import contracted, scaled
+from visattn.blocks.parts.check import require_divisible, require_map, require_positive
+from visattn.blocks.parts.moments import centered, root
+from visattn.blocks.parts.pool import global_mean
+from visattn.blocks.parts.products import contracted, scaled
 from visattn.core.tap import Tap
 
 
@@ -25,7 +25,8 @@ class SpatialGroupEnhance(nn.Module):
         eps: ε, added to the standard deviation.
 
     Shape:
-        - Input: (B, C, H, W), any H and W from 1 up; on 1 x 1 the standard deviation counts as zero.
+        - Input: (B, C, H, W), any H and W from 1 up; on 1 x 1 the standard deviation counts as
+          zero.
         - Output: as the input.
 
     Map:
@@ -35,8 +36,9 @@ class SpatialGroupEnhance(nn.Module):
         ValueError: ``channels`` is no multiple of ``groups``.
 
     Reference:
-        Li, Hu, Yang 2019, "Spatial Group-wise Enhance: Improving Semantic Feature Learning in Convolutional Networks",
-        https://arxiv.org/abs/1905.09646. Differs from the authors' code in: 1 x 1 maps are defined (there NaN).
+        Li, Hu, Yang 2019, "Spatial Group-wise Enhance: Improving Semantic Feature Learning in
+        Convolutional Networks", https://arxiv.org/abs/1905.09646. Differs from the authors' code
+        in: 1 x 1 maps are defined (there NaN).
 
     Example:
         >>> import torch
@@ -59,7 +61,9 @@ class SpatialGroupEnhance(nn.Module):
         require_map(x, self.channels)
         grouped = x.unflatten(1, (self.groups, -1))
         mean = global_mean(x).unflatten(1, (self.groups, -1)).flatten(0, 1)
-        similarity = contracted(grouped.flatten(0, 1).flatten(2), mean, 1).view(x.size(0), -1, x.size(2), x.size(3))
+        similarity = contracted(grouped.flatten(0, 1).flatten(2), mean, 1).view(
+            x.size(0), -1, x.size(2), x.size(3)
+        )
         similarity, _, norm = centered(similarity, (2, 3))
         deviation = norm / root(torch.sym_max(x.size(2) * x.size(3) - 1, 1), norm) + self.eps
         gate = (similarity * (self.weight / deviation)).add_(self.bias).sigmoid_()

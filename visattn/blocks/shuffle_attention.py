@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from visattn.blocks.check import require_divisible, require_map, require_positive
-from visattn.blocks.pool import axis_mean
+from visattn.blocks.parts.check import require_divisible, require_map, require_positive
+from visattn.blocks.parts.pool import axis_mean
 from visattn.core.tap import Tap
 
 
@@ -13,7 +13,8 @@ class _ShuffledProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, gate: Tensor) -> Tensor:
-        # Elementwise results take the memory order of their first operand: zeros that lie in the shuffled order.
+        # Elementwise results take the memory order of their first operand: zeros that lie in the
+        # shuffled order.
         order = x.new_zeros(1, x.size(1) // 2, 2, 1, 1)
         pairs = (1, (2, x.size(1) // 2))
         return torch.addcmul(
@@ -39,7 +40,8 @@ class ShuffleAttention(nn.Module):
         y^{(2)} = x^{(2)}\,\sigma(w_2\,\mathrm{GN}(x^{(2)}) + b_2), \qquad
         y = \mathrm{shuffle}_2([y^{(1)}; y^{(2)}])
 
-    with one w and b per channel of a half, shared by all groups, and GN normalizing each channel by itself.
+    with one w and b per channel of a half, shared by all groups, and GN normalizing each channel by
+    itself.
 
     Args:
         channels: C, the width of the input.
@@ -48,11 +50,12 @@ class ShuffleAttention(nn.Module):
 
     Shape:
         - Input: (B, C, H, W), any H and W from 1 up.
-        - Output: as the input; channel 2 i + s of the output comes from channel s C / 2 + i of the input.
+        - Output: as the input; channel 2 i + s of the output comes from channel s C / 2 + i of the
+          input.
 
     Map:
-        ``tap``, kind spatial: (B, C, H, W), in the order of the input's channels, values in (0, 1), no sum; constant
-        over the positions where the channel gate acts.
+        ``tap``, kind spatial: (B, C, H, W), in the order of the input's channels, values in (0, 1),
+        no sum; constant over the positions where the channel gate acts.
 
     Raises:
         ValueError: ``channels`` is no multiple of ``2 * groups``.
@@ -87,9 +90,13 @@ class ShuffleAttention(nn.Module):
         require_map(x, self.channels)
         first, second = x.unflatten(1, (self.groups, 2, -1)).unbind(2)
         mean = axis_mean(first, (3, 4))
-        channel = (self.channel_weight[:, None, None] * mean + self.channel_bias[:, None, None]).sigmoid()
+        channel = (
+            self.channel_weight[:, None, None] * mean + self.channel_bias[:, None, None]
+        ).sigmoid()
         spatial = self._normalized(second.flatten(1, 2)).sigmoid_().unflatten(1, (self.groups, -1))
-        gate = self.tap(torch.stack((channel.expand_as(second), spatial), 2).flatten(1, 3).to(x.dtype))
+        gate = self.tap(
+            torch.stack((channel.expand_as(second), spatial), 2).flatten(1, 3).to(x.dtype)
+        )
         return _ShuffledProduct.apply(x, gate)
 
     def _normalized(self, x: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from visattn.blocks.check import require_map, require_positive
-from visattn.blocks.moments import centered
+from visattn.blocks.parts.check import require_map, require_positive
+from visattn.blocks.parts.moments import centered
 from visattn.core.tap import Tap
 
 
@@ -26,9 +26,12 @@ class _EnergyGate(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         x, gate = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is wanted
-            return torch.autograd.grad(_gate(x, ctx.regularizer), x, gradient, create_graph=True)[0], None
+            return torch.autograd.grad(_gate(x, ctx.regularizer), x, gradient, create_graph=True)[
+                0
+            ], None
         rest, scale = _energy(x, ctx.regularizer)
-        # With s the scale and c the centered x, the argument is s c^2 + 1/2 and ds = -(8 s^2 / n) sum(c dc).
+        # With s the scale and c the centered x, the argument is s c^2 + 1/2 and ds = -(8 s^2 / n)
+        # sum(c dc).
         moved = torch.ops.aten.sigmoid_backward(gradient, gate).to(rest.dtype).mul_(rest)
         along = (moved * rest).sum((2, 3), keepdim=True) * scale.square() * (-8 / _degrees(x))
         common = moved.mean((2, 3), keepdim=True) * scale * -2
@@ -64,7 +67,8 @@ class SimAM(nn.Module):
         regularizer: λ, keeps the energy finite where a channel is constant.
 
     Shape:
-        - Input: (B, C, H, W), any H and W from 1 up; on 1 x 1, where the variance has no meaning, it counts as zero.
+        - Input: (B, C, H, W), any H and W from 1 up; on 1 x 1, where the variance has no meaning,
+          it counts as zero.
         - Output: as the input.
 
     Map:
@@ -74,9 +78,10 @@ class SimAM(nn.Module):
         ValueError: ``channels`` is below 1 or ``regularizer`` is not positive.
 
     Reference:
-        Yang, Zhang, Li, Xie 2021, "SimAM: A Simple, Parameter-Free Attention Module for Convolutional Neural
-        Networks", https://proceedings.mlr.press/v139/yang21o.html. Differs from the authors' code in: 1 x 1 maps are
-        defined (there 0 / 0). The closed form of the paper divides by HW, the authors' code by HW - 1: so here.
+        Yang, Zhang, Li, Xie 2021, "SimAM: A Simple, Parameter-Free Attention Module for
+        Convolutional Neural Networks", https://proceedings.mlr.press/v139/yang21o.html. Differs
+        from the authors' code in: 1 x 1 maps are defined (there 0 / 0). The closed form of the
+        paper divides by HW, the authors' code by HW - 1: so here.
 
     Example:
         >>> import torch

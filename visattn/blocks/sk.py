@@ -3,9 +3,14 @@
 import torch
 from torch import Tensor, nn
 
-from visattn.blocks.check import hidden_width, require_divisible, require_map, require_positive
-from visattn.blocks.norm import make_norm
-from visattn.blocks.pool import global_mean
+from visattn.blocks.parts.check import (
+    hidden_width,
+    require_divisible,
+    require_map,
+    require_positive,
+)
+from visattn.blocks.parts.norm import make_norm
+from visattn.blocks.parts.pool import global_mean
 from visattn.core.tap import Tap
 
 
@@ -17,8 +22,8 @@ class SelectiveKernel(nn.Module):
         a_{\cdot c} = \mathrm{softmax}_k(A z)_c, \qquad
         z = \mathrm{ReLU}\bigl(\mathrm{BN}(W \textstyle\sum_k \bar{U}_k)\bigr)
 
-    U_k is a grouped 3 x 3 convolution of dilation k = 1, 2, ..., then batch norm and ReLU; the bar is the mean over
-    positions. The block stands where a 3 x 3 convolution stood.
+    U_k is a grouped 3 x 3 convolution of dilation k = 1, 2, ..., then batch norm and ReLU; the bar
+    is the mean over positions. The block stands where a 3 x 3 convolution stood.
 
     Args:
         channels: C.
@@ -35,11 +40,13 @@ class SelectiveKernel(nn.Module):
         ``tap``, kind branch: (B, num_branches, C, 1, 1); sums to one over the branches.
 
     Raises:
-        ValueError: C is no multiple of ``groups``, a size is below 1, or batch norm trains on one image.
+        ValueError: C is no multiple of ``groups``, a size is below 1, or batch norm trains on one
+            image.
 
     Reference:
-        Li, Wang, Hu, Yang 2019, "Selective Kernel Networks", https://arxiv.org/abs/1903.06586. Differs from
-        timm's in: timm gives each branch its share of the input by default (``split_input=True``), the paper all of it.
+        Li, Wang, Hu, Yang 2019, "Selective Kernel Networks", https://arxiv.org/abs/1903.06586.
+        Differs from timm's in: timm gives each branch its share of the input by default
+        (``split_input=True``), the paper all of it.
 
     Example:
         >>> SelectiveKernel(12, groups=4).eval()(torch.rand(2, 12, 7, 11)).shape

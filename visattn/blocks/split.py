@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from visattn.blocks.check import hidden_width, require_divisible, require_map, require_odd
-from visattn.blocks.norm import make_norm
-from visattn.blocks.pool import axis_mean
+from visattn.blocks.parts.check import hidden_width, require_divisible, require_map, require_odd
+from visattn.blocks.parts.norm import make_norm
+from visattn.blocks.parts.pool import axis_mean
 from visattn.core.tap import Tap
 
 
@@ -17,8 +17,9 @@ class SplitAttention(nn.Module):
         a_{\cdot c} = \mathrm{softmax}_r(W_2 z)_c, \qquad
         z = \mathrm{ReLU}\bigl(\mathrm{BN}(W_1 \textstyle\sum_r \bar{U}_r)\bigr)
 
-    U are the splits of one convolution to radix C channels, split-major; the bar is the mean over positions. W_1 and
-    W_2 act within each of ``groups`` cardinal groups. The block stands where a convolution stood.
+    U are the splits of one convolution to radix C channels, split-major; the bar is the mean over
+    positions. W_1 and W_2 act within each of ``groups`` cardinal groups. The block stands where a
+    convolution stood.
 
     Args:
         channels: C.
@@ -36,13 +37,13 @@ class SplitAttention(nn.Module):
         ``tap``, kind branch: (B, radix, C, 1, 1); sums to one over the splits.
 
     Raises:
-        ValueError: ``radix`` is below 2, C or the hidden width is no multiple of ``groups``, the kernel is even, or
-            batch norm trains on one image.
+        ValueError: ``radix`` is below 2, C or the hidden width is no multiple of ``groups``, the
+            kernel is even, or batch norm trains on one image.
 
     Reference:
-        Zhang et al. 2020, "ResNeSt: Split-Attention Networks", https://arxiv.org/abs/2004.08955. Differs from the
-        authors' code in: a radix of 1, where the softmax becomes a sigmoid, is refused (that is
-        squeeze-and-excitation).
+        Zhang et al. 2020, "ResNeSt: Split-Attention Networks", https://arxiv.org/abs/2004.08955.
+        Differs from the authors' code in: a radix of 1, where the softmax becomes a sigmoid, is
+        refused (that is squeeze-and-excitation).
 
     Example:
         >>> SplitAttention(12).eval()(torch.rand(2, 12, 7, 11)).shape
@@ -67,10 +68,14 @@ class SplitAttention(nn.Module):
         hidden = hidden_width(channels * radix, reduction, at_least=min_width)
         require_divisible(channels, groups * radix, groups_name="groups * radix")
         if hidden % groups:
-            raise ValueError(f"the hidden width must be a multiple of groups; got {hidden} and {groups}")
+            raise ValueError(
+                f"the hidden width must be a multiple of groups; got {hidden} and {groups}"
+            )
         self.channels, self.radix, self.groups = channels, radix, groups
         wide = channels * radix
-        self.conv = nn.Conv2d(channels, wide, kernel_size, padding=kernel_size // 2, groups=groups * radix, bias=False)
+        self.conv = nn.Conv2d(
+            channels, wide, kernel_size, padding=kernel_size // 2, groups=groups * radix, bias=False
+        )
         self.norm = make_norm(norm, wide)
         self.act = nn.ReLU()
         self.fc1 = nn.Conv2d(channels, hidden, 1, groups=groups)
@@ -84,7 +89,12 @@ class SplitAttention(nn.Module):
         total = axis_mean(maps, (3, 4)).sum(1)
         logits = self.fc2(self.act(self.hidden_norm(self.fc1(total))))
         # The logits lie group by group and split by split; the splits of the maps come first.
-        weights = logits.unflatten(1, (self.groups, self.radix, -1)).softmax(2).transpose(1, 2).flatten(2, 3)
+        weights = (
+            logits.unflatten(1, (self.groups, self.radix, -1))
+            .softmax(2)
+            .transpose(1, 2)
+            .flatten(2, 3)
+        )
         weights = self.tap(weights)
         y = weights[:, 0] * maps[:, 0]
         for r in range(1, self.radix):

@@ -2,10 +2,10 @@
 
 from torch import Tensor, nn
 
-from visattn.blocks.check import hidden_width, require_map
-from visattn.blocks.gate import make_gate
-from visattn.blocks.pool import global_mean
-from visattn.blocks.products import scaled
+from visattn.blocks.parts.check import hidden_width, require_map
+from visattn.blocks.parts.gate import make_gate
+from visattn.blocks.parts.pool import global_mean
+from visattn.blocks.parts.products import scaled
 from visattn.core.tap import Tap
 
 
@@ -34,7 +34,8 @@ class SqueezeExcite(nn.Module):
 
     Reference:
         Hu, Shen, Sun 2018, "Squeeze-and-Excitation Networks", https://arxiv.org/abs/1709.01507.
-        Differs from: nothing. Most ports leave the biases of the authors' code out (``bias=False``).
+        Differs from: nothing. Most ports leave the biases of the authors' code out
+        (``bias=False``).
 
     Example:
         >>> import torch
@@ -42,7 +43,9 @@ class SqueezeExcite(nn.Module):
         torch.Size([2, 12, 7, 11])
     """
 
-    def __init__(self, channels: int, *, reduction: int = 16, bias: bool = True, gate: str = "sigmoid"):
+    def __init__(
+        self, channels: int, *, reduction: int = 16, bias: bool = True, gate: str = "sigmoid"
+    ):
         super().__init__()
         self.channels = channels
         hidden = hidden_width(channels, reduction)

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from visattn.blocks.check import require_map, require_positive
-from visattn.blocks.norm import make_norm
-from visattn.blocks.pool import global_mean_std
-from visattn.blocks.products import scaled
+from visattn.blocks.parts.check import require_map, require_positive
+from visattn.blocks.parts.norm import make_norm
+from visattn.blocks.parts.pool import global_mean_std
+from visattn.blocks.parts.products import scaled
 from visattn.core.tap import Tap
 
 
@@ -29,13 +29,14 @@ class StyleRecalibration(nn.Module):
         ``tap``, kind channel: (B, C, 1, 1), each value in (0, 1); they do not sum to one.
 
     Raises:
-        ValueError: ``channels`` is below 1 or ``norm`` unknown; in training on a single image with batch norm; a map of
-            one position if ``unbiased``.
+        ValueError: ``channels`` is below 1 or ``norm`` unknown; in training on a single image with
+            batch norm; a map of one position if ``unbiased``.
 
     Reference:
-        Lee, Kim, Nam 2019, "SRM: A Style-based Recalibration Module for Convolutional Neural Networks",
-        https://arxiv.org/abs/1903.10829. Differs from the authors' code in: the paper's variance divides by HW, the
-        code's by HW - 1 (``unbiased=True``); 1e-5 is added to the variance, so that a constant channel has a gradient.
+        Lee, Kim, Nam 2019, "SRM: A Style-based Recalibration Module for Convolutional Neural
+        Networks", https://arxiv.org/abs/1903.10829. Differs from the authors' code in: the paper's
+        variance divides by HW, the code's by HW - 1 (``unbiased=True``); 1e-5 is added to the
+        variance, so that a constant channel has a gradient.
 
     Example:
         >>> import torch

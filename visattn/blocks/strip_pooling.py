@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visattn.blocks.check import hidden_width, require_map, require_positive
-from visattn.blocks.norm import make_norm
-from visattn.blocks.pool import axis_mean, interval_means
+from visattn.blocks.parts.check import hidden_width, require_map, require_positive
+from visattn.blocks.parts.norm import make_norm
+from visattn.blocks.parts.pool import axis_mean, interval_means
 from visattn.core.tap import Tap
 
 
@@ -18,7 +18,8 @@ class StripPooling(nn.Module):
 
     with u = k * of one narrow map, whole and averaged to two grids, and with strips
     :math:`\alpha^h_{ci} = (k_h * \bar{z}^h)_{ci}`, :math:`\alpha^w_{cj} = (k_w * \bar{z}^w)_{cj}` of another, z; f is
-    ReLU, 3 x 3 convolution, norm, ReLU; every convolution has its norm. This is the paper's mixed pooling module.
+    ReLU, 3 x 3 convolution, norm, ReLU; every convolution has its norm. This is the paper's mixed
+    pooling module.
 
     Args:
         channels: C, the width of the input.
@@ -31,16 +32,18 @@ class StripPooling(nn.Module):
         - Output: as the input.
 
     Map:
-        ``tap_h`` and ``tap_w``, kind spatial: (B, C / r, H, 1) and (B, C / r, 1, W), any real values, no sum: added,
-        not multiplied.
+        ``tap_h`` and ``tap_w``, kind spatial: (B, C / r, H, 1) and (B, C / r, 1, W), any real
+        values, no sum: added, not multiplied.
 
     Raises:
-        ValueError: A size or width is below 1; or, with batch norm, one image whose H or W is 1 in training.
+        ValueError: A size or width is below 1; or, with batch norm, one image whose H or W is 1 in
+            training.
 
     Reference:
-        Hou, Zhang, Cheng, Feng 2020, "Strip Pooling: Rethinking Spatial Pooling for Scene Parsing", section 3.2,
-        https://arxiv.org/abs/2003.13328. Differs from: nothing in values (grids are resized bilinearly, with aligned
-        corners); averages over grids are matrix products, so that sizes may vary after export.
+        Hou, Zhang, Cheng, Feng 2020, "Strip Pooling: Rethinking Spatial Pooling for Scene Parsing",
+        section 3.2, https://arxiv.org/abs/2003.13328. Differs from: nothing in values (grids are
+        resized bilinearly, with aligned corners); averages over grids are matrix products, so that
+        sizes may vary after export.
 
     Example:
         >>> import torch
@@ -49,7 +52,12 @@ class StripPooling(nn.Module):
     """
 
     def __init__(
-        self, channels: int, *, pool_sizes: tuple[int, int] = (20, 12), reduction: int = 4, norm: str = "batch"
+        self,
+        channels: int,
+        *,
+        pool_sizes: tuple[int, int] = (20, 12),
+        reduction: int = 4,
+        norm: str = "batch",
     ):
         super().__init__()
         require_positive(**{f"pool_sizes[{i}]": size for i, size in enumerate(pool_sizes)})

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from visattn.blocks.check import require_map, require_odd, require_positive
-from visattn.blocks.norm import make_norm
-from visattn.blocks.plane_conv import PlaneConv
-from visattn.blocks.pool import max_and_mean
-from visattn.blocks.products import scaled_by_sum
+from visattn.blocks.parts.check import require_map, require_odd, require_positive
+from visattn.blocks.parts.norm import make_norm
+from visattn.blocks.parts.plane_conv import PlaneConv
+from visattn.blocks.parts.pool import max_and_mean
+from visattn.blocks.parts.products import scaled_by_sum
 from visattn.core.tap import Tap
 
 
@@ -22,7 +22,8 @@ class PlaneGate(nn.Module):
         norm: ``"batch"``, ``"layer"`` or ``"none"``.
 
     Shape:
-        - Input: maximum and mean of a map (B, C, H, W) over the axis d, each with size one along it; d is 1, 2 or 3.
+        - Input: maximum and mean of a map (B, C, H, W) over the axis d, each with size one along
+          it; d is 1, 2 or 3.
         - Output: as either.
 
     Map:
@@ -45,7 +46,8 @@ class PlaneGate(nn.Module):
         self.tap = Tap("spatial")
 
     def forward(self, highest: Tensor, mean: Tensor, axis: int) -> Tensor:
-        # Only the pooled plane is turned, never the map: a turned map costs four to five passes over memory.
+        # Only the pooled plane is turned, never the map: a turned map costs four to five passes
+        # over memory.
         plane = torch.cat((highest, mean), axis).movedim(axis, 1)
         return self.tap(self.norm(self.conv(plane)).sigmoid().movedim(1, axis))
 
@@ -70,16 +72,16 @@ class TripletAttention(nn.Module):
         - Output: as the input.
 
     Map:
-        ``gate_cw.tap``, ``gate_ch.tap``, ``gate_hw.tap``, kind spatial: (B, C, 1, W), (B, C, H, 1), (B, 1, H, W),
-        values in (0, 1), no sum.
+        ``gate_cw.tap``, ``gate_ch.tap``, ``gate_hw.tap``, kind spatial: (B, C, 1, W), (B, C, H, 1),
+        (B, 1, H, W), values in (0, 1), no sum.
 
     Raises:
         ValueError: ``kernel_size`` is even; or, with batch norm, one image of 1 x 1 in training.
 
     Reference:
-        Misra, Nalamada, Arasanipalai, Hou 2021, "Rotate to Attend: Convolutional Triplet Attention Module",
-        https://arxiv.org/abs/2010.03045. Differs from the authors' code in: its unused arguments are gone, and
-        ``no_spatial`` is ``spatial``.
+        Misra, Nalamada, Arasanipalai, Hou 2021, "Rotate to Attend: Convolutional Triplet Attention
+        Module", https://arxiv.org/abs/2010.03045. Differs from the authors' code in: its unused
+        arguments are gone, and ``no_spatial`` is ``spatial``.
 
     Example:
         >>> import torch
@@ -87,7 +89,9 @@ class TripletAttention(nn.Module):
         torch.Size([2, 12, 7, 11])
     """
 
-    def __init__(self, channels: int, *, kernel_size: int = 7, spatial: bool = True, norm: str = "batch"):
+    def __init__(
+        self, channels: int, *, kernel_size: int = 7, spatial: bool = True, norm: str = "batch"
+    ):
         super().__init__()
         require_positive(channels=channels)
         require_odd(kernel_size=kernel_size)
@@ -98,7 +102,12 @@ class TripletAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
-        gates = {2: self.gate_cw, 3: self.gate_ch} | ({} if self.gate_hw is None else {1: self.gate_hw})
+        gates = {2: self.gate_cw, 3: self.gate_ch} | (
+            {} if self.gate_hw is None else {1: self.gate_hw}
+        )
         planes = max_and_mean(x, *((axis,) for axis in gates))
-        weighted = [gate(*plane, axis) / len(gates) for (axis, gate), plane in zip(gates.items(), planes, strict=True)]
+        weighted = [
+            gate(*plane, axis) / len(gates)
+            for (axis, gate), plane in zip(gates.items(), planes, strict=True)
+        ]
         return scaled_by_sum(x, *weighted)

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visattn.blocks.check import require_divisible, require_map
-from visattn.blocks.tokens import like_format, to_channels, to_map
+from visattn.blocks.parts.check import require_divisible, require_map
+from visattn.blocks.parts.tokens import like_format, to_channels, to_map
 from visattn.core.formula import Attend
 from visattn.core.layout import Channels
 from visattn.core.normalize.exponential import Softmax
@@ -28,15 +28,16 @@ class CrossCovarianceAttention(nn.Module):
         - Input and output: (B, C, H, W).
 
     Map:
-        ``attend``, kind channel: (B, heads, C / heads, C / heads), channels by channels; rows sum to one.
+        ``attend``, kind channel: (B, heads, C / heads, C / heads), channels by channels; rows sum
+        to one.
 
     Raises:
         ValueError: C is no multiple of ``num_heads``.
 
     Reference:
-        El-Nouby et al. 2021, "XCiT: Cross-Covariance Image Transformers", https://arxiv.org/abs/2106.09681. The
-        paper divides by tau, the authors' code multiplies by it, and so does this. Differs from: (B, C, H, W) in and
-        out.
+        El-Nouby et al. 2021, "XCiT: Cross-Covariance Image Transformers",
+        https://arxiv.org/abs/2106.09681. The paper divides by tau, the authors' code multiplies by
+        it, and so does this. Differs from: (B, C, H, W) in and out.
 
     Example:
         >>> CrossCovarianceAttention(12)(torch.rand(2, 12, 7, 11)).shape

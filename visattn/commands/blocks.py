@@ -10,11 +10,21 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from visattn.bench.timing import measure, table
+from visattn.blocks.catalog import BLOCKS, create_block
 from visattn.blocks.reference import KEY_MAPS
-from visattn.blocks.table import BLOCKS, create_block
 from visattn.record.session import capture
 
-HEADER = ("block", "class", "year", "parameters", "MFLOPs", "forward ms", "forward + backward ms", "map", "weights of")
+HEADER = (
+    "block",
+    "class",
+    "year",
+    "parameters",
+    "MFLOPs",
+    "forward ms",
+    "forward + backward ms",
+    "map",
+    "weights of",
+)
 
 
 def run(
@@ -29,8 +39,8 @@ def run(
 ) -> None:
     """Print every block with its class, year, size, cost on this machine and map.
 
-    Times are medians of process CPU time at one thread, for a whole batch. FLOPs are those of convolutions and matrix
-    products, two per multiplication, for one image.
+    Times are medians of process CPU time at one thread, for a whole batch. FLOPs are those of
+    convolutions and matrix products, two per multiplication, for one image.
 
     Args:
         channels: Channels of the feature map.
@@ -51,11 +61,19 @@ def run(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        shown = track(names, "measuring", console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+        shown = track(
+            names,
+            "measuring",
+            console=Console(stderr=True),
+            transient=True,
+            disable=not sys.stderr.isatty(),
+        )
         rows = [_row(name, shape, repeats, notes) for name in shown]
     finally:
         torch.set_num_threads(threads)
-    print(f"{len(rows)} blocks at (B, C, H, W) = {shape}, {torch.get_default_dtype()}, one CPU thread\n")
+    print(
+        f"{len(rows)} blocks at (B, C, H, W) = {shape}, {torch.get_default_dtype()}, one CPU thread\n"
+    )
     print(table(HEADER, rows))
     print("".join(f"\n{note}" for note in notes))
 
@@ -64,7 +82,11 @@ def _chosen(kind: str | None, block: str | None) -> list[str]:
     """The names that the filters leave."""
     if block is not None and block not in BLOCKS:
         create_block(block, 1)  # raises, with the nearest name
-    names = [name for name, entry in BLOCKS.items() if kind in (None, entry.kind) and block in (None, name)]
+    names = [
+        name
+        for name, entry in BLOCKS.items()
+        if kind in (None, entry.kind) and block in (None, name)
+    ]
     if not names:
         kinds = ", ".join(dict.fromkeys(entry.kind for entry in BLOCKS.values()))
         raise ValueError(f"no block has class {kind!r}; classes are {kinds}")
@@ -84,7 +106,15 @@ def _row(name: str, shape: tuple[int, int, int, int], repeats: int, notes: list[
     maps = inputs(model, shape)
     parameters = f"{sum(p.numel() for p in model.parameters()):,}"
     forward, both = _times(model, maps, repeats) if repeats else ("-", "-")
-    return (*start, parameters, f"{_flops(model, maps) / 1e6:.3g}", forward, both, _kinds(model, maps), sources)
+    return (
+        *start,
+        parameters,
+        f"{_flops(model, maps) / 1e6:.3g}",
+        forward,
+        both,
+        _kinds(model, maps),
+        sources,
+    )
 
 
 def inputs(block: nn.Module, shape: tuple[int, int, int, int]) -> list[Tensor]:

@@ -7,22 +7,25 @@ from pathlib import Path
 import yaml
 
 from visattn.bench.timing import table
-from visattn.blocks.table import BLOCKS, create_block
+from visattn.blocks.catalog import BLOCKS, create_block
 
 HEADER = ("block", "accuracy %", "difference to none", "parameters", "seconds per run", "seeds")
 
 
-def run(config: str, *, blocks: str = "", seeds: int = 3, first_seed: int = 0, out: str = "runs/compare") -> None:
+def run(
+    config: str, *, blocks: str = "", seeds: int = 3, first_seed: int = 0, out: str = "runs/compare"
+) -> None:
     """Train one network with each block in its slots, several seeds each, and print an honest table.
 
-    Everything but the block and the seed comes from the config. Accuracy is the best epoch's on the validation images,
-    mean and standard deviation over the seeds. A run that has finished is not run again, so that an interrupted
-    comparison goes on where it stopped.
+    Everything but the block and the seed comes from the config. Accuracy is the best epoch's on the
+    validation images, mean and standard deviation over the seeds. A run that has finished is not
+    run again, so that an interrupted comparison goes on where it stopped.
 
     Args:
-        config: A config of train.py whose model has slots for blocks, and whose key `blocks` lists the blocks with
-            their options, such as configs/blocks_compare.yaml.
-        blocks: Names of blocks, with commas between, in place of all that the config lists; none is the plain network.
+        config: A config of train.py whose model has slots for blocks, and whose key `blocks` lists
+            the blocks with their options, such as configs/blocks_compare.yaml.
+        blocks: Names of blocks, with commas between, in place of all that the config lists; none is
+            the plain network.
         seeds: How many seeds each gets, 2 or more: without a spread there is nothing to compare.
         first_seed: The first of them.
         out: Folder of the runs.
@@ -58,16 +61,27 @@ def rows(results: dict[str, list[dict]]) -> list[tuple]:
             difference = f"{mean - statistics.mean(plain):+.2f} ± {pooled:.2f}"
         seconds = statistics.mean(result["seconds"] for result in runs)
         lines.append(
-            (name, f"{mean:.2f} ± {spread:.2f}", difference, f"{runs[0]['parameters']:,}", f"{seconds:.0f}", len(runs))
+            (
+                name,
+                f"{mean:.2f} ± {spread:.2f}",
+                difference,
+                f"{runs[0]['parameters']:,}",
+                f"{seconds:.0f}",
+                len(runs),
+            )
         )
     return lines
 
 
 def _chosen(listed: dict[str, dict | None], blocks: str) -> dict[str, dict]:
     """The names between the commas, or all that the config lists, each once and known, with the config's options."""
-    names = list(dict.fromkeys(name.strip() for name in blocks.split(",") if name.strip())) or list(listed)
+    names = list(dict.fromkeys(name.strip() for name in blocks.split(",") if name.strip())) or list(
+        listed
+    )
     if not names:
-        raise ValueError("there is no block to compare: list some under `blocks:` in the config, or give --blocks")
+        raise ValueError(
+            "there is no block to compare: list some under `blocks:` in the config, or give --blocks"
+        )
     for name in names:
         if name != "none" and name not in BLOCKS:
             create_block(name, 1)  # raises, with the nearest name
@@ -77,8 +91,13 @@ def _chosen(listed: dict[str, dict | None], blocks: str) -> dict[str, dict]:
 def _host(content: dict, name: str, options: dict, out: Path) -> Path:
     """Write the config of one block's runs, and refuse to mix them with runs of another config."""
     model = dict(content.get("model") or {})
-    # a block that the config itself names would stay in the plain network, and its options in all others
-    given = {key: value for key, value in (model.get("options") or {}).items() if key not in ("block", "block_options")}
+    # a block that the config itself names would stay in the plain network, and its options in all
+    # others
+    given = {
+        key: value
+        for key, value in (model.get("options") or {}).items()
+        if key not in ("block", "block_options")
+    }
     model.pop("block", None)
     if name != "none":
         given |= {"block_options": options} if options else {}
@@ -87,7 +106,9 @@ def _host(content: dict, name: str, options: dict, out: Path) -> Path:
         model["options"] = given
     text, path = yaml.safe_dump({**content, "model": model}, sort_keys=False), out / f"{name}.yaml"
     if path.is_file() and path.read_text() != text:
-        raise ValueError(f"the runs of {name!r} in {out} have another config, {path}; choose another --out")
+        raise ValueError(
+            f"the runs of {name!r} in {out} have another config, {path}; choose another --out"
+        )
     out.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return path
@@ -110,4 +131,16 @@ def _train(config: Path, name: str, seed: int, out: Path) -> None:
     from visattn.training.cli import main
 
     print(f"{name}, seed {seed}")
-    main(["fit", "--config", str(config), "--out", str(folder), "--seed_everything", str(seed), "--overlays", "0"])
+    main(
+        [
+            "fit",
+            "--config",
+            str(config),
+            "--out",
+            str(folder),
+            "--seed_everything",
+            str(seed),
+            "--overlays",
+            "0",
+        ]
+    )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-from visattn.training.classifier import Classifier, load
+from visattn.training.classifier import Classifier, load_classifier
 from visattn.training.saved import write_model
 
 ENDINGS = {"safetensors": ".safetensors", "torch_export": ".pt2", "onnx": ".onnx"}
@@ -25,24 +25,28 @@ FREEDOMS = ((0, 2, 3), (0,), ())  # axes of (B, 3, H, W) left open, the most tha
 NAMES = {0: "batch", 2: "height", 3: "width"}
 
 
-def run(checkpoint: str, *, to: Literal["safetensors", "torch_export", "onnx"], out: str | None = None) -> None:
+def run(
+    checkpoint: str, *, to: Literal["safetensors", "torch_export", "onnx"], out: str | None = None
+) -> None:
     """Write a trained classifier in another form, and compare what that gives with the original.
 
-    safetensors: weights with all that is needed to use them; visattn.load reads it. torch_export: a graph, which
-    torch.export.load opens without this package. onnx: a graph for ONNX Runtime and others. Both graphs take batches
-    of any size, and images of any size where the network does; they carry class names and the transform in their
-    metadata, and their input is what that transform gives.
+    safetensors: weights with all that is needed to use them; visattn.load_classifier reads it.
+        torch_export: a graph, which
+    torch.export.load opens without this package. onnx: a graph for ONNX Runtime and others. Both
+    graphs take batches of any size, and images of any size where the network does; they carry class
+    names and the transform in their metadata, and their input is what that transform gives.
 
     Args:
         checkpoint: A run's folder, a checkpoint, or a safetensors file of an earlier export.
         to: The form.
-        out: The file to write; its ending may be left out. Default: model.safetensors, .pt2 or .onnx beside the run.
+        out: The file to write; its ending may be left out. Default: model.safetensors, .pt2 or
+            .onnx beside the run.
     """
     if to == "onnx":
         _need("onnx", "onnxscript", "onnxruntime")
     if checkpoint.startswith("timm:"):
         raise ValueError(f"export needs a trained checkpoint, got {checkpoint}")
-    classifier = load(checkpoint)
+    classifier = load_classifier(checkpoint)
     path = _target(checkpoint, to, out)
     part = path.with_name(f"{path.stem}.part{path.suffix}")
     try:
@@ -53,10 +57,14 @@ def run(checkpoint: str, *, to: Literal["safetensors", "torch_export", "onnx"], 
         part.unlink(missing_ok=True)
     height, width = classifier.transform.image_size
     taken = f"any {', '.join(NAMES[axis] for axis in free)}" if free else "this one size"
-    print(f"{path} takes (B, 3, {height}, {width}): {taken}; scores differ from the model's by at most {worst:.1e}")
+    print(
+        f"{path} takes (B, 3, {height}, {width}): {taken}; scores differ from the model's by at most {worst:.1e}"
+    )
 
 
-def compare(classifier: Classifier, again: Callable[[Tensor], Tensor], free: tuple[int, ...]) -> float:
+def compare(
+    classifier: Classifier, again: Callable[[Tensor], Tensor], free: tuple[int, ...]
+) -> float:
     """Return the largest difference of the scores over several shapes; too large a one is an error."""
     generator, worst = torch.Generator().manual_seed(0), 0.0
     for shape in _shapes(classifier, free):
@@ -65,7 +73,9 @@ def compare(classifier: Classifier, again: Callable[[Tensor], Tensor], free: tup
             expected, got = classifier.model(images), again(images)
         difference = (expected - got).abs().max().item()
         if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
-            raise ValueError(f"the exported model gives other scores: they differ by {difference:.3g} at {shape}")
+            raise ValueError(
+                f"the exported model gives other scores: they differ by {difference:.3g} at {shape}"
+            )
         worst = max(worst, difference)
     return worst
 
@@ -78,7 +88,7 @@ def _shapes(classifier: Classifier, free: tuple[int, ...]) -> list[tuple[int, ..
 
 def _to_safetensors(classifier: Classifier, path: Path) -> tuple[tuple[int, ...], Callable]:
     write_model(path, classifier.model, classifier.note())
-    return (0, 2, 3) if _takes_other_sizes(classifier) else (0,), load(path).model
+    return (0, 2, 3) if _takes_other_sizes(classifier) else (0,), load_classifier(path).model
 
 
 def _to_torch_export(classifier: Classifier, path: Path) -> tuple[tuple[int, ...], Callable]:
@@ -111,7 +121,9 @@ def trace(classifier: Classifier) -> tuple[tuple[int, ...], ExportedProgram]:
         shapes = ({axis: Dim.DYNAMIC for axis in free},)
         try:
             with _quiet():
-                return free, torch.export.export(classifier.model, (torch.randn(2, 3, *size),), dynamic_shapes=shapes)
+                return free, torch.export.export(
+                    classifier.model, (torch.randn(2, 3, *size),), dynamic_shapes=shapes
+                )
         except Exception as error:  # torch raises a dozen types for what it cannot trace or a network does not take
             reason = error
     raise ValueError(f"torch.export cannot trace the model: {_first_line(reason)}") from reason
@@ -143,7 +155,9 @@ def _explained(error: Exception, program: ExportedProgram) -> str:
     text, link = "", error
     while link is not None:
         text, link = f"{text}\n{link}", link.__cause__
-    nodes = {node.name: node for node in program.run_decompositions().graph.nodes}  # as the exporter saw them
+    nodes = {
+        node.name: node for node in program.run_decompositions().graph.nodes
+    }  # as the exporter saw them
     for name in re.findall(r"translating node %(\w+)", text):
         stack = list(nodes[name].meta.get("nn_module_stack", {}).values()) if name in nodes else []
         if stack:

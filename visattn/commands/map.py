@@ -19,12 +19,12 @@ from visattn.commands.opened import (
     tracked,
 )
 from visattn.data.images import FileImages
-from visattn.draw.files import save, writable
+from visattn.draw.files import save_maps, writable
 from visattn.draw.grids import heads_by_layers
 from visattn.draw.page import page as write_page
 from visattn.draw.payload import layer_of
 from visattn.map import Map
-from visattn.methods.table import explain
+from visattn.methods.explain import explain
 from visattn.record import Record, capture
 from visattn.training.classifier import Classifier
 
@@ -36,11 +36,12 @@ class Question:
     """What is asked of the model.
 
     Args:
-        method: Name of the method; raw takes --layer and --head. Without it rollout, or gradcam for a model in which no
-            tokens attend tokens.
+        method: Name of the method; raw takes --layer and --head. Without it rollout, or gradcam for
+            a model in which no tokens attend tokens.
         layer: Number or name of the layer, as index.json names it; -1 is the last.
         head: One head of the layer, for method raw; without it the mean over heads.
-        target: Class to explain, by name or number; without it the predicted class of each photograph.
+        target: Class to explain, by name or number; without it the predicted class of each
+            photograph.
     """
 
     method: str | None = None
@@ -96,13 +97,20 @@ def run(
     answers, heat, failed = _ask(classifier, photographs(photos), asked, batch_size)
     labels = [answer.label for answer in answers]
     drawn = (answer.picture(classifier) for answer in answers)
-    names, facts = [Path(answer.name).stem for answer in answers], [answer.facts() for answer in answers]
+    names, facts = (
+        [Path(answer.name).stem for answer in answers],
+        [answer.facts() for answer in answers],
+    )
     pictures = tracked(drawn, "drawing", len(answers))
-    items = save(heat, pictures, folder, names=names, labels=labels, facts=facts, **asdict(look))
+    items = save_maps(
+        heat, pictures, folder, names=names, labels=labels, facts=facts, **asdict(look)
+    )
     if grid:
         _draw_heads(classifier, answers, items, folder, look.colormap)
     if page:
-        _write_page(classifier, answers[:_MOST_ON_A_PAGE], heat, folder / "page.html", look.colormap)
+        _write_page(
+            classifier, answers[:_MOST_ON_A_PAGE], heat, folder / "page.html", look.colormap
+        )
     return _report(answers, items, failed, folder, page)
 
 
@@ -113,10 +121,16 @@ def _asked(question: Question, classifier: Classifier, page: bool, grid: str | N
         records = _seen(classifier)
         tokens = [record for record in records if record.kind == "token"]
         if grid and not any(record.grid for record in tokens):
-            raise ValueError("--grid heads needs attention between tokens, and this model has none: leave it out")
+            raise ValueError(
+                "--grid heads needs attention between tokens, and this model has none: leave it out"
+            )
         if page and not any(layer_of(record) for record in records):
-            raise ValueError("--page needs attention that lies on the picture, and this model has none: leave it out")
-        method = method or ("rollout" if tokens and all(record.grid for record in tokens) else "gradcam")
+            raise ValueError(
+                "--page needs attention that lies on the picture, and this model has none: leave it out"
+            )
+        method = method or (
+            "rollout" if tokens and all(record.grid for record in tokens) else "gradcam"
+        )
     layer = int(layer) if layer and layer.lstrip("-").isdigit() else layer
     return _Asked(method, layer, question.head, class_number(question.target, classifier.classes))
 
@@ -166,17 +180,27 @@ class _Answer(NamedTuple):
         return picture(self.photo(), classifier.transform)
 
 
-def _ask(classifier: Classifier, photos: list, asked: _Asked, batch_size: int) -> tuple[list, Map, list[str]]:
+def _ask(
+    classifier: Classifier, photos: list, asked: _Asked, batch_size: int
+) -> tuple[list, Map, list[str]]:
     """Run all photographs through the model, the unreadable ones named and left out."""
     answers, heats, failed = [], [], []
-    for group in tracked(list(batches(photos, batch_size)), "looking", -(-len(photos) // batch_size)):
-        read = [(photo, tensor) for photo in group if (tensor := _tensor(photo, classifier, failed)) is not None]
+    for group in tracked(
+        list(batches(photos, batch_size)), "looking", -(-len(photos) // batch_size)
+    ):
+        read = [
+            (photo, tensor)
+            for photo in group
+            if (tensor := _tensor(photo, classifier, failed)) is not None
+        ]
         if not read:
             continue
         batch = torch.stack([tensor for _, tensor in read])
         heats.append(asked.of(classifier.model, batch))
         winners = _winners(classifier, batch)
-        answers += [_Answer(*photo, *winner) for (photo, _), winner in zip(read, winners, strict=True)]
+        answers += [
+            _Answer(*photo, *winner) for (photo, _), winner in zip(read, winners, strict=True)
+        ]
     if not answers:
         raise ValueError(f"none of the {len(photos)} photographs can be read: {failed[0]}")
     return answers, _joined(heats), failed
@@ -188,7 +212,10 @@ def _winners(classifier: Classifier, batch: Tensor) -> list[tuple[str | None, fl
         return [(None, None)] * len(batch)
     with torch.no_grad():
         best, index = classifier.probabilities(classifier.model(batch)).max(1)
-    return [(classifier.classes[i], round(p, 6)) for i, p in zip(index.tolist(), best.tolist(), strict=True)]
+    return [
+        (classifier.classes[i], round(p, 6))
+        for i, p in zip(index.tolist(), best.tolist(), strict=True)
+    ]
 
 
 def _tensor(photo: tuple, classifier: Classifier, failed: list[str]) -> Tensor | None:
@@ -203,7 +230,10 @@ def _tensor(photo: tuple, classifier: Classifier, failed: list[str]) -> Tensor |
 def _joined(heats: list[Map]) -> Map:
     """Put the maps of several batches into one."""
     one = heats[0]
-    joined = {name: _together([getattr(heat, name) for heat in heats]) for name in ("values", "target", "prefix_mass")}
+    joined = {
+        name: _together([getattr(heat, name) for heat in heats])
+        for name in ("values", "target", "prefix_mass")
+    }
     notes = {name: _together([heat.notes[name] for heat in heats]) for name in one.notes}
     return replace(one, **joined, notes=notes)
 
@@ -212,7 +242,9 @@ def _together(parts: list):
     return torch.cat(parts) if isinstance(parts[0], Tensor) and parts[0].ndim else parts[0]
 
 
-def _draw_heads(classifier: Classifier, answers: list, items: list[dict], folder: Path, colormap: str) -> None:
+def _draw_heads(
+    classifier: Classifier, answers: list, items: list[dict], folder: Path, colormap: str
+) -> None:
     for answer, item in tracked(zip(answers, items, strict=True), "heads", len(answers)):
         photo = answer.photo()
         with torch.no_grad(), capture(classifier.model) as maps:
@@ -221,15 +253,32 @@ def _draw_heads(classifier: Classifier, answers: list, items: list[dict], folder
         drawn.save(folder / f"{item['name']}-heads.png")
 
 
-def _write_page(classifier: Classifier, answers: list, heat: Map, path: Path, colormap: str) -> None:
+def _write_page(
+    classifier: Classifier, answers: list, heat: Map, path: Path, colormap: str
+) -> None:
     photos = [answer.photo() for answer in answers]
     with torch.no_grad(), capture(classifier.model) as maps:
         classifier.model(torch.stack([classifier.transform(photo) for photo in photos]))
     few = replace(heat, values=heat.values[: len(answers)])
-    few = few if heat.prefix_mass is None else replace(few, prefix_mass=heat.prefix_mass[: len(answers)])
+    few = (
+        few
+        if heat.prefix_mass is None
+        else replace(few, prefix_mass=heat.prefix_mass[: len(answers)])
+    )
     pictures = [picture(photo, classifier.transform) for photo in photos]
-    names, labels = [Path(answer.name).name for answer in answers], [answer.label for answer in answers]
-    write_page(maps, pictures, path, heats={heat.method: few}, names=names, labels=labels, colormap=colormap)
+    names, labels = (
+        [Path(answer.name).name for answer in answers],
+        [answer.label for answer in answers],
+    )
+    write_page(
+        maps,
+        pictures,
+        path,
+        heats={heat.method: few},
+        names=names,
+        labels=labels,
+        colormap=colormap,
+    )
 
 
 def _report(answers: list, items: list[dict], failed: list[str], folder: Path, page: bool) -> int:
@@ -238,6 +287,8 @@ def _report(answers: list, items: list[dict], failed: list[str], folder: Path, p
     if len(answers) > _MOST_LINES:
         print(f"... and {len(answers) - _MOST_LINES} more, listed in {folder / 'index.json'}")
     if page:
-        some = f", the first {_MOST_ON_A_PAGE} photographs" if len(answers) > _MOST_ON_A_PAGE else ""
+        some = (
+            f", the first {_MOST_ON_A_PAGE} photographs" if len(answers) > _MOST_ON_A_PAGE else ""
+        )
         print(f"interactive page{some}: {folder / 'page.html'}")
     return complained("visattn map", failed)

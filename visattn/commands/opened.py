@@ -14,8 +14,8 @@ from torch import nn
 
 from visattn.data.images import list_images
 from visattn.data.transform import EvalTransform
-from visattn.models.table import create_model
-from visattn.training.classifier import Classifier, load
+from visattn.models.presets import create_model
+from visattn.training.classifier import Classifier, load_classifier
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,11 @@ class Source:
 
 def open_classifier(source: Source) -> Classifier:
     """Return a run's or checkpoint's classifier, or a model of timm's with the weights that were asked for."""
-    ways = {"--pretrained": source.pretrained, "--weights FILE": source.weights, "--random": source.random}
+    ways = {
+        "--pretrained": source.pretrained,
+        "--weights FILE": source.weights,
+        "--random": source.random,
+    }
     asked = [way for way, given in ways.items() if given]
     if not source.model.startswith("timm:"):
         if asked:
@@ -81,7 +85,9 @@ def class_number(target: str | None, classes: Sequence[str]) -> int | None:
         return int(target)
     near = get_close_matches(target, classes, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"--target must be a class name or 0 to {len(classes) - 1}, got {target!r}{hint}")
+    raise ValueError(
+        f"--target must be a class name or 0 to {len(classes) - 1}, got {target!r}{hint}"
+    )
 
 
 def batches(entries: Sequence, size: int) -> Iterator[Sequence]:
@@ -95,7 +101,9 @@ def batches(entries: Sequence, size: int) -> Iterator[Sequence]:
 def tracked(steps: Iterable, what: str, total: int) -> Iterator:
     """Yield the steps under a progress bar, where someone is watching."""
     console = Console(stderr=True)
-    yield from track(steps, what, total, console=console, transient=True, disable=not console.is_terminal)
+    yield from track(
+        steps, what, total, console=console, transient=True, disable=not console.is_terminal
+    )
 
 
 def complained(prog: str, failed: Sequence[str]) -> int:
@@ -107,10 +115,14 @@ def complained(prog: str, failed: Sequence[str]) -> int:
 
 def _loaded(model: str) -> Classifier:
     if Path(model).exists():
-        return load(model)
+        return load_classifier(model)
     beside = [str(path) for path in Path(model).parent.glob("*")]
     near = get_close_matches(model, beside, n=1)
-    hint = f"; did you mean {near[0]}?" if near else "; it must be a run's folder, a checkpoint or timm:NAME"
+    hint = (
+        f"; did you mean {near[0]}?"
+        if near
+        else "; it must be a run's folder, a checkpoint or timm:NAME"
+    )
     raise FileNotFoundError(f"--model: there is no {model!r}{hint}")
 
 
@@ -118,7 +130,9 @@ def _resized(classifier: Classifier, image_size: int | None) -> Classifier:
     if image_size is not None:
         old = classifier.transform
         mean, std = old.mean / 255, old.std / 255
-        classifier.transform = EvalTransform((image_size, image_size), resize=old.resize, mean=mean, std=std)
+        classifier.transform = EvalTransform(
+            (image_size, image_size), resize=old.resize, mean=mean, std=std
+        )
     return classifier
 
 
@@ -137,15 +151,25 @@ def _network(source: Source) -> nn.Module:
     # timm converts and resizes what its own loader reads, so a file takes the place of its download
     options = {"pretrained_cfg_overlay": {"file": source.weights}} if source.weights else {}
     try:
-        return create_model(source.model, image_size=source.image_size, pretrained=not source.random, **options)
-    except Exception as error:  # torch raises a dozen types for files that are damaged or made for another model
+        return create_model(
+            source.model, image_size=source.image_size, pretrained=not source.random, **options
+        )
+    except (
+        Exception
+    ) as error:  # torch raises a dozen types for files that are damaged or made for another model
         if source.weights is None:
             raise
         first = str(error).splitlines()[0]
-        raise ValueError(f"--weights: {source.weights} does not fit {source.model} ({first})") from error
+        raise ValueError(
+            f"--weights: {source.weights} does not fit {source.model} ({first})"
+        ) from error
 
 
 def _class_names(count: int, trained: bool) -> Sequence[str]:
     from timm.data import ImageNetInfo
 
-    return ImageNetInfo().label_descriptions() if trained and count == 1000 else [f"class {i}" for i in range(count)]
+    return (
+        ImageNetInfo().label_descriptions()
+        if trained and count == 1000
+        else [f"class {i}" for i in range(count)]
+    )

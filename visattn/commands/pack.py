@@ -18,9 +18,10 @@ from visattn.data.shards import CLASSES, write_index
 def run(folder: str, out: str, *, shard_mib: int = 256, seed: int = 0) -> int:
     """Pack a folder or zip of class folders into tar shards, which train.py takes as --data.root.
 
-    The files keep their bytes. Their order is shuffled, so that a reader that streams a shard meets all classes. Each
-    sample is NUMBER-CLASS_NAME.jpg (or .png ...) and the class's number in NUMBER-CLASS_NAME.cls; the names of the
-    classes lie in classes.txt, and where everything lies in index.npz, for a quick start.
+    The files keep their bytes. Their order is shuffled, so that a reader that streams a shard meets
+    all classes. Each sample is NUMBER-CLASS_NAME.jpg (or .png ...) and the class's number in
+    NUMBER-CLASS_NAME.cls; the names of the classes lie in classes.txt, and where everything lies in
+    index.npz, for a quick start.
 
     Args:
         folder: A folder or zip of class folders, or with train/, val/ and test/ of those.
@@ -32,7 +33,9 @@ def run(folder: str, out: str, *, shard_mib: int = 256, seed: int = 0) -> int:
         raise ValueError(f"--shard-mib must be 1 or more, got {shard_mib}")
     target = Path(out)
     if target.is_dir() and any(target.iterdir()):
-        raise FileExistsError(f"{out} is not empty: give a new folder, or delete what an interrupted run left there")
+        raise FileExistsError(
+            f"{out} is not empty: give a new folder, or delete what an interrupted run left there"
+        )
     splits = list_classes(folder)
     target.mkdir(parents=True, exist_ok=True)
     (target / CLASSES).write_text("\n".join(splits["train"].classes) + "\n", encoding="utf-8")
@@ -42,8 +45,12 @@ def run(folder: str, out: str, *, shard_mib: int = 256, seed: int = 0) -> int:
         watched = tracked(order, f"packing {split}", len(order))
         paths += write_shards(images, watched, target, split, size=shard_mib * 2**20, lost=lost)
     places = write_index(target, paths)
-    print(f"{len(places.names):,} images of {len(splits['train'].classes)} classes lie in {len(paths)} shards in {out}")
-    print(f"train with them      uv run train.py fit --config configs/own_folder.yaml --data.root {out}")
+    print(
+        f"{len(places.names):,} images of {len(splits['train'].classes)} classes lie in {len(paths)} shards in {out}"
+    )
+    print(
+        f"train with them      uv run train.py fit --config configs/own_folder.yaml --data.root {out}"
+    )
     return complained("visattn pack", lost)
 
 
@@ -62,7 +69,9 @@ def write_shards(
             if shard is None or 0 < shard.offset > size - len(data):
                 _finish(opened, paths)
                 paths.append(out / f"{split}-{len(paths):06d}.tar")
-                shard = opened.enter_context(tarfile.open(_part(paths[-1]), "w", format=tarfile.USTAR_FORMAT))
+                shard = opened.enter_context(
+                    tarfile.open(_part(paths[-1]), "w", format=tarfile.USTAR_FORMAT)
+                )
             stem, ending = os.path.splitext(images.name(index))
             key = f"{number:08d}-{re.sub('[^A-Za-z0-9_-]+', '_', stem)[-60:]}"
             _add(shard, key + ending.lower(), data)

@@ -34,7 +34,9 @@ class Unrun(TrainingCLI):
             datamodule=self.datamodule,
             max_epochs=asked.max_epochs,
             max_steps=-1 if asked.max_steps is None else asked.max_steps,
-            limit_train_batches=1.0 if asked.limit_train_batches is None else asked.limit_train_batches,
+            limit_train_batches=1.0
+            if asked.limit_train_batches is None
+            else asked.limit_train_batches,
             accumulate_grad_batches=asked.accumulate_grad_batches or 1,
         )
 
@@ -42,7 +44,9 @@ class Unrun(TrainingCLI):
         """Do nothing: the parts are all that is wanted."""
 
 
-def run(config: str, *, change: str = "", images: int = 6, versions: int = 7, out: str = "preview") -> None:
+def run(
+    config: str, *, change: str = "", images: int = 6, versions: int = 7, out: str = "preview"
+) -> None:
     """Draw augmented training images and the learning rate of a configuration, without training.
 
     Args:
@@ -73,7 +77,10 @@ def draw_sheet(data: ImageData, images: int, versions: int) -> Figure:
     loader = data.train_dataloader()
     transform, chosen = loader.dataset.transform, _spread(data, images)
     height, width = data.image_size
-    figure = Figure(figsize=(1.3 * (versions + 1), 1.3 * len(chosen) * height / width + 0.4), layout="constrained")
+    figure = Figure(
+        figsize=(1.3 * (versions + 1), 1.3 * len(chosen) * height / width + 0.4),
+        layout="constrained",
+    )
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(chosen), versions + 1, squeeze=False)
     for row, (position, image, name) in zip(axes, chosen, strict=True):
@@ -87,7 +94,9 @@ def draw_sheet(data: ImageData, images: int, versions: int) -> Figure:
     return figure
 
 
-def _versions(transform: TrainTransform, image: Image.Image, position: int, count: int) -> list[np.ndarray]:
+def _versions(
+    transform: TrainTransform, image: Image.Image, position: int, count: int
+) -> list[np.ndarray]:
     seen = [transform.pixels(image, (epoch, position, 0)) for epoch in range(count)]
     return [transform.evaluation.pixels(image), *seen]
 
@@ -104,7 +113,11 @@ def _spread(data: ImageData, count: int) -> list[tuple[int, Image.Image, str]]:
         except ValueError:  # unreadable: left out of the training too
             continue
         label = labels[position]
-        names = [data.classes[n] for n in np.flatnonzero(label)] if label.ndim else [data.classes[label]]
+        names = (
+            [data.classes[n] for n in np.flatnonzero(label)]
+            if label.ndim
+            else [data.classes[label]]
+        )
         found.append((position, image, "\n".join(names)[:40]))
         if len(found) == count:
             break
@@ -119,7 +132,9 @@ def learning_rates(parts: Unrun) -> dict[str, list[tuple[int, float]]]:
     _, steps = planned_steps(parts.trainer)
     shown = sorted({round(step) for step in np.linspace(0, steps - 1, min(steps, POINTS))})
     tops = [group["initial_lr"] for group in optimizer.param_groups]
-    curves = {"learning rate": max(tops)} | ({"of the slowest layers": min(tops)} if min(tops) < max(tops) else {})
+    curves = {"learning rate": max(tops)} | (
+        {"of the slowest layers": min(tops)} if min(tops) < max(tops) else {}
+    )
     share = schedule.lr_lambdas[0]
     return {name: [(step, top * share(step)) for step in shown] for name, top in curves.items()}
 
@@ -142,11 +157,17 @@ def draw_rates(rates: dict[str, list[tuple[int, float]]], trainer: SimpleNamespa
 def _say(parts: Unrun, rates: dict[str, list[tuple[int, float]]]) -> None:
     data, (per_epoch, steps) = parts.datamodule, planned_steps(parts.trainer)
     counts = data.class_counts
-    named = ", ".join(f"{name} {count}" for name, count in list(zip(data.classes, counts, strict=True))[:12])
+    named = ", ".join(
+        f"{name} {count}" for name, count in list(zip(data.classes, counts, strict=True))[:12]
+    )
     more = f" and {len(counts) - 12} more" if len(counts) > 12 else ""
     top = max(rate for points in rates.values() for _, rate in points)
     print(f"training images      {sum(counts):,} labels of {len(counts)} classes: {named}{more}")
-    print(f"steps                {per_epoch:,} an epoch of {data.batch_size} images, {steps:,} in all")
+    print(
+        f"steps                {per_epoch:,} an epoch of {data.batch_size} images, {steps:,} in all"
+    )
     print(f"learning rate        up to {top:.3g}")
     if data.skipped:
-        print(f"left out             {len(data.skipped)} files, such as {os.fspath(data.skipped[0])}")
+        print(
+            f"left out             {len(data.skipped)} files, such as {os.fspath(data.skipped[0])}"
+        )

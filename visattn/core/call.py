@@ -53,7 +53,9 @@ def check(q, k, v, similarity, normalize, bias, mask, dropout) -> Call:
             raise ValueError(f"{name} must be (B, H, N, D); got shape {tuple(x.shape)}")
     if q.shape[0] != k.shape[0] or (v is not None and k.shape[:3] != v.shape[:3]):
         shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v) if x is not None)
-        raise ValueError(f"q, k and v must agree in B, and k and v in heads and tokens; got {shapes}")
+        raise ValueError(
+            f"q, k and v must agree in B, and k and v in heads and tokens; got {shapes}"
+        )
     if (similarity.key_dim or q.shape[3]) != k.shape[3]:
         raise ValueError(
             f"k must be {similarity.key_dim or q.shape[3]} wide for {name_of(similarity)}; got {k.shape[3]}"
@@ -61,13 +63,17 @@ def check(q, k, v, similarity, normalize, bias, mask, dropout) -> Call:
     if k.shape[2] == 0:
         raise ValueError(f"k must have at least one token; got shape {tuple(k.shape)}")
     if q.shape[1] % k.shape[1]:
-        raise ValueError(f"query heads must be a multiple of key heads; got {q.shape[1]} and {k.shape[1]}")
+        raise ValueError(
+            f"query heads must be a multiple of key heads; got {q.shape[1]} and {k.shape[1]}"
+        )
     _check_parts(q.shape[1], similarity=similarity, normalize=normalize)
     _check_devices(q, k=k, v=v, bias=bias, mask=mask)
     shape = (*q.shape[:3], k.shape[2])
     bias, mask = _fit("bias", bias, shape), _fit("mask", mask, shape)
     if mask is not None and mask.dtype != torch.bool:
-        raise ValueError(f"mask must be bool, True where a key may be attended; got {mask.dtype} (scores: bias=)")
+        raise ValueError(
+            f"mask must be bool, True where a key may be attended; got {mask.dtype} (scores: bias=)"
+        )
     call = Call(q, k, v, similarity, normalize, bias, mask, dropout)
     if similarity.key_local or mask is None:
         return call
@@ -77,7 +83,9 @@ def check(q, k, v, similarity, normalize, bias, mask, dropout) -> Call:
 def _check_parts(heads: int, **parts: nn.Module) -> None:
     for name, part in parts.items():
         if part.num_heads not in (1, heads):
-            raise ValueError(f"{name} must be made for {heads} heads, as q has, or for 1; got {part.num_heads}")
+            raise ValueError(
+                f"{name} must be made for {heads} heads, as q has, or for 1; got {part.num_heads}"
+            )
 
 
 def _check_devices(q: Tensor, **others: Tensor | None) -> None:
@@ -92,7 +100,9 @@ def _fit(name: str, x: Tensor | None, shape: tuple[int, int, int, int]) -> Tenso
         return None
     full = (1,) * (4 - x.ndim) + tuple(x.shape)
     if len(full) != 4 or any(have not in (1, want) for have, want in zip(full, shape, strict=True)):
-        raise ValueError(f"{name} must broadcast to (B, H, Nq, Nk) = {shape}; got shape {tuple(x.shape)}")
+        raise ValueError(
+            f"{name} must broadcast to (B, H, Nq, Nk) = {shape}; got shape {tuple(x.shape)}"
+        )
     return x.view(full) if x.ndim < 4 else x
 
 
@@ -100,7 +110,9 @@ def _mask_keys(k: Tensor, mask: Tensor, similarity: Similarity) -> Tensor:
     """Hide masked keys from a similarity that looks at all of them."""
     if mask.shape[2] != 1:
         name = type(similarity).__name__
-        raise ValueError(f"{name} looks at all keys at once: mask must be the same for every query, (B, H, 1, Nk)")
+        raise ValueError(
+            f"{name} looks at all keys at once: mask must be the same for every query, (B, H, 1, Nk)"
+        )
     mask = mask.transpose(2, 3)
     return k.masked_fill(~mask, -torch.inf).masked_fill(~mask.any(2, keepdim=True), 0.0)
 

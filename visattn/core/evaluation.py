@@ -35,10 +35,16 @@ def choose(call: Call) -> Plan:
     """Choose the first evaluation that serves the call exactly and without an N x N matrix."""
     if call.dropout and not (call.q.is_cuda and refuses(call, "sdpa") is None):
         if call.normalize.row_local and not call.normalize.stochastic:
-            return Plan("blocked", "dropout of the weights leaves the fused kernel, so tiles are formed again")
+            return Plan(
+                "blocked",
+                "dropout of the weights leaves the fused kernel, so tiles are formed again",
+            )
         return Plan("dense", f"dropout with {name_of(call.normalize)} needs the whole matrix")
     if _padding_costs_more(call):
-        return Plan("blocked", "values are so much wider than keys that padding costs more than tiles formed again")
+        return Plan(
+            "blocked",
+            "values are so much wider than keys that padding costs more than tiles formed again",
+        )
     gpu.warn_of_tiles(call)
     for impl in ("associative", "sdpa", "triton", "blocked"):
         if refuses(call, impl) is None:
@@ -49,7 +55,12 @@ def choose(call: Call) -> Plan:
 def _padding_costs_more(call: Call) -> bool:
     """Tell whether the fused CPU kernel, which wants one width, loses to tiles (measured: keys 32, values 256 wide)."""
     wide = call.shared_v.shape[3] > call.q.shape[3] + 128
-    return wide and call.q.device.type == "cpu" and type(call.normalize) is Softmax and call.similarity.has_dot_form
+    return (
+        wide
+        and call.q.device.type == "cpu"
+        and type(call.normalize) is Softmax
+        and call.similarity.has_dot_form
+    )
 
 
 def _reason(call: Call, impl: str) -> str:
@@ -84,12 +95,20 @@ def refuses(call: Call, impl: str) -> str | None:
         return f"{name_of(call.similarity)} is no inner product"
     if impl == "sdpa":
         fits = {Softmax, Softmax1, Double, Sinkhorn}
-        return None if type(normalize) in fits else f"{name_of(normalize)} cannot be rewritten as a softmax"
+        return (
+            None
+            if type(normalize) in fits
+            else f"{name_of(normalize)} cannot be rewritten as a softmax"
+        )
     if type(normalize) not in {L1, Uniform}:
         return f"{name_of(normalize)} is not linear in the scores"
     if isinstance(normalize, L1) and not call.similarity.nonnegative:
         return f"the row sum of {pair} needs every score"
-    return None if call.key_mask_only() else "a bias, or a mask that differs by query, needs every score"
+    return (
+        None
+        if call.key_mask_only()
+        else "a bias, or a mask that differs by query, needs every score"
+    )
 
 
 def require(call: Call, impl: str) -> None:
@@ -99,7 +118,9 @@ def require(call: Call, impl: str) -> None:
     if why is None and call.dropout and impl == "associative":
         why = "dropout of the weights needs every score"
     if why is not None:
-        raise ValueError(f"impl={impl!r} cannot serve this call: {why}; auto would take {choose(call)}")
+        raise ValueError(
+            f"impl={impl!r} cannot serve this call: {why}; auto would take {choose(call)}"
+        )
 
 
 def _dense(call: Call) -> Tensor:
@@ -115,7 +136,9 @@ def _blocked(call: Call) -> Tensor:
     bias, mask = call.bias, call.mask
     if call.normalize.kernel is None or call.dropout or not call.similarity.has_dot_form:
         mask = mask if bias is None else both(mask, bias > -torch.inf)
-        return recomputed(call.q, call.k, call.v, call.similarity, call.normalize, bias, mask, call.dropout)
+        return recomputed(
+            call.q, call.k, call.v, call.similarity, call.normalize, bias, mask, call.dropout
+        )
     q, k, extra = call.similarity.dot_form(call.q, call.k)
     bias = extra if bias is None else bias if extra is None else bias + extra
     return blocked(q, k, call.v, bias, mask, call.normalize.kernel, call.normalize.exponent())
@@ -162,4 +185,10 @@ def _append(q: Tensor, k: Tensor, potential: Tensor) -> tuple[Tensor, Tensor]:
     return F.pad(q, (0, 1), value=1.0), torch.cat([k, potential.to(k.dtype)], -1)
 
 
-EVALUATE = {"dense": _dense, "blocked": _blocked, "associative": _associative, "sdpa": _fused, "triton": _triton}
+EVALUATE = {
+    "dense": _dense,
+    "blocked": _blocked,
+    "associative": _associative,
+    "sdpa": _fused,
+    "triton": _triton,
+}

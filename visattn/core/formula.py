@@ -33,7 +33,8 @@ def attend(
         bias: Float, added to the scores, broadcastable to (B, H, Nq, Nk); -inf masks.
         mask: Bool, broadcastable likewise; True may attend. A query without any key gets zeros.
         dropout: Share of the weights dropped; the caller passes 0 in evaluation.
-        impl: One of auto, sdpa, associative, blocked, triton, dense; what cannot serve the pair raises.
+        impl: One of auto, sdpa, associative, blocked, triton, dense; what cannot serve the pair
+            raises.
 
     Returns:
         (B, H, Nq, Dv).
@@ -72,7 +73,8 @@ def attention_map(
         normalize: f_norm; None is Softmax.
         bias: As in :func:`attend`.
         mask: As in :func:`attend`.
-        rows: Queries whose rows are wanted; None is all. Where rows do not depend on each other only these are formed.
+        rows: Queries whose rows are wanted; None is all. Where rows do not depend on each other
+            only these are formed.
 
     Returns:
         (B, H, rows, Nk).
@@ -131,17 +133,20 @@ class Attend(nn.Module):
         impl: As in :func:`attend`.
 
     Shape:
-        As :func:`attend`. ``layout`` says how tokens were folded into the batch; the formula does not need it.
+        As :func:`attend`. ``layout`` says how tokens were folded into the batch; the formula does
+        not need it.
 
     Map:
         ``attention_map`` of the same inputs; rows sum to one where the normalizer says so.
 
     Raises:
-        TypeError: ``similarity`` or ``normalize`` is a name; the tables SIMILARITIES and NORMALIZERS give objects.
+        TypeError: ``similarity`` or ``normalize`` is a name; the tables SIMILARITIES and
+            NORMALIZERS give objects.
         ValueError: ``dropout`` or ``impl`` is out of range.
 
     Reference:
-        Vaswani et al. 2017, eq. 1, https://arxiv.org/abs/1706.03762. Differs from: any f_sim and f_norm.
+        Vaswani et al. 2017, eq. 1, https://arxiv.org/abs/1706.03762. Differs from: any f_sim and
+        f_norm.
 
     Example:
         >>> x = torch.rand(2, 3, 5, 7)
@@ -163,7 +168,9 @@ class Attend(nn.Module):
             ("normalize", normalize, "NORMALIZERS"),
         ):
             if value is not None and not isinstance(value, nn.Module):
-                raise TypeError(f"{argument} must be an object, such as {table}[...](...); got {value!r}")
+                raise TypeError(
+                    f"{argument} must be an object, such as {table}[...](...); got {value!r}"
+                )
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1); got {dropout}")
         if impl not in IMPLS:
@@ -181,4 +188,14 @@ class Attend(nn.Module):
         layout: object | None = None,
     ) -> Tensor:
         dropout = self.dropout if self.training else 0.0
-        return attend(q, k, v, self.similarity, self.normalize, bias=bias, mask=mask, dropout=dropout, impl=self.impl)
+        return attend(
+            q,
+            k,
+            v,
+            self.similarity,
+            self.normalize,
+            bias=bias,
+            mask=mask,
+            dropout=dropout,
+            impl=self.impl,
+        )

@@ -18,7 +18,9 @@ def missing(call: Call, kinds: tuple[str, ...] = ops.KINDS) -> str | None:
     """Return why there is no fused GPU kernel for a pair, on any machine."""
     if call.normalize.kernel in kinds and call.similarity.has_dot_form:
         return None
-    return f"there is no fused GPU kernel for {name_of(call.similarity)} x {name_of(call.normalize)}"
+    return (
+        f"there is no fused GPU kernel for {name_of(call.similarity)} x {name_of(call.normalize)}"
+    )
 
 
 def refuses(call: Call, kinds: tuple[str, ...] = ops.KINDS) -> str | None:
@@ -48,7 +50,16 @@ def warn_of_tiles(call: Call) -> None:
 def evaluated(call: Call) -> Tensor:
     """Return m."""
     q, k, bias, scale = inner_form(call)
-    return ops.fused(q, k, call.shared_v, bias, call.mask, call.normalize.exponent(), call.normalize.kernel, scale)
+    return ops.fused(
+        q,
+        k,
+        call.shared_v,
+        bias,
+        call.mask,
+        call.normalize.exponent(),
+        call.normalize.kernel,
+        scale,
+    )
 
 
 def row_chain(
@@ -67,11 +78,15 @@ def row_chain(
     Args:
         u: (B, Nq), one row for all heads.
         q: As in ``attend``, like k, bias and mask.
-        pair: The similarity and the normalizer, None standing for a scaled dot product and for softmax.
+        pair: The similarity and the normalizer, None standing for a scaled dot product and for
+            softmax.
         scale: Factor of a scaled dot product where it is not 1 / sqrt(D).
-        weighed: Gradients (B, H, Nq, Dv) and values (B, H, Nk, Dv), to weigh A by [G]+, G = gradients values^T.
+        weighed: Gradients (B, H, Nq, Dv) and values (B, H, Nk, Dv), to weigh A by [G]+, G =
+            gradients values^T.
     """
-    if unavailable(q.device) or (torch.is_grad_enabled() and any(x.requires_grad for x in (u, q, k))):
+    if unavailable(q.device) or (
+        torch.is_grad_enabled() and any(x.requires_grad for x in (u, q, k))
+    ):
         return None
     call = check(q, k, None, *pair, bias, mask, 0.0)
     if refuses(call, (*ops.KINDS, "softmax")):
@@ -81,4 +96,6 @@ def row_chain(
     p = None if p is None else p.float()
     gradient, v = (None, None) if weighed is None else (x.to(dtype) for x in weighed)
     operands = (u.float(), q.to(dtype), k.to(dtype), bias, call.mask, p)
-    return ops.row_chain(*operands, call.normalize.kernel, own if scale is None else scale, gradient, v)
+    return ops.row_chain(
+        *operands, call.normalize.kernel, own if scale is None else scale, gradient, v
+    )

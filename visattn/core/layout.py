@@ -1,9 +1,10 @@
 """Layouts: which tokens of a grid meet, by folding groups of them into the batch. All speak the same few words.
 
-``fold`` takes (B, N, C) to (B * G, T, C), groups varying fastest, ``unfold`` brings the outputs of queries back;
-``fold_keys`` differs from ``fold`` only where keys overlap between groups. ``token_index()`` and ``key_index()`` say
-which token lies where, (G, T), -1 for padding. ``meets()`` is a mask (G, 1, T or 1, Tk), None where all of them meet.
-``places()`` gives rows and columns for positions.
+``fold`` takes (B, N, C) to (B * G, T, C), groups varying fastest, ``unfold`` brings the outputs of
+queries back; ``fold_keys`` differs from ``fold`` only where keys overlap between groups.
+``token_index()`` and ``key_index()`` say which token lies where, (G, T), -1 for padding.
+``meets()`` is a mask (G, 1, T or 1, Tk), None where all of them meet. ``places()`` gives rows and
+columns for positions.
 """
 
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ Pair = tuple[int, int]
 class Windows:
     """Neighboring tokens in windows of ``size``, moved by ``shift``; a window is never larger than the grid.
 
-    A grid that is no multiple of the size is padded below and at the right; a shift moves the windows around the edge,
-    and tokens that were not neighbors before do not meet (Liu et al. 2021, Swin, https://arxiv.org/abs/2103.14030).
+    A grid that is no multiple of the size is padded below and at the right; a shift moves the
+    windows around the edge, and tokens that were not neighbors before do not meet (Liu et al. 2021,
+    Swin, https://arxiv.org/abs/2103.14030).
 
     >>> Windows((3, 4), (2, 2)).token_index()
     tensor([[ 0,  1,  4,  5],
@@ -47,13 +49,17 @@ class Windows:
     @property
     def moved(self) -> Pair:
         """The shift, where there is more than one window to shift."""
-        return tuple(m if s < n else 0 for m, s, n in zip(self.shift, self.extent, self.grid, strict=True))
+        return tuple(
+            m if s < n else 0 for m, s, n in zip(self.shift, self.extent, self.grid, strict=True)
+        )
 
     def fold(self, x: Tensor) -> Tensor:
         x = _pad(x, self.grid, self.extent, self.counts)
         if any(self.moved):
             x = x.roll((-self.moved[0], -self.moved[1]), dims=(1, 2))
-        x = x.unflatten(2, (self.counts[1], self.extent[1])).unflatten(1, (self.counts[0], self.extent[0]))
+        x = x.unflatten(2, (self.counts[1], self.extent[1])).unflatten(
+            1, (self.counts[0], self.extent[0])
+        )
         return x.transpose(2, 3).flatten(3, 4).flatten(0, 2)
 
     def unfold(self, y: Tensor) -> Tensor:
@@ -73,8 +79,11 @@ class Windows:
     def meets(self, device: torch.device | None = None) -> Tensor | None:
         if not any(self.moved):
             return _real_keys(self, device)
-        # The first rows and columns come back behind the last ones: there they are strangers, as padding (0) is to all.
-        strangers = (coordinates(self.grid, device) < torch.tensor(self.moved, device=device)).long()
+        # The first rows and columns come back behind the last ones: there they are strangers, as
+        # padding (0) is to all.
+        strangers = (
+            coordinates(self.grid, device) < torch.tensor(self.moved, device=device)
+        ).long()
         side = self.fold(1 + strangers @ torch.tensor([[1], [2]], device=device))[..., 0]
         return side[:, None, :, None] == side[:, None, None, :]
 
@@ -86,7 +95,8 @@ class Windows:
 class Grid:
     """Tokens equally far apart: each group is a coarse grid of ``size`` over the whole (MaxViT).
 
-    Tu et al. 2022, https://arxiv.org/abs/2204.01697. A grid that is no multiple of the size is padded below and right.
+    Tu et al. 2022, https://arxiv.org/abs/2204.01697. A grid that is no multiple of the size is
+    padded below and right.
 
     >>> Grid((2, 4), (2, 2)).token_index()
     tensor([[0, 2, 4, 6],
@@ -107,7 +117,9 @@ class Grid:
 
     def fold(self, x: Tensor) -> Tensor:
         x = _pad(x, self.grid, self.extent, self.counts)
-        x = x.unflatten(2, (self.extent[1], self.counts[1])).unflatten(1, (self.extent[0], self.counts[0]))
+        x = x.unflatten(2, (self.extent[1], self.counts[1])).unflatten(
+            1, (self.extent[0], self.counts[0])
+        )
         return x.permute(0, 2, 4, 1, 3, 5).flatten(3, 4).flatten(0, 2)
 
     def unfold(self, y: Tensor) -> Tensor:
@@ -174,9 +186,10 @@ class CrissCross:
 class Neighborhood:
     """A token meets the ``kernel_size`` tokens around it; at a border the neighborhood moves inside, as large as ever.
 
-    Hassani et al. 2023, https://arxiv.org/abs/2204.07143. Queries are folded in tiles of ``kernel_size``; the keys of a
-    tile are the union of its queries' neighborhoods, a region less than twice as wide, so that memory grows with the
-    tokens and not with their square. A neighborhood is never larger than the grid.
+    Hassani et al. 2023, https://arxiv.org/abs/2204.07143. Queries are folded in tiles of
+    ``kernel_size``; the keys of a tile are the union of its queries' neighborhoods, a region less
+    than twice as wide, so that memory grows with the tokens and not with their square. A
+    neighborhood is never larger than the grid.
 
     >>> Neighborhood((1, 5), (1, 3)).meets()[:, 0].long()
     tensor([[[1, 1, 1, 0, 0],
@@ -218,11 +231,15 @@ class Neighborhood:
         return _index(self, device)
 
     def key_index(self, device: torch.device | None = None) -> Tensor:
-        return self.fold_keys(torch.arange(self.grid[0] * self.grid[1], device=device)[None, :, None])[..., 0]
+        return self.fold_keys(
+            torch.arange(self.grid[0] * self.grid[1], device=device)[None, :, None]
+        )[..., 0]
 
     def meets(self, device: torch.device | None = None) -> Tensor:
         query, key, _, _ = self.places(device)
-        limits = torch.tensor([n - k for n, k in zip(self.grid, self.extent, strict=True)], device=device)
+        limits = torch.tensor(
+            [n - k for n, k in zip(self.grid, self.extent, strict=True)], device=device
+        )
         half = torch.tensor([k // 2 for k in self.extent], device=device)
         size = torch.tensor(self.extent, device=device)
         start = torch.minimum((query - half).clamp(min=0), limits)[:, :, None]
@@ -262,7 +279,9 @@ class Channels:
 
 def _check_tokens(x: Tensor, grid: Pair) -> None:
     if x.shape[1] != grid[0] * grid[1]:
-        raise ValueError(f"x must have the {grid[0]} x {grid[1]} tokens of its grid and no others; got {x.shape[1]}")
+        raise ValueError(
+            f"x must have the {grid[0]} x {grid[1]} tokens of its grid and no others; got {x.shape[1]}"
+        )
 
 
 def _pad(x: Tensor, grid: Pair, extent: Pair, counts: Pair) -> Tensor:

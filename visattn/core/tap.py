@@ -10,16 +10,18 @@ class Tap(nn.Module):
         y = \alpha
 
     Args:
-        kind: What the values stand for: ``"channel"`` (one value per channel), ``"spatial"`` (one per position, per
-            channel or per strip), ``"branch"`` (one per branch and channel) or ``"token"`` (queries by keys).
+        kind: What the values stand for: ``"channel"`` (one value per channel), ``"spatial"`` (one
+            per position, per channel or per strip), ``"branch"`` (one per branch and channel) or
+            ``"token"`` (queries by keys).
 
     Shape:
-        - Input: channel (B, C, 1, 1); spatial (B, G, H, W), where G, H or W may be 1; branch (B, K, C, 1, 1), or with
-          H, W in place of 1, 1; token (B, h, Nq, Nk).
+        - Input: channel (B, C, 1, 1); spatial (B, G, H, W), where G, H or W may be 1; branch (B, K,
+          C, 1, 1), or with H, W in place of 1, 1; token (B, h, Nq, Nk).
         - Output: the input itself.
 
     Map:
-        The input. A gate lies in the range of its activation and does not sum to one; branch and token weights do.
+        The input. A gate lies in the range of its activation and does not sum to one; branch and
+        token weights do.
 
     Raises:
         ValueError: ``kind`` is none of the four.

@@ -1,8 +1,9 @@
 """Albumentations behind one adapter, seeded per sample.
 
-Albumentations 2.0.8 gives every worker process the same random state, and workers started anew the same again each
-epoch (https://github.com/albumentations-team/AlbumentationsX/issues/266). Here the state is set before each sample from
-(seed, epoch, index, copy), so an augmentation depends on nothing else: not on workers, ranks, order or a resume.
+Albumentations 2.0.8 gives every worker process the same random state, and workers started anew the
+same again each epoch (https://github.com/albumentations-team/AlbumentationsX/issues/266). Here the
+state is set before each sample from (seed, epoch, index, copy), so an augmentation depends on
+nothing else: not on workers, ranks, order or a resume.
 """
 
 import math
@@ -27,20 +28,25 @@ class TrainTransform:
     """Augment an 8-bit image and normalize it as the evaluation transform does.
 
     Args:
-        evaluation: the deterministic transform that ``none`` equals and whose size and normalization all share.
-        name: ``none``; ``crop``: random crop along the longer side, then a shift by up to an eighth of each side, which
-            costs least (He et al. 2016 pad and crop CIFAR-10 so); ``light``: the same crop, rotation by at most 10
-            degrees, scale and shift by 10 and 8 %, shear by 5 degrees; ``strong``: random resized crop of at least 35 %
-            of the area, two random operations of fourteen (as RandAugment); ``trivial``: the crop of ``light`` and one
+        evaluation: the deterministic transform that ``none`` equals and whose size and
+            normalization all share.
+        name: ``none``; ``crop``: random crop along the longer side, then a shift by up to an eighth
+            of each side, which costs least (He et al. 2016 pad and crop CIFAR-10 so); ``light``:
+            the same crop, rotation by at most 10 degrees, scale and shift by 10 and 8 %, shear by 5
+            degrees; ``strong``: random resized crop of at least 35 % of the area, two random
+            operations of fourteen (as RandAugment); ``trivial``: the crop of ``light`` and one
             random operation (as TrivialAugment).
-        flip: mirror half of the images; wrong for characters, digits and anything with a left and a right.
-        erase: share of the images that lose a rectangle of 10 to 40 % of each side to a random color (random erasing);
-            None takes 0.25 for ``strong`` and 0 elsewhere.
+        flip: mirror half of the images; wrong for characters, digits and anything with a left and a
+            right.
+        erase: share of the images that lose a rectangle of 10 to 40 % of each side to a random
+            color (random erasing); None takes 0.25 for ``strong`` and 0 elsewhere.
         seed: of the run.
 
     Shape:
-        - Input: an RGB or L image and its draw (epoch, index, copy); with ``pair`` a mask of its size too.
-        - Output: (3, h, w) float32, a pure function of image, seed and draw; the mask (h, w), moved as the image.
+        - Input: an RGB or L image and its draw (epoch, index, copy); with ``pair`` a mask of its
+          size too.
+        - Output: (3, h, w) float32, a pure function of image, seed and draw; the mask (h, w), moved
+          as the image.
 
     Raises:
         ValueError: ``name`` is unknown or ``erase`` is no share.
@@ -61,7 +67,9 @@ class TrainTransform:
             raise ValueError(f"erase must lie between 0 and 1, got {erase}")
         self.evaluation, self.name, self.flip, self.seed = evaluation, name, flip, seed
         self.erase = _ERASED * (name == "strong") if erase is None else erase
-        self.long_side = round(evaluation.long_side * (1.25 if name == "strong" else 1))  # a part is enlarged
+        self.long_side = round(
+            evaluation.long_side * (1.25 if name == "strong" else 1)
+        )  # a part is enlarged
         self._pipeline = None
 
     def apply(self, image: Image.Image, draw: tuple[int, int, int]) -> Tensor:
@@ -73,27 +81,37 @@ class TrainTransform:
         generator, box = self._begin(image.size, draw)
         return self._augmented({"image": self._crop(image, box)}, generator)["image"]
 
-    def pair(self, image: Image.Image, mask: Image.Image, draw: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    def pair(
+        self, image: Image.Image, mask: Image.Image, draw: tuple[int, int, int]
+    ) -> tuple[Tensor, Tensor]:
         """An image and its mask, moved alike; the mask keeps its values, and no color or erasing touches it."""
         generator, box = self._begin(image.size, draw)
         values = np.asarray(self.evaluation.resized(mask, Image.Resampling.NEAREST, box))
         moved = self._augmented({"image": self._crop(image, box), "mask": values}, generator)
         return self.evaluation.normalize(moved["image"]), torch.from_numpy(np.array(moved["mask"]))
 
-    def _begin(self, size: tuple[int, int], draw: tuple[int, int, int]) -> tuple[np.random.Generator, tuple | None]:
+    def _begin(
+        self, size: tuple[int, int], draw: tuple[int, int, int]
+    ) -> tuple[np.random.Generator, tuple | None]:
         generator = np.random.default_rng([self.seed, *draw])
         if self.name == "none":
             return generator, None
-        return generator, random_box(size, self.evaluation.aspect(size), self.name == "strong", generator)
+        return generator, random_box(
+            size, self.evaluation.aspect(size), self.name == "strong", generator
+        )
 
     def _crop(self, image: Image.Image, box: tuple | None) -> np.ndarray:
         return rgb(self.evaluation.resized(image, Image.Resampling.BILINEAR, box))
 
-    def _augmented(self, arrays: dict[str, np.ndarray], generator: np.random.Generator) -> dict[str, np.ndarray]:
+    def _augmented(
+        self, arrays: dict[str, np.ndarray], generator: np.random.Generator
+    ) -> dict[str, np.ndarray]:
         if self.name == "none" and not self.flip and not self.erase:
             return arrays
         if self._pipeline is None:
-            self._pipeline = _compose(self.name, self.evaluation.image_size, flip=self.flip, erase=self.erase)
+            self._pipeline = _compose(
+                self.name, self.evaluation.image_size, flip=self.flip, erase=self.erase
+            )
         self._pipeline.set_random_state(generator, random.Random(int(generator.integers(2**63))))
         return self._pipeline(**arrays)
 
@@ -106,7 +124,8 @@ def random_box(
 ) -> tuple[float, float, float, float]:
     """A box (left, top, right, bottom) somewhere in a picture: the largest of an aspect, or one of random size too.
 
-    It is cut out while the picture is resized, which costs less than to resize more than is kept, and loses less.
+    It is cut out while the picture is resized, which costs less than to resize more than is kept,
+    and loses less.
     """
     width, height = size
     across = min(width, height * aspect)
@@ -120,7 +139,9 @@ def random_box(
 
 
 def _compose(name: str, size: tuple[int, int], *, flip: bool, erase: float):
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network for a newer version
+    os.environ.setdefault(
+        "NO_ALBUMENTATIONS_UPDATE", "1"
+    )  # else its import asks the network for a newer version
     import albumentations
 
     pipelines = {
@@ -134,7 +155,9 @@ def _compose(name: str, size: tuple[int, int], *, flip: bool, erase: float):
     steps += [albumentations.HorizontalFlip(p=0.5)] * flip
     side = (0.1, 0.4)
     hole = {"hole_height_range": side, "hole_width_range": side, "fill": "random_uniform"}
-    return albumentations.Compose(steps + [albumentations.CoarseDropout((1, 1), **hole, p=erase)] * bool(erase))
+    return albumentations.Compose(
+        steps + [albumentations.CoarseDropout((1, 1), **hole, p=erase)] * bool(erase)
+    )
 
 
 def _none(a) -> list:
@@ -152,7 +175,12 @@ def _shift(a, size: tuple[int, int]) -> list:
 def _light(a) -> list:
     shift = (-0.08, 0.08)
     affine = a.Affine(
-        scale=(0.9, 1.1), translate_percent=shift, rotate=(-10, 10), shear=(-5, 5), border_mode=_REPLICATE, p=1
+        scale=(0.9, 1.1),
+        translate_percent=shift,
+        rotate=(-10, 10),
+        shear=(-5, 5),
+        border_mode=_REPLICATE,
+        p=1,
     )
     return [affine]
 
@@ -176,7 +204,9 @@ def _operations(a, strength: float) -> list:
         {"translate_percent": {"x": (0, 0), "y": (-shift, shift)}},
     ]
     still = {"brightness": (1, 1), "contrast": (1, 1), "saturation": (1, 1), "hue": (0, 0)}
-    tones = [still | {which: (1 - tone, 1 + tone)} for which in ("brightness", "contrast", "saturation")]
+    tones = [
+        still | {which: (1 - tone, 1 + tone)} for which in ("brightness", "contrast", "saturation")
+    ]
     return [
         *[a.Affine(**move, border_mode=_REPLICATE, p=1) for move in moves],
         *[a.ColorJitter(**change, p=1) for change in tones],

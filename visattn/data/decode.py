@@ -14,16 +14,22 @@ def read_image(data: bytes, name: str, long_side: int | None = None) -> Image.Im
     """Decode one file's bytes; whatever is wrong with it, the error names the file."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd tags and big sizes; what it can read is read
+            warnings.simplefilter(
+                "ignore"
+            )  # Pillow warns of odd tags and big sizes; what it can read is read
             return to_eight_bit(Image.open(io.BytesIO(data)), long_side)
-    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, IndexError ...
+    except (
+        Exception
+    ) as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, IndexError ...
         raise ValueError(f"cannot read image {name!r}: {_reason(error)}") from error
 
 
 def to_eight_bit(image: Image.Image, long_side: int | None = None) -> Image.Image:
     """RGB, or L if grey; upright, transparent pixels on white; a JPEG is decoded no finer than ``long_side`` needs."""
     if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}: save it smaller first")
+        raise ValueError(
+            f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}: save it smaller first"
+        )
     if long_side is not None:
         image.draft(None, (long_side, long_side))
     image.load()

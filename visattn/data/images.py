@@ -12,7 +12,9 @@ from PIL import Image
 from visattn.data.decode import read_image
 from visattn.data.stores import Archive, Folder, open_store
 
-EXTENSIONS = frozenset(".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split())
+EXTENSIONS = frozenset(
+    ".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split()
+)
 # what a store raises for a file that is lost, cut, garbled or encrypted
 UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError)
 SPLIT_OF = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -36,14 +38,23 @@ class Names:
         return len(self.ends) - 1
 
     def __getitem__(self, index: int) -> str:
-        return self.block[self.ends[index] : self.ends[index + 1]].decode("utf-8", "surrogateescape")
+        return self.block[self.ends[index] : self.ends[index + 1]].decode(
+            "utf-8", "surrogateescape"
+        )
 
 
 class FileImages:
     """Image files of a folder or zip, each with the index of its class, or a row of 0 and 1 for every class."""
 
-    def __init__(self, store: Folder | Archive, names: Iterable[str], labels, classes: list[str], ignored=()):
-        self.store, self.names, self.classes, self.ignored = store, Names(names), classes, list(ignored)
+    def __init__(
+        self, store: Folder | Archive, names: Iterable[str], labels, classes: list[str], ignored=()
+    ):
+        self.store, self.names, self.classes, self.ignored = (
+            store,
+            Names(names),
+            classes,
+            list(ignored),
+        )
         self.labels = np.asarray(labels)
 
     def __len__(self) -> int:
@@ -89,10 +100,14 @@ def list_classes(root: str | os.PathLike) -> dict[str, FileImages]:
     if not any(name.startswith("train/") for name in below):
         outer = {name for name in below if "/" not in name}
         if outer and outer <= SPLIT_OF.keys():
-            raise ValueError(f"root: {str(root)!r} has {sorted(outer)} but no train/ with class folders in it")
+            raise ValueError(
+                f"root: {str(root)!r} has {sorted(outer)} but no train/ with class folders in it"
+            )
         return {"train": _one_split(store, top, files, folders)}
     found = {
-        split: _one_split(store, f"{top}{name}/", files, folders) for name, split in SPLIT_OF.items() if name in below
+        split: _one_split(store, f"{top}{name}/", files, folders)
+        for name, split in SPLIT_OF.items()
+        if name in below
     }
     for split, images in found.items():
         _compare_classes(str(root), split, found["train"].classes, images.classes)
@@ -117,7 +132,9 @@ def _innermost(folders: list[str]) -> str:
         top = deeper
 
 
-def _one_split(store: Folder | Archive, prefix: str, files: list[str], folders: list[str]) -> FileImages:
+def _one_split(
+    store: Folder | Archive, prefix: str, files: list[str], folders: list[str]
+) -> FileImages:
     where = f"{str(store.path)!r}" + (f", {prefix}" if prefix else "")
     below = [name[len(prefix) :] for name in folders if name.startswith(prefix)]
     classes = [name for name in below if "/" not in name]
@@ -125,9 +142,14 @@ def _one_split(store: Folder | Archive, prefix: str, files: list[str], folders: 
     if len(classes) < 2:
         raise ValueError(
             f"root: {where} must hold at least two class folders with images, or train/ and val/ with class folders in "
-            f"them; got {classes or 'none'}" + (f" and {len(ignored)} files outside" if ignored else "") + _zips(files)
+            f"them; got {classes or 'none'}"
+            + (f" and {len(ignored)} files outside" if ignored else "")
+            + _zips(files)
         )
-    empty = [classes[number] for number in np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)]
+    empty = [
+        classes[number]
+        for number in np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)
+    ]
     if empty:
         raise ValueError(f"root: {where} has class folders without an image: {', '.join(empty)}")
     return FileImages(store, names, np.asarray(labels, dtype=np.int64), classes, ignored)
@@ -138,7 +160,9 @@ def _zips(files: list[str]) -> str:
     return f"; unzip {', '.join(zips[:3])} there, or give one of them" if zips else ""
 
 
-def _labeled(files: list[str], prefix: str, classes: list[str]) -> tuple[list[str], list[int], list[str]]:
+def _labeled(
+    files: list[str], prefix: str, classes: list[str]
+) -> tuple[list[str], list[int], list[str]]:
     """Names and class numbers of the images below ``prefix``, and the files that are none or of no class."""
     index = {name: number for number, name in enumerate(classes)}
     names, labels, ignored = [], [], []

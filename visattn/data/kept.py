@@ -11,8 +11,9 @@ _LIMIT = 8 * 2**30  # bytes; more are images for which a cache is the wrong mean
 class KeptImages:
     """Images of a source as pixels in memory: the same pictures, names and labels, without decoding again.
 
-    The pixels are one block of bytes, which forked workers share; spawned ones get a copy each, as does every rank.
-    What cannot be read is not kept, and read from the source each time, which says what is wrong with it.
+    The pixels are one block of bytes, which forked workers share; spawned ones get a copy each, as
+    does every rank. What cannot be read is not kept, and read from the source each time, which says
+    what is wrong with it.
 
     Args:
         source: any of ``visattn.data.sources.Source``.
@@ -31,7 +32,9 @@ class KeptImages:
         self._starts = np.zeros(len(source), np.int64)
         self._block = bytearray()
         watched = Console(stderr=True)
-        steps = track(indices, "decoding", console=watched, transient=True, disable=not watched.is_terminal)
+        steps = track(
+            indices, "decoding", console=watched, transient=True, disable=not watched.is_terminal
+        )
         for count, index in enumerate(steps, 1):
             self._keep(int(index))
             if len(self._block) > limit:

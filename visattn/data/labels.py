@@ -17,8 +17,8 @@ SEPARATOR = ";"
 def list_table(root: str | os.PathLike, table: str | os.PathLike) -> dict[str, FileImages]:
     """Images of a folder or zip, labeled by a CSV file.
 
-    Its columns are ``file``, the path within the root; ``label``, one class, or ``labels``, any number of classes with
-    semicolons between; and if wanted ``split``: train, val or test.
+    Its columns are ``file``, the path within the root; ``label``, one class, or ``labels``, any
+    number of classes with semicolons between; and if wanted ``split``: train, val or test.
     """
     store = open_store(root)
     listed = store.entries()[0]
@@ -28,7 +28,9 @@ def list_table(root: str | os.PathLike, table: str | os.PathLike) -> dict[str, F
     _check_rows(path, rows, files)
     classes = _in_order({name for _, names, _ in rows for name in names})
     if len(classes) < 2:
-        raise ValueError(f"labels: {str(path)!r} must name at least two classes, got {classes or 'none'}")
+        raise ValueError(
+            f"labels: {str(path)!r} must name at least two classes, got {classes or 'none'}"
+        )
     unnamed = sorted(files - {name for name, _, _ in rows})
     parts = {}
     for split in dict.fromkeys(split for _, _, split in rows):
@@ -57,13 +59,19 @@ def check_same_classes(there: list[str], here: list[str]) -> None:
     if there == here:
         return
     lost, new = sorted(set(there) - set(here)), sorted(set(here) - set(there))
-    sides = f"only there {lost or 'none'}, only here {new or 'none'}" if lost or new else "here they have another order"
+    sides = (
+        f"only there {lost or 'none'}, only here {new or 'none'}"
+        if lost or new
+        else "here they have another order"
+    )
     raise ValueError(f"the checkpoint was trained on other classes: {sides}")
 
 
 def class_counts(labels: np.ndarray, num_classes: int) -> list[int]:
     """Images of each class."""
-    return (labels.sum(0) if labels.ndim > 1 else np.bincount(labels, minlength=num_classes)).tolist()
+    return (
+        labels.sum(0) if labels.ndim > 1 else np.bincount(labels, minlength=num_classes)
+    ).tolist()
 
 
 def class_weights(counts: list[int]) -> list[float]:
@@ -77,14 +85,21 @@ def class_weights(counts: list[int]) -> list[float]:
     return [sum(counts) / (present * count) if count else 0.0 for count in counts]
 
 
-def split_stratified(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def split_stratified(
+    labels: np.ndarray, fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Indices of two parts; the second holds ``fraction`` of each class, at least one image of it if it has two.
 
-    Where an image may have several classes, ``fraction`` of the images is drawn without regard to them.
+    Where an image may have several classes, ``fraction`` of the images is drawn without regard to
+    them.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"val_fraction must lie between 0 and 1, got {fraction}")
-    groups = [np.arange(len(labels))] if labels.ndim > 1 else [np.flatnonzero(labels == n) for n in np.unique(labels)]
+    groups = (
+        [np.arange(len(labels))]
+        if labels.ndim > 1
+        else [np.flatnonzero(labels == n) for n in np.unique(labels)]
+    )
     numbers = [0] if labels.ndim > 1 else np.unique(labels)
     rest, held = [], []
     for number, group in zip(numbers, groups, strict=True):
@@ -93,11 +108,15 @@ def split_stratified(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
         held.append(members[:count])
         rest.append(members[count:])
     if not sum(map(len, held)):
-        raise ValueError("root: a class needs two images or more, one of them for validation; all classes have one")
+        raise ValueError(
+            "root: a class needs two images or more, one of them for validation; all classes have one"
+        )
     return np.sort(np.concatenate(rest)), np.sort(np.concatenate(held))
 
 
-def _table(store: Folder | Archive, listed: list[str], table: str | os.PathLike) -> tuple[Path, bytes]:
+def _table(
+    store: Folder | Archive, listed: list[str], table: str | os.PathLike
+) -> tuple[Path, bytes]:
     """The table as given, or beside the images, also where those lie in a zip: its path and content."""
     path, inside = Path(table), store.path / table
     if path.is_file():
@@ -106,13 +125,17 @@ def _table(store: Folder | Archive, listed: list[str], table: str | os.PathLike)
         return inside, inside.read_bytes()
     if Path(table).as_posix() in listed:
         return inside, store.read(Path(table).as_posix())
-    raise FileNotFoundError(f"labels: there is no file {str(table)!r}, neither here nor in root {str(store.path)!r}")
+    raise FileNotFoundError(
+        f"labels: there is no file {str(table)!r}, neither here nor in root {str(store.path)!r}"
+    )
 
 
 def _rows(path: Path, content: bytes) -> tuple[list[tuple[str, list[str], str]], bool]:
     """(file, classes, split) of every row, and whether a row may name several classes."""
     try:
-        reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), skipinitialspace=True)
+        reader = csv.DictReader(
+            io.StringIO(content.decode("utf-8-sig"), newline=""), skipinitialspace=True
+        )
         columns, lines = reader.fieldnames or [], list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"labels: {str(path)!r} is no CSV file ({error})") from error
@@ -128,12 +151,16 @@ def _rows(path: Path, content: bytes) -> tuple[list[tuple[str, list[str], str]],
 
 def _row(path: Path, number: int, line: dict, column: str) -> tuple[str, list[str], str]:
     text, word = line[column] or "", (line.get("split") or "train").strip()
-    names = [name.strip() for name in text.split(SEPARATOR)] if column == "labels" else [text.strip()]
+    names = (
+        [name.strip() for name in text.split(SEPARATOR)] if column == "labels" else [text.strip()]
+    )
     names = list(dict.fromkeys(name for name in names if name))
     if column == "label" and not names:
         raise ValueError(f"labels: line {number} of {str(path)!r} has no label")
     if word not in SPLIT_OF:
-        raise ValueError(f"labels: line {number} of {str(path)!r}: split must be train, val or test, got {word!r}")
+        raise ValueError(
+            f"labels: line {number} of {str(path)!r}: split must be train, val or test, got {word!r}"
+        )
     return (line["file"] or "").strip().replace("\\", "/").removeprefix("./"), names, SPLIT_OF[word]
 
 
@@ -155,10 +182,16 @@ def _check_rows(path: Path, rows: list[tuple], files: set[str]) -> None:
 
 def _in_order(names: set[str]) -> list[str]:
     """Sorted; as numbers, where all are."""
-    return sorted(names, key=int) if all(name.isascii() and name.isdigit() for name in names) else sorted(names)
+    return (
+        sorted(names, key=int)
+        if all(name.isascii() and name.isdigit() for name in names)
+        else sorted(names)
+    )
 
 
-def _part(store: Folder | Archive, rows: list[tuple], classes: list[str], several: bool, unnamed) -> FileImages:
+def _part(
+    store: Folder | Archive, rows: list[tuple], classes: list[str], several: bool, unnamed
+) -> FileImages:
     number = {name: index for index, name in enumerate(classes)}
     if several:
         labels = np.zeros((len(rows), len(classes)), dtype=np.uint8)

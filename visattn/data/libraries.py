@@ -11,7 +11,8 @@ from PIL import Image
 from visattn.data.decode import read_image, to_eight_bit
 from visattn.data.images import SPLIT_OF
 
-# name: (class in torchvision.datasets, arguments of the training part, of the test part, attribute with the labels)
+# name: (class in torchvision.datasets, arguments of the training part, of the test part, attribute
+# with the labels)
 _BY_NAME = {"split": "train"}, {"split": "test"}
 _BY_FLAG = {"train": True}, {"train": False}
 TORCHVISION: dict[str, tuple[str, dict, dict, str]] = {
@@ -51,7 +52,9 @@ class LibraryImages:
         return read_image(given, name, long_side)
 
 
-def torchvision_images(name: str, root: str | os.PathLike, download: bool = False) -> dict[str, LibraryImages]:
+def torchvision_images(
+    name: str, root: str | os.PathLike, download: bool = False
+) -> dict[str, LibraryImages]:
     """The ``train`` and ``test`` parts of a torchvision data set that lies in ``root``."""
     import torchvision.datasets
 
@@ -65,7 +68,9 @@ def torchvision_images(name: str, root: str | os.PathLike, download: bool = Fals
         raise FileNotFoundError(
             f"dataset: {name!r} does not lie in root {str(root)!r}; set download: true to fetch it from the network"
         ) from error
-    classes = getattr(parts["train"], "classes", None) or [str(digit) for digit in range(10)]  # SVHN names none
+    classes = getattr(parts["train"], "classes", None) or [
+        str(digit) for digit in range(10)
+    ]  # SVHN names none
     return {
         part: LibraryImages(partial(_picture, data), getattr(data, labels), list(classes))
         for part, data in parts.items()
@@ -81,7 +86,9 @@ def hub_images(name: str, download: bool = False) -> dict[str, LibraryImages]:
     try:
         import datasets
     except ImportError as error:
-        raise ImportError(f"dataset: hf:{name} needs the package datasets: pip install 'visattn[hf]'") from error
+        raise ImportError(
+            f"dataset: hf:{name} needs the package datasets: pip install 'visattn[hf]'"
+        ) from error
 
     if Path(name).is_dir():
         found = datasets.load_from_disk(name)
@@ -96,7 +103,9 @@ def hub_images(name: str, download: bool = False) -> dict[str, LibraryImages]:
 
 def _fetched(datasets, name: str, download: bool):
     try:
-        return datasets.load_dataset(name, download_config=datasets.DownloadConfig(local_files_only=not download))
+        return datasets.load_dataset(
+            name, download_config=datasets.DownloadConfig(local_files_only=not download)
+        )
     except Exception as error:  # its dozen types for what is not there share no base
         hint = "" if download else "; set download: true to fetch it from the network"
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -104,8 +113,12 @@ def _fetched(datasets, name: str, download: bool):
 
 
 def _hub_split(datasets, name: str, rows) -> LibraryImages:
-    pictures = [column for column, kind in rows.features.items() if isinstance(kind, datasets.Image)]
-    labels = [column for column, kind in rows.features.items() if isinstance(kind, datasets.ClassLabel)]
+    pictures = [
+        column for column, kind in rows.features.items() if isinstance(kind, datasets.Image)
+    ]
+    labels = [
+        column for column, kind in rows.features.items() if isinstance(kind, datasets.ClassLabel)
+    ]
     if len(pictures) != 1 or len(labels) != 1:
         raise ValueError(
             f"dataset: hf:{name} must have one column of images and one of class labels; "

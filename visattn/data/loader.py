@@ -25,19 +25,35 @@ class EpochSampler(Sampler[Draw]):
         length: number of images.
         seed: of the run.
         rank: this process.
-        world: number of processes; each gets every ``world``-th sample, the last samples are filled up from the first.
+        world: number of processes; each gets every ``world``-th sample, the last samples are filled
+            up from the first.
         weights: per image, drawn in proportion and with replacement; None draws each image once.
-        repeats: copies of an image that follow each other, each augmented in its own way (Hoffer et al. 2020); the
-            epoch keeps its length, so it sees fewer images.
+        repeats: copies of an image that follow each other, each augmented in its own way (Hoffer et
+            al. 2020); the epoch keeps its length, so it sees fewer images.
 
     Raises:
         ValueError: ``repeats`` is below 1.
     """
 
-    def __init__(self, length: int, *, seed: int = 0, rank: int = 0, world: int = 1, weights=None, repeats: int = 1):
+    def __init__(
+        self,
+        length: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        weights=None,
+        repeats: int = 1,
+    ):
         if repeats < 1:
             raise ValueError(f"repeats must be 1 or more, got {repeats}")
-        self.length, self.seed, self.rank, self.world, self.repeats = length, seed, rank, world, repeats
+        self.length, self.seed, self.rank, self.world, self.repeats = (
+            length,
+            seed,
+            rank,
+            world,
+            repeats,
+        )
         self.chances = None if weights is None else np.asarray(weights) / np.sum(weights)
         self.epoch, self.start = 0, 0
 
@@ -56,7 +72,11 @@ class EpochSampler(Sampler[Draw]):
     def __iter__(self) -> Iterator[Draw]:
         epoch, start, self.start = self.epoch, self.start, 0
         order = self._order(epoch)
-        copies = occurrence(order) if self.repeats > 1 or self.chances is not None else np.zeros_like(order)
+        copies = (
+            occurrence(order)
+            if self.repeats > 1 or self.chances is not None
+            else np.zeros_like(order)
+        )
         mine = np.arange(start, start + self.count(start) * self.world, self.world) + self.rank
         mine %= self.length
         pairs = zip(order[mine].tolist(), copies[mine].tolist(), strict=True)
@@ -87,12 +107,16 @@ class ImageSet(Dataset):
     Args:
         source: any of ``visattn.data.sources.Source``.
         indices: which of its images; None takes all.
-        transform: has ``apply(image)``, in training ``apply(image, draw)``, and ``long_side``, all it needs of a JPEG.
-        on_error: ``raise``, or ``skip``: in training the next readable image takes the place, elsewhere there is none.
+        transform: has ``apply(image)``, in training ``apply(image, draw)``, and ``long_side``, all
+            it needs of a JPEG.
+        on_error: ``raise``, or ``skip``: in training the next readable image takes the place,
+            elsewhere there is none.
         named: samples are (image, file name) instead of (image, label).
     """
 
-    def __init__(self, source, indices=None, *, transform=None, on_error: str = "skip", named: bool = False):
+    def __init__(
+        self, source, indices=None, *, transform=None, on_error: str = "skip", named: bool = False
+    ):
         self.source, self.transform, self.on_error, self.named = source, transform, on_error, named
         self.indices = np.arange(len(source)) if indices is None else indices
         # in shared memory, so that workers can report to the main process
@@ -109,9 +133,13 @@ class ImageSet(Dataset):
             sample = self._sample(position, Draw(key.epoch, position, key.copy + step))
             if sample is not None:
                 return sample
-        raise ValueError(f"none of {len(self)} images can be read, the first is {self.source.name(self.indices[0])!r}")
+        raise ValueError(
+            f"none of {len(self)} images can be read, the first is {self.source.name(self.indices[0])!r}"
+        )
 
-    def _sample(self, position: int, draw: Draw | None = None) -> tuple[Tensor, int | str | Tensor] | None:
+    def _sample(
+        self, position: int, draw: Draw | None = None
+    ) -> tuple[Tensor, int | str | Tensor] | None:
         index = int(self.indices[position])
         try:
             image = self.source.image(index, self.transform.long_side)
@@ -121,7 +149,9 @@ class ImageSet(Dataset):
             self.unreadable[position] = 1
             return None
         inputs = (image,) if draw is None else (image, draw)
-        return self.transform.apply(*inputs), self.source.name(index) if self.named else self._label(index)
+        return self.transform.apply(*inputs), self.source.name(
+            index
+        ) if self.named else self._label(index)
 
     def _label(self, index: int) -> int | Tensor:
         """Number of the class, or 0 and 1 for every class where there may be several."""
@@ -130,7 +160,10 @@ class ImageSet(Dataset):
 
     def skipped(self) -> list[str]:
         """Names of the files that could not be read so far."""
-        return [self.source.name(self.indices[position]) for position in self.unreadable.nonzero().flatten().tolist()]
+        return [
+            self.source.name(self.indices[position])
+            for position in self.unreadable.nonzero().flatten().tolist()
+        ]
 
 
 def collate(samples: list) -> tuple | None:
@@ -149,9 +182,10 @@ class EvalLoader(DataLoader):
 class TrainLoader(DataLoader):
     """A DataLoader that can go on in the middle of an epoch, with any number of workers.
 
-    Order and augmentation are pure functions, so its whole state is where it stands: the epoch and how many samples of
-    it all processes together have been given. (torchdata's StatefulDataLoader saves the state of its workers, and
-    refuses to resume with another number of them.) Needs an EpochSampler.
+    Order and augmentation are pure functions, so its whole state is where it stands: the epoch and
+    how many samples of it all processes together have been given. (torchdata's StatefulDataLoader
+    saves the state of its workers, and refuses to resume with another number of them.) Needs an
+    EpochSampler.
     """
 
     waited = 0.0  # seconds in which batches were awaited, or made in this process, in the epoch begun last
@@ -163,7 +197,8 @@ class TrainLoader(DataLoader):
         batches, rest = divmod(sampler.count(start), self.batch_size)
         batches += bool(rest and not self.drop_last)
         for number, batch in enumerate(self._timed(), 1):
-            # moved on before the batch is given out: what is saved while it is used resumes after it
+            # moved on before the batch is given out: what is saved while it is used resumes after
+            # it
             self._stand = (epoch, start + number * step) if number < batches else (epoch + 1, 0)
             if number == batches:
                 sampler.set_epoch(epoch + 1)

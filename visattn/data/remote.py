@@ -13,7 +13,12 @@ from rich.progress import track
 
 from visattn.data.shards import CLASSES, INDEX, shards_in, write_index
 
-SCHEMES = ("http", "https", "gs", "hf")  # of those webdataset opens: none that runs a command of the URL's choice
+SCHEMES = (
+    "http",
+    "https",
+    "gs",
+    "hf",
+)  # of those webdataset opens: none that runs a command of the URL's choice
 _log = logging.getLogger(__name__)
 
 
@@ -31,7 +36,8 @@ def fetched(root: str, download: bool = False) -> Path:
         reason = "needs the packages webdataset and filelock: pip install 'visattn[shards]'"
         raise ImportError(f"root: {root!r} {reason}") from error
 
-    # its check sum tells it from others of a similar path, and keeps what may be secret in a URL out of names
+    # its check sum tells it from others of a similar path, and keeps what may be secret in a URL
+    # out of names
     folder = Path("data") / f"{_plain(urlsplit(root).path)[-80:]}-{zlib.crc32(root.encode()):08x}"
     shards = _places(root, webdataset.shardlists.expand_urls(root), folder)
     if not download:
@@ -60,7 +66,9 @@ def _places(root: str, urls: list[str], folder: Path) -> dict[Path, str]:
             )
     places = {folder / _plain(urlsplit(url).path.removeprefix(_base(root))): url for url in urls}
     if len(places) < len(urls):
-        raise ValueError(f"root: {root!r} means {len(urls)} shards with {len(places)} different paths between them")
+        raise ValueError(
+            f"root: {root!r} means {len(urls)} shards with {len(places)} different paths between them"
+        )
     return places
 
 
@@ -71,7 +79,9 @@ def _fetch(webdataset, root: str, shards: dict[Path, str], folder: Path) -> None
         _fetch_classes(webdataset, root, folder / CLASSES)
     watched = Console(stderr=True)
     missing = [place for place in shards if not place.is_file()]
-    for place in track(missing, "fetching", console=watched, transient=True, disable=not watched.is_terminal):
+    for place in track(
+        missing, "fetching", console=watched, transient=True, disable=not watched.is_terminal
+    ):
         part = place.with_name(f"{place.name}.part")
         try:
             webdataset.cache.download(shards[place], str(part))

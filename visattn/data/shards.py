@@ -1,8 +1,8 @@
 """Images in tar shards, as webdataset has them: `key.jpg` beside `key.cls`, thousands to a file.
 
-A shard is not streamed: its samples are listed once and then read from where they lie. So an epoch of shards is like
-one of files: exact in size, in the order that seed and epoch say, shared by any number of processes, and resumed in its
-middle; shards may be uneven, or fewer than processes.
+A shard is not streamed: its samples are listed once and then read from where they lie. So an epoch
+of shards is like one of files: exact in size, in the order that seed and epoch say, shared by any
+number of processes, and resumed in its middle; shards may be uneven, or fewer than processes.
 """
 
 import os
@@ -70,7 +70,11 @@ def shards_in(root: str | os.PathLike) -> list[Path]:
     path = Path(root)
     if path.is_file():
         return [path] if path.suffix.lower() == ".tar" else []
-    return sorted(shard for folder in (path, *(path / name for name in SPLIT_OF)) for shard in folder.glob("*.tar"))
+    return sorted(
+        shard
+        for folder in (path, *(path / name for name in SPLIT_OF))
+        for shard in folder.glob("*.tar")
+    )
 
 
 def list_shards(root: str | os.PathLike) -> dict[str, ShardImages]:
@@ -79,13 +83,22 @@ def list_shards(root: str | os.PathLike) -> dict[str, ShardImages]:
     folder = Path(root) if Path(root).is_dir() else Path(root).parent
     splits = np.array([_split_of(path.relative_to(folder)) for path in paths])
     if "train" not in splits:
-        raise ValueError(f"root: {str(root)!r} has shards of {', '.join(sorted(set(splits)))} but none of train")
+        raise ValueError(
+            f"root: {str(root)!r} has shards of {', '.join(sorted(set(splits)))} but none of train"
+        )
     places, classes = read_index(folder, paths) or scan(folder, paths)
-    return {str(split): _one_split(folder, paths, places, classes, splits == split) for split in np.unique(splits)}
+    return {
+        str(split): _one_split(folder, paths, places, classes, splits == split)
+        for split in np.unique(splits)
+    }
 
 
-def _one_split(folder: Path, paths: list[Path], places: Places, classes: list[str], mine: np.ndarray) -> ShardImages:
-    names = [str(path.relative_to(folder)) for path, wanted in zip(paths, mine, strict=True) if wanted]
+def _one_split(
+    folder: Path, paths: list[Path], places: Places, classes: list[str], mine: np.ndarray
+) -> ShardImages:
+    names = [
+        str(path.relative_to(folder)) for path, wanted in zip(paths, mine, strict=True) if wanted
+    ]
     broken = tuple(text for text in places.broken if text.startswith(tuple(names)))
     part = places.chosen(np.flatnonzero(mine[places.shard]), broken)
     if not len(part.names):
@@ -104,7 +117,10 @@ def scan(folder: Path, paths: list[Path]) -> tuple[Places, list[str]]:
                 rows.append((number, *sample))
     numbers, names, offsets, sizes, labels = zip(*rows, strict=True) if rows else ((),) * 5
     classes = _class_names(folder, set(labels))
-    columns = (np.array(column, dtype=np.int64) for column in (numbers, offsets, sizes, _numbered(labels, classes)))
+    columns = (
+        np.array(column, dtype=np.int64)
+        for column in (numbers, offsets, sizes, _numbered(labels, classes))
+    )
     shard, offset, size, label = columns
     return Places(Names(names), shard, offset, size, label, tuple(broken)), classes
 
@@ -117,7 +133,10 @@ def write_index(folder: Path, paths: list[Path]) -> Places:
     facts = {name: getattr(places, name) for name in ("shard", "offset", "size", "label")}
     facts |= {"names": np.frombuffer(places.names.block, np.uint8), "ends": places.names.ends}
     facts |= {"shards": np.array([str(path.relative_to(folder)) for path in paths])}
-    facts |= {"marks": np.array([_mark(path) for path in paths]), "broken": np.array(places.broken, dtype=str)}
+    facts |= {
+        "marks": np.array([_mark(path) for path in paths]),
+        "broken": np.array(places.broken, dtype=str),
+    }
     with open(folder / f"{INDEX}.part", "wb") as part:
         np.savez(part, **facts)
     os.replace(part.name, folder / INDEX)
@@ -134,7 +153,9 @@ def read_index(folder: Path, paths: list[Path]) -> tuple[Places, list[str]] | No
     here = {str(path.relative_to(folder)): _mark(path) for path in paths}
     lost = sorted(known.keys() - here.keys())
     if lost:
-        raise FileNotFoundError(f"root: {str(folder)!r} lacks {len(lost)} of its shards, the first is {lost[0]!r}")
+        raise FileNotFoundError(
+            f"root: {str(folder)!r} lacks {len(lost)} of its shards, the first is {lost[0]!r}"
+        )
     if known != here:
         return None
     names = Names.of_block(facts["names"].tobytes(), facts["ends"])
@@ -166,7 +187,9 @@ def _samples(path: Path, name: str) -> Iterator[tuple[str, int, int, str] | str]
                 if is_image(member.name):
                     found["image"] = member.offset_data, member.size
                 elif ending.lower() == "cls":
-                    found["label"] = shard.extractfile(member).read(1000).decode("utf-8", "replace").strip()
+                    found["label"] = (
+                        shard.extractfile(member).read(1000).decode("utf-8", "replace").strip()
+                    )
             yield from _sample(name, key, found)
     except tarfile.TarError as error:
         if key is None:
@@ -174,12 +197,18 @@ def _samples(path: Path, name: str) -> Iterator[tuple[str, int, int, str] | str]
         yield f"{name}: ends in the middle ({error})"
 
 
-def _sample(shard: str, key: tuple[str, str] | None, found: dict) -> Iterator[tuple[str, int, int, str] | str]:
+def _sample(
+    shard: str, key: tuple[str, str] | None, found: dict
+) -> Iterator[tuple[str, int, int, str] | str]:
     if key is None:
         return
     name = f"{shard}/{'/'.join(filter(None, key))}"
     missing = [part for part in ("image", "label") if not found.get(part)]
-    yield f"{name}: has no {' and no '.join(missing)}" if missing else (name, *found["image"], found["label"])
+    yield (
+        f"{name}: has no {' and no '.join(missing)}"
+        if missing
+        else (name, *found["image"], found["label"])
+    )
 
 
 def _split_of(path: Path) -> str:
@@ -207,7 +236,9 @@ def _numbered(labels: tuple[str, ...], classes: list[str]) -> list[int]:
     numbers = [int(label) if _is_number(label) else number.get(label, -1) for label in labels]
     if -1 in numbers:
         unknown = labels[numbers.index(-1)]
-        raise ValueError(f"root: a shard has the label {unknown!r}, which is not in {CLASSES}: {', '.join(classes)}")
+        raise ValueError(
+            f"root: a shard has the label {unknown!r}, which is not in {CLASSES}: {', '.join(classes)}"
+        )
     return numbers
 
 

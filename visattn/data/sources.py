@@ -23,7 +23,9 @@ def check_dataset(name: str | None) -> None:
     if name is None or name in DATASETS or name.startswith(HUB):
         return
     near = get_close_matches(name, DATASETS, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(DATASETS)} and {HUB}NAME"
+    hint = (
+        f"did you mean {near[0]!r}?" if near else f"known are {', '.join(DATASETS)} and {HUB}NAME"
+    )
     raise ValueError(f"dataset: there is no {name!r}; {hint}")
 
 
@@ -33,7 +35,13 @@ def home(root: str | None, dataset: str) -> str:
 
 
 def find_splits(
-    root: str | None, dataset: str | None, *, labels: str | None, download: bool, image_size: tuple[int, int], seed: int
+    root: str | None,
+    dataset: str | None,
+    *,
+    labels: str | None,
+    download: bool,
+    image_size: tuple[int, int],
+    seed: int,
 ) -> dict[str, Source]:
     """The splits of the images that are meant, ``train`` among them, by name."""
     if dataset == "synthetic":
@@ -50,7 +58,9 @@ def find_splits(
     return list_shards(root) if shards_in(root) else list_classes(root)
 
 
-def parts_of(found: dict[str, Source], fraction: float, seed: int) -> dict[str, tuple[Source, np.ndarray]]:
+def parts_of(
+    found: dict[str, Source], fraction: float, seed: int
+) -> dict[str, tuple[Source, np.ndarray]]:
     """Each split with the indices of its images; where there is no ``val``, a fraction of ``train`` becomes it."""
     for split, source in found.items():
         check_labels(split, source)

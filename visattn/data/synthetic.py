@@ -14,27 +14,36 @@ from visattn.data.decode import read_image
 from visattn.data.stores import open_store
 
 ARCHIVE = Path(__file__).resolve().parents[2] / "assets" / "writing_systems.zip"
-TARGETS = {"alpha": "01", "theta": "08", "xi": "14", "phi": "21", "omega": "24"}  # number of the Greek character
+TARGETS = {
+    "alpha": "01",
+    "theta": "08",
+    "xi": "14",
+    "phi": "21",
+    "omega": "24",
+}  # number of the Greek character
 LENGTHS = {"train": 6000, "val": 1000, "test": 1000}
 
 
 class PlacedCharacters(Dataset):
     """Handwritten characters on a white ground: one Greek letter, which alone decides the label, among Korean ones.
 
-    The picture is divided into cells of a third of its shorter side. One takes the letter, half of the others a Korean
-    character each, drawn alike for every label; each is moved at random within its cell. Drawers of ``val`` and
-    ``test`` do not occur in ``train``. An image is a pure function of (seed, split, index).
+    The picture is divided into cells of a third of its shorter side. One takes the letter, half of
+    the others a Korean character each, drawn alike for every label; each is moved at random within
+    its cell. Drawers of ``val`` and ``test`` do not occur in ``train``. An image is a pure function
+    of (seed, split, index).
 
     Args:
         split: ``train``, ``val`` or ``test``.
         image_size: (h, w), at least 24 each.
         length: number of images; None takes 6000 for train, 1000 for the others.
         seed: another seed gives other images.
-        archive: where ``writing_systems.zip`` lies; None takes the one in this repository's ``assets``.
+        archive: where ``writing_systems.zip`` lies; None takes the one in this repository's
+            ``assets``.
         with_truth: items are (image, label, mask) instead of (image, label).
 
     Shape:
-        - Item: PIL image of (h, w), int label, and on request a bool mask (h, w), true in the letter's bounding box.
+        - Item: PIL image of (h, w), int label, and on request a bool mask (h, w), true in the
+          letter's bounding box.
 
     Raises:
         ValueError: ``split`` is unknown or ``image_size`` too small.
@@ -63,11 +72,18 @@ class PlacedCharacters(Dataset):
                 f"image_size must be at least 24 x 24 for characters to be legible, got {tuple(image_size)}"
             )
         self.classes, self.ignored = list(TARGETS), []
-        self.split, self.image_size, self.seed, self.with_truth = split, tuple(image_size), seed, with_truth
+        self.split, self.image_size, self.seed, self.with_truth = (
+            split,
+            tuple(image_size),
+            seed,
+            with_truth,
+        )
         self.labels = np.arange(LENGTHS[split] if length is None else length) % len(TARGETS)
         self._cell = min(image_size) // 3
         drawers = "train" if split == "train" else "val"
-        self._letters, self._others = _glyphs(str(archive or ARCHIVE), drawers, round(self._cell * 0.85))
+        self._letters, self._others = _glyphs(
+            str(archive or ARCHIVE), drawers, round(self._cell * 0.85)
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -106,9 +122,13 @@ class PlacedCharacters(Dataset):
         for cell in cells[1 : 1 + (len(cells) - 1) // 2]:
             self._place(pixels, self._others, divmod(int(cell), columns), generator)
         # last, so that the others cannot depend on the label
-        return pixels, self._place(pixels, self._letters[self.labels[index]], divmod(int(cells[0]), columns), generator)
+        return pixels, self._place(
+            pixels, self._letters[self.labels[index]], divmod(int(cells[0]), columns), generator
+        )
 
-    def _place(self, pixels: np.ndarray, glyphs: list[np.ndarray], cell: tuple[int, int], generator) -> tuple:
+    def _place(
+        self, pixels: np.ndarray, glyphs: list[np.ndarray], cell: tuple[int, int], generator
+    ) -> tuple:
         """Draw one of the glyphs somewhere in a cell and return its box."""
         glyph = glyphs[generator.integers(len(glyphs))]
         height, width = glyph.shape
@@ -119,24 +139,40 @@ class PlacedCharacters(Dataset):
 
 
 @cache
-def _glyphs(archive: str, drawers: str, side: int) -> tuple[list[list[np.ndarray]], list[np.ndarray]]:
+def _glyphs(
+    archive: str, drawers: str, side: int
+) -> tuple[list[list[np.ndarray]], list[np.ndarray]]:
     """Cut-out characters of some drawers: the letters by label, and all Korean ones."""
     store = open_store(archive, "archive")
-    names = [name for name in store.entries()[0] if name.startswith((f"{drawers}/Greek/", f"{drawers}/Korean/"))]
+    names = [
+        name
+        for name in store.entries()[0]
+        if name.startswith((f"{drawers}/Greek/", f"{drawers}/Korean/"))
+    ]
     cut = {name: _cut_out(read_image(store.read(name), name), side) for name in names}
     letters = [
-        [glyph for name, glyph in cut.items() if name.startswith(f"{drawers}/Greek/character{number}_")]
+        [
+            glyph
+            for name, glyph in cut.items()
+            if name.startswith(f"{drawers}/Greek/character{number}_")
+        ]
         for number in TARGETS.values()
     ]
     others = [glyph for name, glyph in cut.items() if "/Korean/" in name]
     if not others or not all(letters):
-        raise ValueError(f"archive: {archive!r} lacks the Greek and Korean characters of writing_systems.zip")
+        raise ValueError(
+            f"archive: {archive!r} lacks the Greek and Korean characters of writing_systems.zip"
+        )
     return letters, others
 
 
 def _cut_out(image: Image.Image, side: int) -> np.ndarray:
     """Thicken the strokes, crop to them, and scale the longer side to ``side``."""
-    image = image.convert("L").filter(ImageFilter.MinFilter(5))  # else a stroke of 3 of 105 pixels fades when shrunk
+    image = image.convert("L").filter(
+        ImageFilter.MinFilter(5)
+    )  # else a stroke of 3 of 105 pixels fades when shrunk
     image = image.crop(ImageOps.invert(image).getbbox())
     scale = side / max(image.size)
-    return np.asarray(image.resize([max(1, round(length * scale)) for length in image.size], Image.Resampling.BOX))
+    return np.asarray(
+        image.resize([max(1, round(length * scale)) for length in image.size], Image.Resampling.BOX)
+    )

@@ -15,7 +15,9 @@ def build_transform(config: dict) -> "EvalTransform":
     known = {"image_size", "resize", "mean", "std"}
     if set(config) != known:
         raise ValueError(f"config must have exactly the keys {sorted(known)}, got {sorted(config)}")
-    return EvalTransform(tuple(config["image_size"]), resize=config["resize"], mean=config["mean"], std=config["std"])
+    return EvalTransform(
+        tuple(config["image_size"]), resize=config["resize"], mean=config["mean"], std=config["std"]
+    )
 
 
 class EvalTransform:
@@ -23,7 +25,8 @@ class EvalTransform:
 
     Args:
         image_size: (h, w) of the result.
-        resize: ``cover`` keeps proportions and cuts off what overhangs, ``stretch`` keeps everything and distorts.
+        resize: ``cover`` keeps proportions and cuts off what overhangs, ``stretch`` keeps
+            everything and distorts.
         mean: per channel, of values in [0, 1].
         std: per channel, of values in [0, 1].
 
@@ -32,7 +35,8 @@ class EvalTransform:
         - Output: (3, h, w) float32, ``(value - mean) / std``.
 
     Raises:
-        ValueError: ``resize`` is unknown, ``std`` is not positive, or the image is a decompression bomb.
+        ValueError: ``resize`` is unknown, ``std`` is not positive, or the image is a decompression
+            bomb.
 
     Example:
         >>> transform = EvalTransform((5, 7), mean=[0.5] * 3, std=[0.5] * 3)
@@ -40,11 +44,15 @@ class EvalTransform:
         tensor([1.])
     """
 
-    def __init__(self, image_size: tuple[int, int], *, resize: str = "cover", mean=(0.5,) * 3, std=(0.5,) * 3):
+    def __init__(
+        self, image_size: tuple[int, int], *, resize: str = "cover", mean=(0.5,) * 3, std=(0.5,) * 3
+    ):
         if resize not in RESIZE:
             raise ValueError(f"resize must be one of {', '.join(RESIZE)}, got {resize!r}")
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError(f"mean and std must be three numbers each, std positive; got mean={mean}, std={std}")
+            raise ValueError(
+                f"mean and std must be three numbers each, std positive; got mean={mean}, std={std}"
+            )
         self.image_size, self.resize = image_size, resize
         self.long_side = 2 * max(image_size)
         self.mean, self.std = np.float32(mean) * 255, np.float32(std) * 255
@@ -52,7 +60,12 @@ class EvalTransform:
     def config(self) -> dict:
         """What build_transform makes an equal one of: plain lists, numbers and strings."""
         mean, std = ((values / 255).tolist() for values in (self.mean, self.std))
-        return {"image_size": list(self.image_size), "resize": self.resize, "mean": mean, "std": std}
+        return {
+            "image_size": list(self.image_size),
+            "resize": self.resize,
+            "mean": mean,
+            "std": std,
+        }
 
     def __call__(self, image: Image.Image) -> Tensor:
         return self.apply(to_eight_bit(image, self.long_side))
@@ -63,16 +76,21 @@ class EvalTransform:
 
     def pair(self, image: Image.Image, mask: Image.Image) -> tuple[Tensor, Tensor]:
         """An 8-bit image and a mask of its size to (3, h, w) float32 and (h, w); the mask keeps its values."""
-        return self.apply(image), torch.from_numpy(np.array(self.resized(mask, Image.Resampling.NEAREST)))
+        return self.apply(image), torch.from_numpy(
+            np.array(self.resized(mask, Image.Resampling.NEAREST))
+        )
 
     def pixels(self, image: Image.Image) -> np.ndarray:
         """8-bit image to (h, w, 3) uint8."""
         return rgb(self.resized(image, Image.Resampling.BILINEAR))
 
-    def resized(self, image: Image.Image, resampling: Image.Resampling, box: tuple | None = None) -> Image.Image:
+    def resized(
+        self, image: Image.Image, resampling: Image.Resampling, box: tuple | None = None
+    ) -> Image.Image:
         """The image, or what lies in ``box`` of it, at the wanted size and in its own mode."""
         height, width = self.image_size
-        # large pictures are first shrunk by whole numbers, but not masks, whose values would be averaged
+        # large pictures are first shrunk by whole numbers, but not masks, whose values would be
+        # averaged
         gap = None if resampling == Image.Resampling.NEAREST else 3.0
         box = center_box(image.size, self.aspect(image.size)) if box is None else box
         return image.resize((width, height), resampling, box=box, reducing_gap=gap)
@@ -90,7 +108,9 @@ class EvalTransform:
         return torch.from_numpy(values)
 
 
-def measure(source, indices: list[int], transform: EvalTransform, *, skip: bool) -> tuple[list[float], list[float]]:
+def measure(
+    source, indices: list[int], transform: EvalTransform, *, skip: bool
+) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per channel over the pixels of some images, which count equally."""
     means, squares = [], []
     for index in indices:
@@ -103,10 +123,14 @@ def measure(source, indices: list[int], transform: EvalTransform, *, skip: bool)
         means.append(pixels.mean((0, 1)))
         squares.append((pixels**2).mean((0, 1)))
     if not means:
-        raise ValueError(f"none of {len(indices)} training images can be read, such as {source.name(indices[0])!r}")
+        raise ValueError(
+            f"none of {len(indices)} training images can be read, such as {source.name(indices[0])!r}"
+        )
     mean = np.mean(means, axis=0)
     std = np.sqrt(np.maximum(np.mean(squares, axis=0) - mean**2, 0))
-    return mean.round(5).tolist(), std.clip(1 / 255).round(5).tolist()  # all of one color must not divide by zero
+    return mean.round(5).tolist(), std.clip(1 / 255).round(
+        5
+    ).tolist()  # all of one color must not divide by zero
 
 
 def rgb(image: Image.Image) -> np.ndarray:

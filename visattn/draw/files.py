@@ -19,7 +19,7 @@ from visattn.map import Map
 _MISSING = object()
 
 
-def save(
+def save_maps(
     heat: Map,
     images: Iterable,
     folder: str | Path,
@@ -36,24 +36,29 @@ def save(
 ) -> list[dict]:
     """Write for each image NAME.png (overlay, scale bar, label), NAME.npz (the raw map), and one index.json.
 
-    All pictures share one scale, from the smallest to the largest value of the maps unless ``vmin`` and ``vmax`` say
-    otherwise. Small images are enlarged by a whole number, to be legible.
+    All pictures share one scale, from the smallest to the largest value of the maps unless ``vmin``
+    and ``vmax`` say otherwise. Small images are enlarged by a whole number, to be legible.
 
     Args:
         heat: The maps, one per image.
         images: As many images (or paths of photographs); a generator is read one by one.
         folder: Where to write; made if it does not exist.
-        names: File names without ending; None takes those of paths, else 0000, 0001, ... Equal names get a number.
-        labels: One line per image to write below it, such as the predicted class with its probability.
+        names: File names without ending; None takes those of paths, else 0000, 0001, ... Equal
+            names get a number.
+        labels: One line per image to write below it, such as the predicted class with its
+            probability.
         facts: What else index.json should say of each image.
         colormap, alpha, vmin, vmax, blend: As for `overlay`.
-        own_scale: Give each picture the scale of its own map: then only the numbers beside the bars compare.
+        own_scale: Give each picture the scale of its own map: then only the numbers beside the bars
+            compare.
 
     Returns:
-        The items of index.json: picture, map, name, label, shape, smallest and largest value, target, prefix_mass.
+        The items of index.json: picture, map, name, label, shape, smallest and largest value,
+        target, prefix_mass.
 
     Raises:
-        ValueError: counts of maps, images, names or labels that differ, NaN maps, an unknown colormap.
+        ValueError: counts of maps, images, names or labels that differ, NaN maps, an unknown
+            colormap.
         NotADirectoryError, PermissionError: the folder cannot be written.
     """
     values = values_of(heat)
@@ -68,10 +73,18 @@ def save(
         label = labels[index] if labels else ""
         one = heat[index]
         scale = scale_of([one.values], colors, vmin, vmax) if own_scale else shared
-        picture(one, image, label, scale, colormap=colormap, alpha=alpha, blend=blend).save(folder / f"{name}.png")
+        picture(one, image, label, scale, colormap=colormap, alpha=alpha, blend=blend).save(
+            folder / f"{name}.png"
+        )
         np.savez_compressed(folder / f"{name}.npz", values=one.values.float().cpu().numpy())
         items.append(_item(name, label, one, scale) | (facts[index] if facts else {}))
-    about = {"method": heat.method, "layer": heat.layer, "colormap": colors, "blend": blend, "own_scale": own_scale}
+    about = {
+        "method": heat.method,
+        "layer": heat.layer,
+        "colormap": colors,
+        "blend": blend,
+        "own_scale": own_scale,
+    }
     text = json.dumps({**about, "images": items}, indent=1, ensure_ascii=False, default=str)
     (folder / "index.json").write_text(text + "\n", encoding="utf-8")
     return items
@@ -81,7 +94,9 @@ def picture(heat: Map, image, label: str, scale: Scale, *, colormap: str, alpha:
     """Return the PIL picture of one map: overlay, scale bar, and below them the label and what map it is."""
     photo = enlarged(to_pil(image))
     limits = {"vmin": scale.low, "vmax": scale.high} if scale.low < scale.high else {}
-    drawn = overlay(photo, replace(heat, limits=None), colormap=colormap, alpha=alpha, blend=blend, **limits)
+    drawn = overlay(
+        photo, replace(heat, limits=None), colormap=colormap, alpha=alpha, blend=blend, **limits
+    )
     target = "" if heat.target is None else f"target {_plain(heat.target)}"
     mass = "" if heat.prefix_mass is None else f"{float(heat.prefix_mass):.0%} on prefix tokens"
     detail = ", ".join(part for part in (heat.method, target, mass, heat.layer) if part)
@@ -91,14 +106,22 @@ def picture(heat: Map, image, label: str, scale: Scale, *, colormap: str, alpha:
 def _check_counts(count: int, **given) -> None:
     for name, entries in given.items():
         if hasattr(entries, "__len__") and len(entries) != count:
-            raise ValueError(f"{name} must be as many as the maps: got {len(entries)} {name} and {count} maps")
+            raise ValueError(
+                f"{name} must be as many as the maps: got {len(entries)} {name} and {count} maps"
+            )
 
 
 def _exactly(images: Iterable, count: int):
     """Yield the images, and complain if they are not as many as the maps."""
-    if isinstance(images, (str, Path)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim < 4):
-        raise ValueError("images must be a list or batch with one image per map, got a single image: wrap it in a list")
-    for index, (image, expected) in enumerate(zip_longest(images, range(count), fillvalue=_MISSING)):
+    if isinstance(images, (str, Path)) or (
+        isinstance(images, (np.ndarray, Tensor)) and images.ndim < 4
+    ):
+        raise ValueError(
+            "images must be a list or batch with one image per map, got a single image: wrap it in a list"
+        )
+    for index, (image, expected) in enumerate(
+        zip_longest(images, range(count), fillvalue=_MISSING)
+    ):
         if image is _MISSING or expected is _MISSING:
             raise ValueError(
                 f"images must be as many as the maps: got {'only ' * (image is _MISSING)}{index} images"
@@ -141,7 +164,10 @@ def _item(name: str, label: str, heat: Map, scale: Scale) -> dict:
     low, high = float(heat.values.min()), float(heat.values.max())
     files = {"name": name, "picture": f"{name}.png", "map": f"{name}.npz"}
     notes = {f"notes: {key}": _plain(value) for key, value in heat.notes.items()}
-    place = {"shape": list(heat.values.shape), "lattice": None if heat.lattice is None else heat.lattice._asdict()}
+    place = {
+        "shape": list(heat.values.shape),
+        "lattice": None if heat.lattice is None else heat.lattice._asdict(),
+    }
     values = {"min": low, "max": high, "vmin": scale.low, "vmax": scale.high}
     return {**files, "label": label, **place, **values, **plain, **notes}
 

@@ -38,21 +38,37 @@ def heads_by_layers(
         query: As in ``maps.map``: what token is asked.
         layers: Names or numbers of layers; None takes all token layers that lie on a grid.
         colormap, vmin, vmax: As for `overlay`.
-        share: "layer" gives the heads of a layer one scale, with a bar at the end of their row; "all" gives one to all.
+        share: "layer" gives the heads of a layer one scale, with a bar at the end of their row;
+            "all" gives one to all.
         tile: Width of one map in pixels.
     """
-    records = [record for record in maps.tokens if record.grid] if layers is None else [maps.layer(x) for x in layers]
+    records = (
+        [record for record in maps.tokens if record.grid]
+        if layers is None
+        else [maps.layer(x) for x in layers]
+    )
     if not records:
         raise ValueError("maps must hold a layer of tokens that lie on a grid")
-    rows = [[maps.map(record.name, head, query)[index] for head in range(record.heads)] for record in records]
+    rows = [
+        [maps.map(record.name, head, query)[index] for head in range(record.heads)]
+        for record in records
+    ]
     if share not in ("layer", "all"):
         raise ValueError(f"share must be 'layer' or 'all', got {share!r}")
-    shared = [row if share == "layer" else [heat for other in rows for heat in other] for row in rows]
+    shared = [
+        row if share == "layer" else [heat for other in rows for heat in other] for row in rows
+    ]
     scales = [scale_of([heat.values for heat in row], colormap, vmin, vmax) for row in shared]
-    tiles = [[_tile(one_map(heat), scale, tile) for heat in row] for row, scale in zip(rows, scales, strict=True)]
+    tiles = [
+        [_tile(one_map(heat), scale, tile) for heat in row]
+        for row, scale in zip(rows, scales, strict=True)
+    ]
     heads = [f"head {head}" for head in range(max(map(len, rows)))]
     if share == "layer":
-        tiles = [[*row, color_bar(scale, row[0].height)] for row, scale in zip(tiles, scales, strict=True)]
+        tiles = [
+            [*row, color_bar(scale, row[0].height)]
+            for row, scale in zip(tiles, scales, strict=True)
+        ]
     sheet = _table(tiles, [record.name for record in records], heads)
     photo = to_pil(image)
     photo.thumbnail((2 * tile, 2 * tile))
@@ -75,13 +91,18 @@ def methods_by_images(
     """
     for name, heat in heats.items():
         if len(heat) != len(images):
-            raise ValueError(f"heats[{name!r}] must be as many as the images, got {len(heat)} and {len(images)}")
+            raise ValueError(
+                f"heats[{name!r}] must be as many as the images, got {len(heat)} and {len(images)}"
+            )
     photos = [_fit(enlarged(to_pil(image), tile), tile) for image in images]
     columns = [_column("", photos, None)]
     for name, heat in heats.items():
         scale = scale_of([heat.values], colormap)
         limits = {"vmin": scale.low, "vmax": scale.high} if scale.low < scale.high else {}
-        drawn = [overlay(photo, heat[i], colormap=colormap, alpha=alpha, **limits) for i, photo in enumerate(photos)]
+        drawn = [
+            overlay(photo, heat[i], colormap=colormap, alpha=alpha, **limits)
+            for i, photo in enumerate(photos)
+        ]
         columns.append(_column(name, drawn, scale))
     sheet = beside(columns, gap=2 * _GAP)
     return sheet if labels is None else _labeled(sheet, photos, labels)
@@ -91,19 +112,26 @@ def gate_bars(gates: Mapping[str, Tensor], *, width: int = 640) -> Image.Image:
     """Draw the gates of channels (C, 1, 1) or branches (K, C, 1, 1) of one image, one panel per layer, from 0 up.
 
     Args:
-        gates: Name of the layer to its gate: ``{r.name: r.alpha[0] for r in maps.layers if r.kind == "channel"}``.
+        gates: Name of the layer to its gate: ``{r.name: r.alpha[0] for r in maps.layers if r.kind
+            == "channel"}``.
         width: Width of the picture in pixels.
     """
     if not gates:
         raise ValueError("gates must name at least one layer")
     figure = Figure(figsize=(width / 100, 1.4 * len(gates) + 0.3), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    for axis, (name, gate) in zip(figure.subplots(len(gates), 1, squeeze=False)[:, 0], gates.items(), strict=True):
+    for axis, (name, gate) in zip(
+        figure.subplots(len(gates), 1, squeeze=False)[:, 0], gates.items(), strict=True
+    ):
         values = gate.detach().float().cpu().flatten(-3).numpy()
         branches = values if values.ndim == 2 else values[None]
         for branch, line in enumerate(branches):
             axis.stairs(line, lw=1, fill=len(branches) == 1, label=f"branch {branch}")
-        axis.set(xlim=(0, branches.shape[1]), ylim=(min(0, values.min()), max(1, values.max())), ylabel="gate")
+        axis.set(
+            xlim=(0, branches.shape[1]),
+            ylim=(min(0, values.min()), max(1, values.max())),
+            ylabel="gate",
+        )
         axis.set_title(f"{name}: {branches.shape[1]} channels", fontsize=9, loc="left")
         if len(branches) > 1:
             axis.legend(fontsize=7)
@@ -113,10 +141,14 @@ def gate_bars(gates: Mapping[str, Tensor], *, width: int = 640) -> Image.Image:
 
 def _tile(values: np.ndarray, scale: Scale, width: int) -> Image.Image:
     height = max(1, round(width * values.shape[0] / values.shape[1]))
-    return Image.fromarray(to_bytes(scale.colors(values))).resize((width, height), Image.Resampling.NEAREST)
+    return Image.fromarray(to_bytes(scale.colors(values))).resize(
+        (width, height), Image.Resampling.NEAREST
+    )
 
 
-def _table(tiles: list[list[Image.Image]], rows: Sequence[str], columns: Sequence[str]) -> Image.Image:
+def _table(
+    tiles: list[list[Image.Image]], rows: Sequence[str], columns: Sequence[str]
+) -> Image.Image:
     """Paste tiles in rows with names at the left and above."""
     left = 2 * _GAP + int(max(font(_TEXT).getlength(name) for name in rows))
     width, top = tiles[0][0].width + _GAP, _TEXT + 2 * _GAP
@@ -136,7 +168,9 @@ def _table(tiles: list[list[Image.Image]], rows: Sequence[str], columns: Sequenc
 
 
 def _fit(photo: Image.Image, width: int) -> Image.Image:
-    return photo.resize((width, max(1, round(width * photo.height / photo.width))), Image.Resampling.BICUBIC)
+    return photo.resize(
+        (width, max(1, round(width * photo.height / photo.width))), Image.Resampling.BICUBIC
+    )
 
 
 def _column(name: str, pictures: Sequence[Image.Image], scale: Scale | None) -> Image.Image:
@@ -157,7 +191,9 @@ def _column(name: str, pictures: Sequence[Image.Image], scale: Scale | None) -> 
     return wide
 
 
-def _labeled(sheet: Image.Image, photos: Sequence[Image.Image], labels: Sequence[str]) -> Image.Image:
+def _labeled(
+    sheet: Image.Image, photos: Sequence[Image.Image], labels: Sequence[str]
+) -> Image.Image:
     """Write a line over the lower edge of each photograph in the first column."""
     pen, y = ImageDraw.Draw(sheet), _TEXT + 2 * _GAP
     for photo, label in zip(photos, labels, strict=True):

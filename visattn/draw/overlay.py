@@ -28,25 +28,31 @@ def overlay(
         y = (1 - a)\, x + a\, \mathrm{color}(s), \qquad
         s = \frac{\mathrm{heat} - v_{\min}}{v_{\max} - v_{\min}} \text{ cut to } [0, 1]
 
-    with a = ``alpha``. ``blend="mask"`` darkens instead what the map leaves out, y = (1 - a (1 - s)) x;
-    ``blend="contour"`` draws the lines s = 1/4, 1/2 and 3/4 in their colors, edged white, and leaves the rest alone.
+    with a = ``alpha``. ``blend="mask"`` darkens instead what the map leaves out, y = (1 - a (1 -
+    s)) x; ``blend="contour"`` draws the lines s = 1/4, 1/2 and 3/4 in their colors, edged white,
+    and leaves the rest alone.
 
     Args:
-        image: PIL image, array (H, W), (H, W, 1|3|4) or tensor (1|3|4, H, W); uint8, or floats in [0, 1].
-        heat: The `Map` of this image, or its values (h, w); resized bilinearly between the centers of its patches.
-        colormap: Name of a matplotlib colormap; the perceptual ones (inferno, viridis, cividis) do not invent edges.
+        image: PIL image, array (H, W), (H, W, 1|3|4) or tensor (1|3|4, H, W); uint8, or floats in
+            [0, 1].
+        heat: The `Map` of this image, or its values (h, w); resized bilinearly between the centers
+            of its patches.
+        colormap: Name of a matplotlib colormap; the perceptual ones (inferno, viridis, cividis) do
+            not invent edges.
         alpha: Opacity of the map, in [0, 1].
-        vmin, vmax: Values of the first and the last color; None takes the smallest and largest value of all the maps
-            ``heat`` was picked from, so that ``heats[0]`` and ``heats[1]`` compare; of ``heat`` if it is alone.
-        scale_bar: Add at the right side the colors with their values; the picture grows wider by it.
+        vmin, vmax: Values of the first and the last color; None takes the smallest and largest
+            value of all the maps ``heat`` was picked from, so that ``heats[0]`` and ``heats[1]``
+            compare; of ``heat`` if it is alone.
+        scale_bar: Add at the right side the colors with their values; the picture grows wider by
+            it.
         blend: "alpha", "contour" or "mask".
 
     Returns:
         An RGB picture of the kind (and, without the bar, of the size) of ``image``.
 
     Raises:
-        ValueError: a colormap or blend that does not exist, alpha outside [0, 1], vmin not below vmax, maps of several
-            images, a shape or range that is no image, or NaN in the map.
+        ValueError: a colormap or blend that does not exist, alpha outside [0, 1], vmin not below
+            vmax, maps of several images, a shape or range that is no image, or NaN in the map.
 
     Example:
         >>> photo = np.zeros((4, 6, 3), np.uint8)
@@ -57,7 +63,9 @@ def overlay(
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
     if blend not in _BLENDS:
         near = get_close_matches(str(blend), _BLENDS, n=1, cutoff=0)[0]
-        raise ValueError(f"blend must be one of {', '.join(_BLENDS)}, got {blend!r}; nearest is {near!r}")
+        raise ValueError(
+            f"blend must be one of {', '.join(_BLENDS)}, got {blend!r}; nearest is {near!r}"
+        )
     rgb, values = to_rgb(image), one_map(heat)
     scale = scale_of([heat], "gray" if blend == "mask" else colormap, vmin, vmax)
     lattice = heat.lattice if isinstance(heat, Map) else None

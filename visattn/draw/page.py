@@ -35,13 +35,15 @@ def page(
 ) -> Path:
     """Write one self-contained HTML file: click or hover a patch and see what it attends, in any layer and head.
 
-    Up to 400 tokens the maps themselves are stored, 8 bits each and a range per row; above it queries and keys in half
-    precision, and the page computes the softmax. Where the weights are no softmax of inner products alone (other
-    normalizers, biases, masks, windows) the maps are stored at any size. Rollout is computed in the page.
+    Up to 400 tokens the maps themselves are stored, 8 bits each and a range per row; above it
+    queries and keys in half precision, and the page computes the softmax. Where the weights are no
+    softmax of inner products alone (other normalizers, biases, masks, windows) the maps are stored
+    at any size. Rollout is computed in the page.
 
     Args:
         maps: What `capture` recorded of one batch.
-        images: The images of that batch as the model saw them, without its normalization: PIL, or in [0, 1].
+        images: The images of that batch as the model saw them, without its normalization: PIL, or
+            in [0, 1].
         path: The file to write.
         heats: Finished maps to switch to, by name, such as ``{"gae": explain(...)}``.
         names, labels: One per image: file name, and a line such as the predicted class.
@@ -53,9 +55,12 @@ def page(
         The path.
 
     Raises:
-        ValueError: counts of images, maps, names or labels that differ; no layer that lies on a grid; NaN.
+        ValueError: counts of images, maps, names or labels that differ; no layer that lies on a
+            grid; NaN.
     """
-    records = list(maps.layers) if layers is None else [_picked(maps.layers, index) for index in layers]
+    records = (
+        list(maps.layers) if layers is None else [_picked(maps.layers, index) for index in layers]
+    )
     pairs = [(record, layer) for record in records if (layer := layer_of(record)) is not None]
     kept, shown = [record for record, _ in pairs], [layer for _, layer in pairs]
     if not shown:
@@ -71,9 +76,13 @@ def page(
         "colors": _colors(colormap),
         **_abilities(facts),
     }
-    parts = {f"b-{i}-{name}": part for i, layer in enumerate(shown) for name, part in layer[1].items()}
+    parts = {
+        f"b-{i}-{name}": part for i, layer in enumerate(shown) for name, part in layer[1].items()
+    }
     if data["rollout"] and any(layer["form"] == "qk" for layer in facts):
-        parts["s"] = rollouts([record for record, layer in zip(kept, facts, strict=True) if layer["form"] != "gate"])
+        parts["s"] = rollouts(
+            [record for record, layer in zip(kept, facts, strict=True) if layer["form"] != "gate"]
+        )
     parts |= {f"h-{i}": values_of(heat) for i, heat in enumerate(heats.values())}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +99,9 @@ def _picked(records, index: int):
 def _check_counts(count: int, given: dict) -> None:
     for name, entries in given.items():
         if entries is not None and len(entries) != count:
-            raise ValueError(f"{name} must be as many as the recorded images, got {len(entries)} and {count}")
+            raise ValueError(
+                f"{name} must be as many as the recorded images, got {len(entries)} and {count}"
+            )
 
 
 def _image(photo: Image.Image, index: int, names, labels) -> dict:
@@ -100,7 +111,10 @@ def _image(photo: Image.Image, index: int, names, labels) -> dict:
     file = io.BytesIO()
     photo.save(file, kind, **options)
     source = f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
-    text = {"name": str(names[index]) if names else f"image {index + 1}", "label": labels[index] if labels else ""}
+    text = {
+        "name": str(names[index]) if names else f"image {index + 1}",
+        "label": labels[index] if labels else "",
+    }
     return {"source": source, "width": photo.width, "height": photo.height, **text}
 
 
@@ -108,8 +122,18 @@ def _heat(name: str, heat: Map) -> dict:
     scale = scale_of([heat])
     mass = None if heat.prefix_mass is None else heat.prefix_mass.tolist()
     detail = ", ".join(part for part in (heat.method, heat.layer) if part)
-    place = {"grid": list(heat.values.shape[1:]), "lattice": lattice(heat.lattice, heat.values.shape[1:])}
-    return {"name": name, "detail": detail, **place, "prefix": mass, "low": min(0.0, scale.low), "high": scale.high}
+    place = {
+        "grid": list(heat.values.shape[1:]),
+        "lattice": lattice(heat.lattice, heat.values.shape[1:]),
+    }
+    return {
+        "name": name,
+        "detail": detail,
+        **place,
+        "prefix": mass,
+        "low": min(0.0, scale.low),
+        "high": scale.high,
+    }
 
 
 def _abilities(layers: list[dict]) -> dict:
@@ -119,12 +143,20 @@ def _abilities(layers: list[dict]) -> dict:
     chained = len(sizes) == 1 and all(tokens == keys for tokens, keys, _ in sizes)
     prefix = max((layers[i]["prefix"] for i in token), default=0)
     names = ["class token", *(f"token {i + 1}" for i in range(1, prefix))][:prefix]
-    return {"start": token[-1] if token else len(layers) - 1, "rollout": chained, "prefix_names": names}
+    return {
+        "start": token[-1] if token else len(layers) - 1,
+        "rollout": chained,
+        "prefix_names": names,
+    }
 
 
 def _colors(colormap: str) -> list[int]:
     scale_of([np.zeros((1, 1))], colormap)
-    return to_bytes(Scale(colormap, 0, 255).colors(np.arange(256, dtype=np.float32))).flatten().tolist()
+    return (
+        to_bytes(Scale(colormap, 0, 255).colors(np.arange(256, dtype=np.float32)))
+        .flatten()
+        .tolist()
+    )
 
 
 def _assembled(title: str, data: dict, parts: dict) -> str:
@@ -135,11 +167,17 @@ def _assembled(title: str, data: dict, parts: dict) -> str:
     filling = {
         "title": html.escape(title),
         "style": (folder / "page.css").read_text("utf-8"),
-        "script": "\n".join((folder / name).read_text("utf-8") for name in ("page_rows.js", "page.js")),
+        "script": "\n".join(
+            (folder / name).read_text("utf-8") for name in ("page_rows.js", "page.js")
+        ),
         "data": text,
-        "blobs": "\n".join(_blob(name, i, part) for name, whole in parts.items() for i, part in enumerate(whole)),
+        "blobs": "\n".join(
+            _blob(name, i, part) for name, whole in parts.items() for i, part in enumerate(whole)
+        ),
     }
-    return re.sub(r"@(\w+)@", lambda found: filling[found[1]], (folder / "page.html").read_text("utf-8"))
+    return re.sub(
+        r"@(\w+)@", lambda found: filling[found[1]], (folder / "page.html").read_text("utf-8")
+    )
 
 
 def _blob(name: str, image: int, part) -> str:

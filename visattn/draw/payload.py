@@ -6,25 +6,44 @@ from torch import Tensor
 from visattn.map import Lattice
 from visattn.record.entry import Record
 
-MOST_TOKENS_AS_MAPS = 400  # above it, queries and keys in half precision are smaller than the maps themselves
+MOST_TOKENS_AS_MAPS = (
+    400  # above it, queries and keys in half precision are smaller than the maps themselves
+)
 _TILE = 256
 
 
 def layer_of(record: Record) -> tuple[dict, dict[str, Tensor]] | None:
     """Return the facts and the numbers (B, ...) of a layer, or None where nothing of it lies on a grid."""
     if record.q is None and record.alpha is None:
-        raise ValueError(f"layer {record.name} holds single rows: a page needs capture(model, keep='qk') or 'maps'")
+        raise ValueError(
+            f"layer {record.name} holds single rows: a page needs capture(model, keep='qk') or 'maps'"
+        )
     gate = _gate(record)
     if gate is not None:
         place = lattice(record.keys.lattice, gate.shape[2:])
-        facts = {"form": "gate", "heads": gate.shape[1], "key_grid": list(gate.shape[2:]), "key_lattice": place}
+        facts = {
+            "form": "gate",
+            "heads": gate.shape[1],
+            "key_grid": list(gate.shape[2:]),
+            "key_lattice": place,
+        }
         parts = {"g": gate.float()}
     elif record.kind != "token" or record.grid is None or record.queries.grid is None:
         return None
     elif (form := _inner_product(record)) is not None:
         q, k = form
-        facts = {**_sides(record), "form": "qk", "heads": q.shape[1], "key_heads": k.shape[1], "dim": q.shape[-1]}
-        parts = {"q": q.half(), "k": k.half(), "m": record.apply_heads(_starts(record)[:, -1]).float()}
+        facts = {
+            **_sides(record),
+            "form": "qk",
+            "heads": q.shape[1],
+            "key_heads": k.shape[1],
+            "dim": q.shape[-1],
+        }
+        parts = {
+            "q": q.half(),
+            "k": k.half(),
+            "m": record.apply_heads(_starts(record)[:, -1]).float(),
+        }
     else:
         tables = {"groups": record.queries.index, "key_groups": record.keys.index}
         tables = {name: None if index is None else index.tolist() for name, index in tables.items()}
@@ -38,8 +57,17 @@ def layer_of(record: Record) -> tuple[dict, dict[str, Tensor]] | None:
 def _sides(record: Record) -> dict:
     queries, keys = record.queries, record.keys
     mine = {"tokens": queries.tokens, "prefix": queries.prefix, "grid": list(queries.grid)}
-    places = {"lattice": lattice(queries.lattice, queries.grid), "key_lattice": lattice(keys.lattice, keys.grid)}
-    return {**mine, "keys": keys.tokens, "key_prefix": keys.prefix, "key_grid": list(keys.grid), **places}
+    places = {
+        "lattice": lattice(queries.lattice, queries.grid),
+        "key_lattice": lattice(keys.lattice, keys.grid),
+    }
+    return {
+        **mine,
+        "keys": keys.tokens,
+        "key_prefix": keys.prefix,
+        "key_grid": list(keys.grid),
+        **places,
+    }
 
 
 def lattice(given: Lattice | None, grid: tuple[int, int]) -> list[float]:
@@ -53,7 +81,11 @@ def _gate(record: Record) -> Tensor | None:
         return record.alpha
     if record.kind == "channel":
         return None if record.energy is None else record.energy[:, None]
-    if record.kind != "token" or record.grid is None or (record.queries.grid is not None and not record.pool):
+    if (
+        record.kind != "token"
+        or record.grid is None
+        or (record.queries.grid is not None and not record.pool)
+    ):
         return None
     return record.row(0)[..., record.prefix :].unflatten(-1, record.grid)
 
@@ -61,8 +93,17 @@ def _gate(record: Record) -> Tensor | None:
 def _inner_product(record: Record) -> tuple[Tensor, Tensor] | None:
     """Return q', k' with weights = softmax(q' k'ᵀ), where that is what was computed and smaller than the maps."""
     similarity, normalize = record.pair
-    plain = record.alpha is None and record.bias is None and record.mask is None and record.keys.index is None
-    if not plain or record.keys.tokens <= MOST_TOKENS_AS_MAPS or getattr(normalize, "kernel", "softmax") != "softmax":
+    plain = (
+        record.alpha is None
+        and record.bias is None
+        and record.mask is None
+        and record.keys.index is None
+    )
+    if (
+        not plain
+        or record.keys.tokens <= MOST_TOKENS_AS_MAPS
+        or getattr(normalize, "kernel", "softmax") != "softmax"
+    ):
         return None
     width = record.q.shape[-1]
     scale = width**-0.5 if record.scale is None else record.scale
@@ -89,7 +130,8 @@ def _eight_bits(record: Record) -> dict[str, Tensor]:
 def rollouts(records: list[Record]) -> Tensor:
     """Return (B, layers, starts, tokens): rollout from each layer down, from the class token (if any) and the mean row.
 
-    All rows go through a layer's map together, so that it is formed once; the page does the same row by row.
+    All rows go through a layer's map together, so that it is formed once; the page does the same
+    row by row.
     """
     rows = None
     for record in reversed(records):

@@ -16,7 +16,8 @@ PAPER, INK, FAINT = (255, 255, 255), (24, 24, 27), (95, 95, 105)
 def to_rgb(image) -> np.ndarray:
     """Return a PIL image, array (H, W[, C]) or tensor ([C,] H, W) as (H, W, 3) float32 in [0, 1].
 
-    Arrays and tensors hold uint8 or floats in [0, 1]; one channel is repeated, a fourth is laid over white.
+    Arrays and tensors hold uint8 or floats in [0, 1]; one channel is repeated, a fourth is laid
+    over white.
     """
     if isinstance(image, Image.Image):
         return _from_pil(image)
@@ -27,7 +28,9 @@ def to_rgb(image) -> np.ndarray:
     elif isinstance(image, np.ndarray):
         array = image
     else:
-        raise TypeError(f"image must be a PIL image, a numpy array or a tensor, got {type(image).__name__}")
+        raise TypeError(
+            f"image must be a PIL image, a numpy array or a tensor, got {type(image).__name__}"
+        )
     return _flatten(_unit_range(_with_channels(array, image)))
 
 
@@ -38,7 +41,11 @@ def like(rgb: np.ndarray, image):
     if isinstance(image, Image.Image):
         return Image.fromarray(whole)
     if isinstance(image, Tensor):
-        values = torch.from_numpy(rgb if image.is_floating_point() else whole).permute(2, 0, 1).contiguous()
+        values = (
+            torch.from_numpy(rgb if image.is_floating_point() else whole)
+            .permute(2, 0, 1)
+            .contiguous()
+        )
         return values.to(image.device, image.dtype)
     return whole if image.dtype == np.uint8 else rgb.astype(image.dtype)
 
@@ -60,8 +67,14 @@ def enlarged(image: Image.Image, least: int = 320) -> Image.Image:
 def with_caption(image: Image.Image, title: str, detail: str = "") -> Image.Image:
     """Return the image with a title and a fainter line of detail written below it."""
     size = int(np.clip(image.width / 26, 9, 20))
-    lines = [(text, size - 3 * faint, FAINT if faint else INK) for faint, text in enumerate((title, detail)) if text]
-    sheet = Image.new("RGB", (image.width, image.height + len(lines) * (size + 5) + 5 * bool(lines)), PAPER)
+    lines = [
+        (text, size - 3 * faint, FAINT if faint else INK)
+        for faint, text in enumerate((title, detail))
+        if text
+    ]
+    sheet = Image.new(
+        "RGB", (image.width, image.height + len(lines) * (size + 5) + 5 * bool(lines)), PAPER
+    )
     sheet.paste(image)
     pen = ImageDraw.Draw(sheet)
     for row, (text, points, color) in enumerate(lines):
@@ -84,7 +97,9 @@ def beside(panels: Sequence[Image.Image], gap: int = 0) -> Image.Image:
 @lru_cache(maxsize=32)
 def font(size: int) -> ImageFont.FreeTypeFont:
     """Return matplotlib's own DejaVu Sans, which every installation has and which knows more than Latin."""
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")), size)
+    return ImageFont.truetype(
+        str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")), size
+    )
 
 
 def fitted(text: str, size: int, width: int) -> str:
@@ -111,7 +126,9 @@ def _with_channels(array: np.ndarray, image) -> np.ndarray:
     array = array[..., None] if array.ndim == 2 else array
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
         axes = "(C, H, W)" if isinstance(image, Tensor) else "(H, W, C)"
-        raise ValueError(f"image must be (H, W) or {axes} with C of 1, 3 or 4, got shape {tuple(image.shape)}")
+        raise ValueError(
+            f"image must be (H, W) or {axes} with C of 1, 3 or 4, got shape {tuple(image.shape)}"
+        )
     return array
 
 
@@ -123,7 +140,9 @@ def _unit_range(array: np.ndarray) -> np.ndarray:
     low, high = float(array.min()), float(array.max())
     if not (low >= -1e-4 and high <= 1 + 1e-4):
         found = f"got values from {low:.3g} to {high:.3g}"
-        raise ValueError(f"a float image must lie in [0, 1], {found}: undo the model's normalization, or pass uint8")
+        raise ValueError(
+            f"a float image must lie in [0, 1], {found}: undo the model's normalization, or pass uint8"
+        )
     return np.clip(array, 0, 1).astype(np.float32)
 
 

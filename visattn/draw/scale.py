@@ -38,14 +38,22 @@ class Scale:
 
     def colors(self, values: np.ndarray) -> np.ndarray:
         """Return (..., 3) float32 RGB in [0, 1]."""
-        return np.asarray(matplotlib.colormaps[self.colormap](self.unit(values)), np.float32)[..., :3]
+        return np.asarray(matplotlib.colormaps[self.colormap](self.unit(values)), np.float32)[
+            ..., :3
+        ]
 
 
-def scale_of(heats: Sequence, colormap: str = "inferno", vmin: float | None = None, vmax: float | None = None) -> Scale:
+def scale_of(
+    heats: Sequence, colormap: str = "inferno", vmin: float | None = None, vmax: float | None = None
+) -> Scale:
     """Return one scale shared by all the maps given; a limit that is None is their smallest or largest value."""
     if colormap not in matplotlib.colormaps:
-        near = get_close_matches(str(colormap), list(matplotlib.colormaps), n=1, cutoff=0.4) or ["inferno"]
-        raise ValueError(f"colormap must be one of matplotlib's, got {colormap!r}; nearest is {near[0]!r}")
+        near = get_close_matches(str(colormap), list(matplotlib.colormaps), n=1, cutoff=0.4) or [
+            "inferno"
+        ]
+        raise ValueError(
+            f"colormap must be one of matplotlib's, got {colormap!r}; nearest is {near[0]!r}"
+        )
     ends = [_limits(heat) for heat in heats]
     low = min(end[0] for end in ends) if vmin is None else float(vmin)
     high = max(end[1] for end in ends) if vmax is None else float(vmax)
@@ -57,12 +65,20 @@ def scale_of(heats: Sequence, colormap: str = "inferno", vmin: float | None = No
 def values_of(heat) -> np.ndarray:
     """Return a map, tensor or array as a finite float32 array of two or three axes."""
     values = heat.values if isinstance(heat, Map) else heat
-    values = values.detach().float().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values, np.float32)
+    values = (
+        values.detach().float().cpu().numpy()
+        if isinstance(values, Tensor)
+        else np.asarray(values, np.float32)
+    )
     if values.ndim not in (2, 3) or values.size == 0:
-        raise ValueError(f"heat must be (h, w) or (B, h, w) with at least one value, got shape {tuple(values.shape)}")
+        raise ValueError(
+            f"heat must be (h, w) or (B, h, w) with at least one value, got shape {tuple(values.shape)}"
+        )
     bad = ~np.isfinite(values)
     if bad.any():
-        raise ValueError(f"heat holds {int(bad.sum())} NaN or infinite values of {values.size}: nothing can be drawn")
+        raise ValueError(
+            f"heat holds {int(bad.sum())} NaN or infinite values of {values.size}: nothing can be drawn"
+        )
     return values
 
 
@@ -76,7 +92,9 @@ def one_map(heat) -> np.ndarray:
     """Return the (h, w) values of the map of a single image."""
     values = values_of(heat)
     if values.ndim == 3 and len(values) != 1:
-        raise ValueError(f"heat holds the maps of {len(values)} images, one is drawn at a time: pass heat[i]")
+        raise ValueError(
+            f"heat holds the maps of {len(values)} images, one is drawn at a time: pass heat[i]"
+        )
     return values.reshape(values.shape[-2:])
 
 

@@ -52,10 +52,13 @@ def eigencam(features: Tensor, gradient: Tensor) -> Tensor:
     return (sign * projected).unflatten(1, features.shape[2:])
 
 
-def cam(weigh: Weigh, name: str, model: nn.Module, images: Tensor, target: Target = None, layers=None) -> Map:
+def cam(
+    weigh: Weigh, name: str, model: nn.Module, images: Tensor, target: Target = None, layers=None
+) -> Map:
     """Explain by features and their gradient; ``layers`` names one module, None takes the last that speaks for it.
 
-    That is the last feature map of a CNN, and of a transformer the tokens of the last block's end, or of its beginning
+    That is the last feature map of a CNN, and of a transformer the tokens of the last block's end,
+    or of its beginning
     where only the class token goes on: its patches have no gradient after that.
     """
     check_images(images)
@@ -107,9 +110,20 @@ class _Features:
         if self.wanted is not None:
             return self._keep(first, output) if frame.name == self.wanted else None
         records = self.maps.records
-        if records and records[-1].kind == "token" and frame.name and frame.name == records[-1].block:
-            self.latest = _Seen.of(f"{frame.name} (input)", frame.tensor()) + _Seen.of(frame.name, first)
-        elif first.ndim == 4 and tuple(first.shape[2:]) in self.maps._watch.grids and math.prod(first.shape[2:]) > 1:
+        if (
+            records
+            and records[-1].kind == "token"
+            and frame.name
+            and frame.name == records[-1].block
+        ):
+            self.latest = _Seen.of(f"{frame.name} (input)", frame.tensor()) + _Seen.of(
+                frame.name, first
+            )
+        elif (
+            first.ndim == 4
+            and tuple(first.shape[2:]) in self.maps._watch.grids
+            and math.prod(first.shape[2:]) > 1
+        ):
             self.latest = _Seen.of(frame.name, first)
         return None
 
@@ -121,7 +135,11 @@ class _Features:
         self.latest = _Seen.of(self.wanted, first, copied=True)
         if not first._is_view():
             return None
-        return first.clone() if first is output else getattr(type(output), "_make", tuple)((first.clone(), *output[1:]))
+        return (
+            first.clone()
+            if first is output
+            else getattr(type(output), "_make", tuple)((first.clone(), *output[1:]))
+        )
 
     def rewritten(self) -> bool:
         """Whether the one feature map that was found was written into after its layer returned it."""
@@ -134,19 +152,29 @@ class _Features:
             where = f"at {self.wanted!r}" if self.wanted else "larger than one position"
             raise ValueError(f"no feature map {where} was seen on the way to the score")
         if not score.requires_grad:
-            raise ValueError("the score does not depend on the images in a way that can be differentiated")
-        gradients = torch.autograd.grad(score, [seen.place for seen in self.latest], allow_unused=True)
+            raise ValueError(
+                "the score does not depend on the images in a way that can be differentiated"
+            )
+        gradients = torch.autograd.grad(
+            score, [seen.place for seen in self.latest], allow_unused=True
+        )
         found = None
         for seen, gradient in reversed(list(zip(self.latest, gradients, strict=True))):
             features = self._picture(seen.values.detach())
             if features is None:
                 continue
-            found = seen.name, features, torch.zeros_like(features) if gradient is None else self._picture(gradient)
+            found = (
+                seen.name,
+                features,
+                torch.zeros_like(features) if gradient is None else self._picture(gradient),
+            )
             if found[2].any():
                 break
         if found is None:
             last = self.latest[-1]
-            raise ValueError(f"the output of {last.name!r} is no picture: shape {tuple(last.values.shape)}")
+            raise ValueError(
+                f"the output of {last.name!r} is no picture: shape {tuple(last.values.shape)}"
+            )
         return found
 
     def _picture(self, x: Tensor) -> Tensor | None:
@@ -155,7 +183,11 @@ class _Features:
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         grids = [*watch.grids, *(record.grid for record in self.maps.records)]
         if x.ndim == 4:
-            return x.permute(0, 3, 1, 2) if tuple(x.shape[1:3]) in grids and tuple(x.shape[2:]) not in grids else x
+            return (
+                x.permute(0, 3, 1, 2)
+                if tuple(x.shape[1:3]) in grids and tuple(x.shape[2:]) not in grids
+                else x
+            )
         space = watch.space_of(x.shape[1]) if x.ndim == 3 else None
         if space is None or space.grid is None or math.prod(space.grid) == 1:
             return None

@@ -1,7 +1,7 @@
 """Methods that weigh attention by the gradient of a class score. The fused kernel runs forward and backward.
 
-With O = A V, the gradient at the weights is G = dO V^T, so that any tile of G follows from the values and the gradient
-at the output of the attention call, and nothing N x N is stored.
+With O = A V, the gradient at the weights is G = dO V^T, so that any tile of G follows from the
+values and the gradient at the output of the attention call, and nothing N x N is stored.
 """
 
 from functools import partial
@@ -16,7 +16,9 @@ from visattn.record.entry import Record
 from visattn.record.session import Maps, record_into
 
 
-def differentiate(model: nn.Module, images: Tensor, target: Target, layers=None) -> tuple[Maps, list, Tensor | None]:
+def differentiate(
+    model: nn.Module, images: Tensor, target: Target, layers=None
+) -> tuple[Maps, list, Tensor | None]:
     """Run forward and backward once; return the captured maps, the layers asked for with their gradient, the target."""
     check_images(images)
     maps = Maps(model, "graph")
@@ -35,10 +37,14 @@ def differentiate(model: nn.Module, images: Tensor, target: Target, layers=None)
 def fill_gradients(score: Tensor, records: list[Record], keep_graph: bool = False):
     """Set ``record.gradient`` to the gradient of a score at each attention call's output."""
     if not score.requires_grad:
-        raise ValueError("the score does not depend on the images in a way that can be differentiated")
+        raise ValueError(
+            "the score does not depend on the images in a way that can be differentiated"
+        )
     attached = [record for record in records if record.output.requires_grad]
     if not attached:
-        raise ValueError("no attention layer has a gradient: the model runs them under torch.no_grad()")
+        raise ValueError(
+            "no attention layer has a gradient: the model runs them under torch.no_grad()"
+        )
     outputs = [record.output for record in attached]
     found = torch.autograd.grad(score, outputs, allow_unused=True, retain_graph=keep_graph)
     for record, output, gradient in zip(attached, outputs, found, strict=True):
@@ -64,7 +70,9 @@ def gradient_tile(record: Record, rows: slice) -> Tensor:
     if v.shape[1] != record.gradient.shape[1]:
         v = v.repeat_interleave(record.gradient.shape[1] // v.shape[1], 1)
     wide = torch.promote_types(v.dtype, torch.float32)
-    return record.gradient.reshape(*v.shape[:2], -1, v.shape[3])[:, :, rows].to(wide) @ v.to(wide).transpose(-2, -1)
+    return record.gradient.reshape(*v.shape[:2], -1, v.shape[3])[:, :, rows].to(wide) @ v.to(
+        wide
+    ).transpose(-2, -1)
 
 
 def positive_share(record: Record, rows: slice) -> Tensor:
@@ -85,9 +93,10 @@ def gae(model: nn.Module, images: Tensor, target: Target = None, layers=None) ->
         \text{map} = e\,(I + \bar A_L) \cdots (I + \bar A_1) - e
 
     Reference:
-        Chefer, Gur, Wolf 2021, "Generic Attention-model Explainability", eq. 5-6, https://arxiv.org/abs/2103.15679.
-        Differs from the authors' code in: a row chain with the fused kernel in place of N x N products; any target; e
-        itself is taken off the map, where it would be a constant under heads that average patches.
+        Chefer, Gur, Wolf 2021, "Generic Attention-model Explainability", eq. 5-6,
+        https://arxiv.org/abs/2103.15679. Differs from the authors' code in: a row chain with the
+        fused kernel in place of N x N products; any target; e itself is taken off the map, where it
+        would be a constant under heads that average patches.
     """
     maps, records, target = differentiate(model, images, target, layers)
 
@@ -110,8 +119,8 @@ def grad_rollout(model: nn.Module, images: Tensor, target: Target = None, layers
         \text{map} = e\, \bar A_L \cdots \bar A_1
 
     Reference:
-        Gildenblat 2020, https://github.com/jacobgil/vit-explain. Differs from the authors' code in: no entries are
-        discarded, and rows are divided by their own sums.
+        Gildenblat 2020, https://github.com/jacobgil/vit-explain. Differs from the authors' code in:
+        no entries are discarded, and rows are divided by their own sums.
     """
     maps, records, target = differentiate(model, images, target, layers)
 
@@ -139,8 +148,8 @@ def grad_attention(model: nn.Module, images: Tensor, target: Target = None, laye
         \text{map} = \sum_l \operatorname{mean}_h\, e\,[A_{lh} \odot G_{lh}]_+
 
     Reference:
-        The one-layer baseline of Chefer, Gur, Wolf 2021, https://arxiv.org/abs/2103.15679. Differs from the paper in:
-        layers can be chosen.
+        The one-layer baseline of Chefer, Gur, Wolf 2021, https://arxiv.org/abs/2103.15679. Differs
+        from the paper in: layers can be chosen.
     """
     maps, records, target = differentiate(model, images, target, -1 if layers is None else layers)
     total = None

@@ -10,7 +10,9 @@ from visattn.methods.target import Target, check_images, evaluating, logits_of, 
 STEPS = 32
 
 
-def integrated_gradients(model: nn.Module, images: Tensor, target: Target = None, layers=None) -> Map:
+def integrated_gradients(
+    model: nn.Module, images: Tensor, target: Target = None, layers=None
+) -> Map:
     r"""Integrate the gradient at the pixels along the line from a zero image, summed over channels; signed.
 
     .. math::
@@ -28,9 +30,13 @@ def integrated_gradients(model: nn.Module, images: Tensor, target: Target = None
     try:
         from captum.attr import IntegratedGradients
     except ImportError as error:
-        raise ImportError("integrated_gradients needs captum: pip install 'visattn[captum]'") from error
+        raise ImportError(
+            "integrated_gradients needs captum: pip install 'visattn[captum]'"
+        ) from error
     if layers is not None:
-        raise ValueError(f"integrated_gradients looks at pixels and takes no layers; got {layers!r}")
+        raise ValueError(
+            f"integrated_gradients looks at pixels and takes no layers; got {layers!r}"
+        )
     check_images(images)
     with evaluating(model), torch.inference_mode(False), torch.enable_grad():
         images = images.detach().clone()

@@ -28,23 +28,25 @@ def legrad(
         s_l = \text{head}(Z_l)_t, \qquad
         \text{map} = \sum_l \operatorname{mean}_{h, i} \Bigl[\frac{\partial s_l}{\partial A_{lhij}}\Bigr]_+
 
-    The tokens of all blocks go through the model's own norm, pooling and head together, as one batch, so that it works
-    for any model whose blocks stand in a list and return tokens of one shape. Other models need ``head``.
+    The tokens of all blocks go through the model's own norm, pooling and head together, as one
+    batch, so that it works for any model whose blocks stand in a list and return tokens of one
+    shape. Other models need ``head``.
 
     Args:
         model: Any network with attention between tokens.
         images: (B, C, H, W), as the model takes them.
         target: As in `visattn.explain`.
         layers: None is all token layers; or a slice, or a list of numbers and names.
-        head: From what a block returns, (B, N, C) or (B, h, w, C), to scores (B, classes): it takes the place of the
-            model's own norm, pooling and head, and is called for each block alone.
+        head: From what a block returns, (B, N, C) or (B, h, w, C), to scores (B, classes): it takes
+            the place of the model's own norm, pooling and head, and is called for each block alone.
 
     Raises:
-        ValueError: No block is found around the attention, or blocks of several shapes have no ``head``.
+        ValueError: No block is found around the attention, or blocks of several shapes have no
+            ``head``.
 
     Reference:
-        Bousselham et al. 2024, "LeGrad", https://arxiv.org/abs/2404.03214. Differs from the paper in: no min-max
-        stretch; any model whose blocks keep their shape, not CLIP alone.
+        Bousselham et al. 2024, "LeGrad", https://arxiv.org/abs/2404.03214. Differs from the paper
+        in: no min-max stretch; any model whose blocks keep their shape, not CLIP alone.
     """
     check_images(images)
     maps, blocks, block_of = Maps(model, "graph"), {}, _around if head else _listed
@@ -59,7 +61,11 @@ def legrad(
         with record_into(maps, model, on_exit=remember):
             output = run(model, images) if head else _all_at_once(model, images, last, blocks)
         records = _inside(blocks, maps.select(layers), block_of)
-        outputs = [head(tokens) for tokens in blocks.values()] if head else _parts(output, target, len(blocks))
+        outputs = (
+            [head(tokens) for tokens in blocks.values()]
+            if head
+            else _parts(output, target, len(blocks))
+        )
         scores, target = _scores(outputs, target)
         for score, block in zip(scores, blocks, strict=True):
             inside = [record for record in records if block_of(record) == block]
@@ -79,13 +85,19 @@ def _around(record: Record) -> str:
     return record.block or record.name.partition("[")[0].rpartition(".")[0]
 
 
-def _inside(blocks: dict[str, Tensor], chosen: list[Record], block_of: Callable[[Record], str]) -> list[Record]:
+def _inside(
+    blocks: dict[str, Tensor], chosen: list[Record], block_of: Callable[[Record], str]
+) -> list[Record]:
     if not blocks:
-        raise ValueError("legrad found no block around the attention of this model, whose tokens a head could read")
+        raise ValueError(
+            "legrad found no block around the attention of this model, whose tokens a head could read"
+        )
     records = [record for record in chosen if block_of(record) in blocks]
     if not records:
         names = ", ".join(record.name for record in chosen)
-        raise ValueError(f"layers selects {names}, outside the blocks whose tokens legrad reads: {', '.join(blocks)}")
+        raise ValueError(
+            f"layers selects {names}, outside the blocks whose tokens legrad reads: {', '.join(blocks)}"
+        )
     return records
 
 
@@ -133,7 +145,10 @@ def _scores(outputs: list[Tensor], target: Target) -> tuple[list[Tensor], Tensor
     if outputs[0].ndim == 1:
         return outputs, None
     last, classes = scores_of(outputs[-1], target)
-    return [*(scores_of(output, target if classes is None else classes)[0] for output in outputs[:-1]), last], classes
+    return [
+        *(scores_of(output, target if classes is None else classes)[0] for output in outputs[:-1]),
+        last,
+    ], classes
 
 
 def _summed(records: list[Record]) -> Row:
@@ -141,7 +156,9 @@ def _summed(records: list[Record]) -> Row:
     for record in records:
         count = record.queries.tokens
         u = torch.full((record.batch, count), 1 / count, device=record.gradient.device)
-        gradient = record.apply(u, lambda rows, record=record: gradient_tile(record, rows).clamp(min=0))
+        gradient = record.apply(
+            u, lambda rows, record=record: gradient_tile(record, rows).clamp(min=0)
+        )
         row = Row.of(gradient, record.keys)
         total = row if total is None else total.plus(row)
     return total

@@ -16,7 +16,8 @@ def raw(maps: Maps, layers=None) -> Map:
 
     Args:
         maps: What `visattn.capture` recorded.
-        layers: None is the last token layer (the last layer, where none has tokens); or a number, name, slice or list.
+        layers: None is the last token layer (the last layer, where none has tokens); or a number,
+            name, slice or list.
 
     Reference:
         Vaswani et al. 2017, https://arxiv.org/abs/1706.03762. Differs from: nothing.
@@ -26,8 +27,12 @@ def raw(maps: Maps, layers=None) -> Map:
     heats = [maps.map(record.name) for record in maps.select(layers)]
     sizes = {tuple(heat.values.shape) for heat in heats}
     if len(sizes) > 1:
-        raise ValueError(f"raw averages layers of one grid; these have {', '.join(map(str, sorted(sizes)))}")
-    values, mass = (torch.stack([getattr(h, name) for h in heats]).mean(0) for name in ("values", "prefix_mass"))
+        raise ValueError(
+            f"raw averages layers of one grid; these have {', '.join(map(str, sorted(sizes)))}"
+        )
+    values, mass = (
+        torch.stack([getattr(h, name) for h in heats]).mean(0) for name in ("values", "prefix_mass")
+    )
     name = f"{heats[0].layer} to {heats[-1].layer}"
     return checked(Map(values, name, "raw", prefix_mass=mass, lattice=heats[0].lattice))
 
@@ -46,14 +51,17 @@ def dino(maps: Maps, layers=-1, head: int | None = None, mass: float = 0.6) -> M
 
     Reference:
         Caron et al. 2021, "Emerging Properties in Self-Supervised Vision Transformers",
-        https://arxiv.org/abs/2104.14294. Differs from the authors' code in: heads are averaged unless one is asked for.
+        https://arxiv.org/abs/2104.14294. Differs from the authors' code in: heads are averaged
+        unless one is asked for.
     """
     if not 0 < mass <= 1:
         raise ValueError(f"mass must lie in (0, 1]; got {mass}")
     chosen = maps.select(layers)
     if len(chosen) > 1:
         names = ", ".join(record.name for record in chosen)
-        raise ValueError(f"layers must select one layer, whose heads dino shows; got {len(chosen)}: {names}")
+        raise ValueError(
+            f"layers must select one layer, whose heads dino shows; got {len(chosen)}: {names}"
+        )
     record = chosen[0]
     heats = [maps.map(record.name, h) for h in (range(record.heads) if head is None else [head])]
     values = torch.stack([mass_mask(heat.values, mass).float() for heat in heats]).mean(0)

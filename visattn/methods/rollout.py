@@ -17,25 +17,28 @@ def rollout(maps: Maps, layers=None, head_fusion: str = "mean") -> Map:
     .. math::
         \bar A_l = \tfrac12 \operatorname{mean}_h A_{lh} + \tfrac12 I, \qquad \text{map} = e\, \bar A_L \cdots \bar A_1
 
-    e is what the head reads: the class token, or all patches alike. Only rows are ever formed: e goes down through the
-    layers by one vector-matrix product each.
+    e is what the head reads: the class token, or all patches alike. Only rows are ever formed: e
+    goes down through the layers by one vector-matrix product each.
 
     Args:
         maps: What `visattn.capture` recorded with keep="qk" or "maps".
         layers: None is all token layers; or a slice, or a list of numbers and names.
-        head_fusion: "mean", "max" or "min" over heads; rows of the last two are scaled to sum to one.
+        head_fusion: "mean", "max" or "min" over heads; rows of the last two are scaled to sum to
+            one.
 
     Returns:
-        Map (B, h, w). Values and ``prefix_mass`` sum to one, but for what went to padding of windows
-        (``notes["padding_mass"]``).
+        Map (B, h, w). Values and ``prefix_mass`` sum to one, but for what went to padding of
+        windows (``notes["padding_mass"]``).
 
     Raises:
         ValueError: ``head_fusion`` is unknown, a layer does not exist, or no layer has tokens.
 
     Reference:
-        Abnar, Zuidema 2020, "Quantifying Attention Flow in Transformers", https://arxiv.org/abs/2005.00928. Differs
-        from the paper in: windows and grids that change between layers, where a patch shares its mass among its
-        children; rows that do not sum to one by their definition (sigmoid ...) are scaled to absolute sum one.
+        Abnar, Zuidema 2020, "Quantifying Attention Flow in Transformers",
+        https://arxiv.org/abs/2005.00928. Differs
+        from the paper in: windows and grids that change between layers, where a patch shares its
+        mass among its children; rows that do not sum to one by their definition (sigmoid ...) are
+        scaled to absolute sum one.
 
     Example:
         >>> import torch

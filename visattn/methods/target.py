@@ -29,10 +29,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def check_images(images: Tensor):
     """Refuse what no model takes."""
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
-        what = f"{tuple(images.shape)} {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
+        what = (
+            f"{tuple(images.shape)} {images.dtype}"
+            if isinstance(images, Tensor)
+            else type(images).__name__
+        )
         raise ValueError(f"images must be a float tensor (B, C, H, W); got {what}")
     if not images.numel():
-        raise ValueError(f"images must hold at least one image of at least one pixel; got shape {tuple(images.shape)}")
+        raise ValueError(
+            f"images must hold at least one image of at least one pixel; got shape {tuple(images.shape)}"
+        )
     if not images.isfinite().all():
         raise ValueError("images must be finite; got NaN or infinity")
 
@@ -54,9 +60,10 @@ def scores_of(output, target: Target) -> tuple[Tensor, Tensor | None]:
     """Return the score of each image (B,) and the classes it stands for.
 
     Args:
-        output: What the model returned: (B, classes), or something that holds it as ``logits`` or first.
-        target: None for the class with the highest score, a class, a tensor of classes (B,), or a callable that makes
-            scores of the output.
+        output: What the model returned: (B, classes), or something that holds it as ``logits`` or
+            first.
+        target: None for the class with the highest score, a class, a tensor of classes (B,), or a
+            callable that makes scores of the output.
     """
     if callable(target):
         scores = target(output)
@@ -69,7 +76,9 @@ def scores_of(output, target: Target) -> tuple[Tensor, Tensor | None]:
         raise ValueError(f"target must hold class numbers; got {target.dtype}")
     batch, classes = logits.shape
     if target.ndim > 1 or (target.ndim == 1 and len(target) != batch):
-        raise ValueError(f"target must be a class or one class per image, ({batch},); got shape {tuple(target.shape)}")
+        raise ValueError(
+            f"target must be a class or one class per image, ({batch},); got shape {tuple(target.shape)}"
+        )
     target = target.long().expand(batch)
     if target.min() < 0 or target.max() >= classes:
         raise ValueError(f"target must lie in 0 to {classes - 1}; got {target.unique().tolist()}")

@@ -32,7 +32,8 @@ def deletion(
         model: Network of logits (B, classes).
         images: (B, C, H, W), as the model takes them.
         heat: Map or (B, h, w); it is resized to the images. Hot is high.
-        target: A class, a tensor of classes (B,), or None for the class predicted on the whole image.
+        target: A class, a tensor of classes (B,), or None for the class predicted on the whole
+            image.
         steps: In how many steps all pixels go; the area is the trapezoid rule's.
         baseline: Value a removed pixel gets; 0 is the mean color of normalized images.
         batch_size: Images per forward pass; steps and images share it.
@@ -42,8 +43,8 @@ def deletion(
         (B,) areas in [0, 1], or the curves.
 
     Reference:
-        Petsiuk, Das, Saenko 2018, "RISE", https://arxiv.org/abs/1806.07421. Differs from the authors' code in: steps
-        are equal shares of the pixels at any image size.
+        Petsiuk, Das, Saenko 2018, "RISE", https://arxiv.org/abs/1806.07421. Differs from the
+        authors' code in: steps are equal shares of the pixels at any image size.
     """
     blank = torch.full_like(images, baseline)
     curve = _curve(model, images, blank, heat, target, _shares(steps), batch_size, images)
@@ -64,7 +65,9 @@ def insertion(
 
     As `deletion`, from the same paper; the start is the image blurred by a Gaussian of 5 pixels.
     """
-    curve = _curve(model, _blurred(images), images, heat, target, _shares(steps), batch_size, images)
+    curve = _curve(
+        model, _blurred(images), images, heat, target, _shares(steps), batch_size, images
+    )
     return curve if return_curve else torch.trapezoid(curve, dx=1 / steps)
 
 
@@ -81,11 +84,12 @@ def perturbation(
 ) -> Tensor:
     """Blank 10 to 90 % of the pixels and return the area under "is the target still the first class?".
 
-    ``positive=True`` blanks the hottest pixels first (low is good), False the coldest (high is good).
+    ``positive=True`` blanks the hottest pixels first (low is good), False the coldest (high is
+    good).
 
     Reference:
-        Chefer, Gur, Wolf 2021, section 4, https://arxiv.org/abs/2012.09838. Differs from the paper in: the area is
-        divided by its width, so that it lies in [0, 1].
+        Chefer, Gur, Wolf 2021, section 4, https://arxiv.org/abs/2012.09838. Differs from the paper
+        in: the area is divided by its width, so that it lies in [0, 1].
     """
     if steps < 2:
         raise ValueError(f"steps must be at least 2; got {steps}")
@@ -101,7 +105,9 @@ def at_size(heat: Map | Tensor, size: tuple[int, int], batch: int) -> Tensor:
     values = heat.values if isinstance(heat, Map) else heat
     values = values[None] if values.ndim == 2 else values
     if values.ndim != 3 or len(values) != batch:
-        raise ValueError(f"heat must be one map per image, ({batch}, h, w); got {tuple(values.shape)}")
+        raise ValueError(
+            f"heat must be one map per image, ({batch}, h, w); got {tuple(values.shape)}"
+        )
     if not values.isfinite().all():
         raise ValueError("heat must be finite; got NaN or infinity")
     lattice = heat.lattice if isinstance(heat, Map) else None
@@ -117,21 +123,33 @@ def _shares(steps: int) -> Tensor:
 
 
 @torch.no_grad()
-def _curve(model, before, after, heat, target, shares, batch_size, images, hits: bool = False) -> Tensor:
+def _curve(
+    model, before, after, heat, target, shares, batch_size, images, hits: bool = False
+) -> Tensor:
     """Return (B, shares): the target's probability (or being first) with that share of pixels from ``after``."""
     check_images(images)
     batch, pixels = len(images), images.shape[2] * images.shape[3]
     values = at_size(heat, images.shape[2:], batch).flatten(1).to(images.device)
-    rank = values.argsort(dim=1, descending=True, stable=True).argsort(dim=1).view(batch, 1, *images.shape[2:])
+    rank = (
+        values.argsort(dim=1, descending=True, stable=True)
+        .argsort(dim=1)
+        .view(batch, 1, *images.shape[2:])
+    )
     counts = (shares * pixels).round().long().to(images.device)
     found = []
     with evaluating(model):
-        classes = scores_of(torch.cat([logits_of(model(x)) for x in images.split(batch_size)]), target)[1]
+        classes = scores_of(
+            torch.cat([logits_of(model(x)) for x in images.split(batch_size)]), target
+        )[1]
         if classes is None:
-            raise ValueError("target must be a class, a tensor of classes or None: this measure needs a probability")
+            raise ValueError(
+                "target must be a class, a tensor of classes or None: this measure needs a probability"
+            )
         for pairs in torch.arange(batch * len(shares), device=images.device).split(batch_size):
             image, step = pairs // len(shares), pairs % len(shares)
-            mixed = torch.where(rank[image] < counts[step].view(-1, 1, 1, 1), after[image], before[image])
+            mixed = torch.where(
+                rank[image] < counts[step].view(-1, 1, 1, 1), after[image], before[image]
+            )
             logits, wanted = logits_of(model(mixed)).float(), classes[image]
             of_target = logits.softmax(1).gather(1, wanted[:, None])[:, 0]
             found.append((logits.argmax(1) == wanted).float() if hits else of_target)

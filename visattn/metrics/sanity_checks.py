@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from visattn.methods.table import explain, explain_or_zeros
+from visattn.methods.explain import explain, explain_or_zeros
 from visattn.methods.target import Target, check_images, evaluating, scores_of
 
 
@@ -31,12 +31,14 @@ def sanity(
         seed: Of the new weights: normal, with each tensor's own mean and standard deviation.
 
     Returns:
-        (steps, B) rank correlations with the map of the unspoiled model, after each step; 0 where the map has become
-        flat or empty.
+        (steps, B) rank correlations with the map of the unspoiled model, after each step; 0 where
+        the map has become flat or empty.
 
     Reference:
-        Adebayo et al. 2018, "Sanity Checks for Saliency Maps", https://arxiv.org/abs/1810.03292. Differs from the paper
-        in: weights keep the moments of the trained ones in place of a fresh initialization, so that deep networks stay
+        Adebayo et al. 2018, "Sanity Checks for Saliency Maps", https://arxiv.org/abs/1810.03292.
+        Differs from the paper
+        in: weights keep the moments of the trained ones in place of a fresh initialization, so that
+            deep networks stay
         finite; parameters without spread (a norm's untrained ones) stay.
     """
     if steps < 1:
@@ -52,7 +54,11 @@ def sanity(
         for parameter in parameters[done:upto]:
             _randomize(parameter, generator)
         done = upto
-        found.append(rank_correlation(first, explain_or_zeros(spoiled, images, target, method, layers).values))
+        found.append(
+            rank_correlation(
+                first, explain_or_zeros(spoiled, images, target, method, layers).values
+            )
+        )
     return torch.stack(found)
 
 
@@ -72,15 +78,18 @@ def max_sensitivity(
     .. math::
         \max_{\|d\|_\infty \le r} \|\Phi(x + d) - \Phi(x)\|_2 \,/\, \|\Phi(x)\|_2
 
-    ``radius`` is r; the maximum is over ``samples`` uniform draws. The other arguments are those of `sanity`. A map of
-    zeros that stays one has changed by 0, and one that does not by infinity.
+    ``radius`` is r; the maximum is over ``samples`` uniform draws. The other arguments are those of
+    `sanity`. A map of zeros that stays one has changed by 0, and one that does not by infinity.
 
     Reference:
-        Yeh et al. 2019, "On the (In)fidelity and Sensitivity of Explanations", https://arxiv.org/abs/1901.09392.
+        Yeh et al. 2019, "On the (In)fidelity and Sensitivity of Explanations",
+        https://arxiv.org/abs/1901.09392.
         Differs from the paper in: divided by the norm of the map, as methods differ in scale.
     """
     if radius <= 0 or samples < 1:
-        raise ValueError(f"radius must be positive and samples at least 1; got {radius} and {samples}")
+        raise ValueError(
+            f"radius must be positive and samples at least 1; got {radius} and {samples}"
+        )
     target = _fixed(model, images, target)
     first = explain(model, images, target, method, layers).values.flatten(1)
     generator = torch.Generator().manual_seed(seed)
@@ -96,7 +105,9 @@ def max_sensitivity(
 def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
     """Return Spearman's correlation of two maps per image: (B, h, w) twice to (B,); equal values share their rank."""
     if a.shape != b.shape:
-        raise ValueError(f"both maps must be of one shape; got {tuple(a.shape)} and {tuple(b.shape)}")
+        raise ValueError(
+            f"both maps must be of one shape; got {tuple(a.shape)} and {tuple(b.shape)}"
+        )
     ranks = [torch.stack([_ranks(values) for values in x.flatten(1)]) for x in (a, b)]
     x, y = (r - r.mean(1, keepdim=True) for r in ranks)
     below = x.norm(dim=1) * y.norm(dim=1)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visattn.map import Map
-from visattn.methods.table import explain_or_zeros
+from visattn.methods.explain import explain_or_zeros
 from visattn.methods.target import check_images
 from visattn.metrics.pixels import at_size
 
@@ -29,14 +29,20 @@ def pointing_game(heat: Map | Tensor, truth: Tensor, tolerance: float = 15) -> T
         tolerance: In pixels.
 
     Reference:
-        Zhang et al. 2016, "Top-down Neural Attention by Excitation Backprop", https://arxiv.org/abs/1608.00507. Differs
+        Zhang et al. 2016, "Top-down Neural Attention by Excitation Backprop",
+        https://arxiv.org/abs/1608.00507. Differs
         from: nothing; the mean over images of one class, then over classes, is the caller's.
     """
     values, truth = _paired(heat, truth)
     columns = truth.shape[2]
     hottest = values.flatten(1).argmax(1)
-    rows = torch.arange(truth.shape[1], device=truth.device)[None, :, None] - (hottest // columns)[:, None, None]
-    across = torch.arange(columns, device=truth.device)[None, None] - (hottest % columns)[:, None, None]
+    rows = (
+        torch.arange(truth.shape[1], device=truth.device)[None, :, None]
+        - (hottest // columns)[:, None, None]
+    )
+    across = (
+        torch.arange(columns, device=truth.device)[None, None] - (hottest % columns)[:, None, None]
+    )
     return (truth & (rows**2 + across**2 <= tolerance**2)).flatten(1).any(1).float()
 
 
@@ -48,15 +54,17 @@ def energy_pointing(heat: Map | Tensor, truth: Tensor) -> Tensor:
     """
     values, truth = _paired(heat, truth)
     values = values.clamp(min=0)
-    return (values * truth).sum((1, 2)) / values.sum((1, 2)).clamp(min=torch.finfo(values.dtype).tiny)
+    return (values * truth).sum((1, 2)) / values.sum((1, 2)).clamp(
+        min=torch.finfo(values.dtype).tiny
+    )
 
 
 def segmentation(heat: Map | Tensor, truth: Tensor) -> Segmentation:
     """Cut the map at its own mean and compare it with the masks; arguments as `pointing_game`.
 
     Reference:
-        Chefer, Gur, Wolf 2021, section 4, https://arxiv.org/abs/2012.09838. Differs from the authors' code in: values
-        per image, whose mean the caller takes.
+        Chefer, Gur, Wolf 2021, section 4, https://arxiv.org/abs/2012.09838. Differs from the
+        authors' code in: values per image, whose mean the caller takes.
     """
     values, truth = _paired(heat, truth)
     values, truth = values.flatten(1), truth.flatten(1)
@@ -68,7 +76,13 @@ def segmentation(heat: Map | Tensor, truth: Tensor) -> Segmentation:
 
 
 def grid_pointing(
-    model: nn.Module, images: Tensor, target: Tensor, method: str = "gae", layers=None, *, shrink: bool = True
+    model: nn.Module,
+    images: Tensor,
+    target: Tensor,
+    method: str = "gae",
+    layers=None,
+    *,
+    shrink: bool = True,
 ) -> Tensor:
     """Set four images of four classes side by side, explain each class, and return the positive mass in its own cell.
 
@@ -84,26 +98,33 @@ def grid_pointing(
         (B,) shares; 0.25 is what a flat map gets, 0 one without positive values.
 
     Reference:
-        Böhle, Fritz, Schiele 2021, "Convolutional Dynamic Alignment Networks", https://arxiv.org/abs/2104.00032.
+        Böhle, Fritz, Schiele 2021, "Convolutional Dynamic Alignment Networks",
+        https://arxiv.org/abs/2104.00032.
         Differs from the paper in: the picture can be shrunk to the size the model takes.
     """
     check_images(images)
     target = torch.as_tensor(target, device=images.device)
     if len(images) % 4 or target.shape != (len(images),):
-        raise ValueError(f"images must come in fours, with one class each; got {len(images)} and {tuple(target.shape)}")
+        raise ValueError(
+            f"images must come in fours, with one class each; got {len(images)} and {tuple(target.shape)}"
+        )
     if any(len(four.unique()) < 4 for four in target.view(-1, 4)):
         raise ValueError("target must hold four different classes in every four images")
     height, width = images.shape[2:]
     top, bottom = images.unflatten(0, (-1, 2, 2)).unbind(1)
     picture = torch.cat([torch.cat(list(row.unbind(1)), 3) for row in (top, bottom)], 2)
     if shrink:
-        picture = F.interpolate(picture, (height, width), mode="bilinear", align_corners=False, antialias=True)
+        picture = F.interpolate(
+            picture, (height, width), mode="bilinear", align_corners=False, antialias=True
+        )
     shares = torch.empty(len(images) // 4, 4)
     cells = torch.eye(4, dtype=torch.bool).view(4, 2, 2)
     for cell in range(4):
         heat = explain_or_zeros(model, picture, target.view(-1, 4)[:, cell], method, layers)
         inside = F.interpolate(cells[cell][None, None].float(), picture.shape[2:])[0].bool()
-        shares[:, cell] = energy_pointing(heat, inside.expand(len(picture), -1, -1).to(images.device)).cpu()
+        shares[:, cell] = energy_pointing(
+            heat, inside.expand(len(picture), -1, -1).to(images.device)
+        ).cpu()
     return shares.flatten()
 
 
@@ -116,10 +137,14 @@ def boxes_to_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _paired(heat: Map | Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     if truth.ndim != 3 or truth.dtype != torch.bool:
-        raise ValueError(f"truth must be bool masks (B, H, W); got {tuple(truth.shape)} {truth.dtype}")
+        raise ValueError(
+            f"truth must be bool masks (B, H, W); got {tuple(truth.shape)} {truth.dtype}"
+        )
     empty = ~truth.flatten(1).any(1)
     if empty.any():
-        raise ValueError(f"truth must mark something in every image; empty: {empty.nonzero().flatten().tolist()}")
+        raise ValueError(
+            f"truth must mark something in every image; empty: {empty.nonzero().flatten().tolist()}"
+        )
     return at_size(heat, truth.shape[1:], len(truth)).to(truth.device), truth
 
 
@@ -132,6 +157,8 @@ def _average_precision(values: Tensor, truth: Tensor) -> Tensor:
     """Return the area under precision over recall; pixels of equal value are taken together."""
     order = values.argsort(descending=True)
     values, hits = values[order], truth[order].cumsum(0)
-    last = torch.cat([values[1:] != values[:-1], values.new_ones(1, dtype=torch.bool)]).nonzero()[:, 0]
+    last = torch.cat([values[1:] != values[:-1], values.new_ones(1, dtype=torch.bool)]).nonzero()[
+        :, 0
+    ]
     precision, recall = hits[last] / (last + 1), hits[last] / hits[-1]
     return (precision * recall.diff(prepend=recall.new_zeros(1))).sum()

@@ -8,14 +8,15 @@ from torch import nn
 
 from visattn.core.attention import RELATIONS
 from visattn.core.attention.full import per_head
-from visattn.core.names import find
 from visattn.core.normalize import NORMALIZERS
 from visattn.core.position import POSITIONS
 from visattn.core.similarity import SIMILARITIES
 from visattn.models.stem import STEMS
 from visattn.models.vit import ViT, ViTBlock
+from visattn.names import lookup
 
-# Relations that give every token of the grid an output, and those of them that fold the grid, which has no class token.
+# Relations that give every token of the grid an output, and those of them that fold the grid, which
+# has no class token.
 FOLDING = ("window", "shifted_window", "grid", "axial", "criss_cross", "neighborhood")
 MIXERS = {name: RELATIONS[name] for name in ("self", *FOLDING, "memory", "channel")}
 
@@ -62,7 +63,9 @@ class Mixing:
         """The sizes that some relations take."""
         return {"window_size": self.window_size, "kernel_size": self.kernel_size}
 
-    def attention(self, name: str, dim: int, num_heads: int, grid: tuple[int, int], prefix: int) -> nn.Module:
+    def attention(
+        self, name: str, dim: int, num_heads: int, grid: tuple[int, int], prefix: int
+    ) -> nn.Module:
         """Make the relation of one block."""
         head_dim = per_head(dim, num_heads)
         # What channel attention compares are channels, each a vector over the tokens.
@@ -99,11 +102,14 @@ def build_vit(
 ) -> ViT:
     """Build a ViT; further options are those of Tokens and Mixing, all on one level."""
     for word in options:
-        find(dict.fromkeys(known_options(build_vit)), word, "option of a ViT")
-    tokens, mixing = (group(**{word: options[word] for word in _fields(group) if word in options}) for group in GROUPS)
+        lookup(dict.fromkeys(known_options(build_vit)), word, "option of a ViT")
+    tokens, mixing = (
+        group(**{word: options[word] for word in _fields(group) if word in options})
+        for group in GROUPS
+    )
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     per_head(dim, num_heads)
-    patches = find(STEMS, tokens.stem, "stem")(dim, tokens.patch_size, in_channels=in_channels)
+    patches = lookup(STEMS, tokens.stem, "stem")(dim, tokens.patch_size, in_channels=in_channels)
     grid, names = patches.grid(*size), mixing.names
     _check_extents(mixing.extents, names)
     blocks = [
@@ -122,7 +128,9 @@ def build_vit(
         dim=dim,
         num_classes=num_classes,
         image_size=size,
-        positions=("all" if tokens.class_position else "patches") if mixing.position == "learned" else "none",
+        positions=("all" if tokens.class_position else "patches")
+        if mixing.position == "learned"
+        else "none",
         class_token=tokens.class_token,
         num_registers=tokens.num_registers,
         pool=_make_pool(tokens.pool, dim, num_heads, mlp_ratio),
@@ -133,32 +141,44 @@ def build_vit(
 def known_options(build: Callable) -> list[str]:
     """Return the words that a build function takes, those of its groups among them."""
     parameters = inspect.signature(build).parameters
-    named = [word for word, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
-    return named + [word for group in GROUPS for word in _fields(group)] if build is build_vit else named
+    named = [
+        word
+        for word, parameter in parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    ]
+    return (
+        named + [word for group in GROUPS for word in _fields(group)]
+        if build is build_vit
+        else named
+    )
 
 
 def _fields(group: type) -> list[str]:
     return [field.name for field in fields(group)]
 
 
-def make(table: Mapping, choice: str | Callable | None, argument: str, *sizes: int) -> nn.Module | None:
+def make(
+    table: Mapping, choice: str | Callable | None, argument: str, *sizes: int
+) -> nn.Module | None:
     """Make the object that a name of the table, or a callable of the sizes, stands for."""
     if choice is None:
         return None
-    return (find(table, choice, argument) if isinstance(choice, str) else choice)(*sizes)
+    return (lookup(table, choice, argument) if isinstance(choice, str) else choice)(*sizes)
 
 
-def _make_position(position: str, head_dim: int, num_heads: int, grid: tuple[int, int]) -> nn.Module | None:
+def _make_position(
+    position: str, head_dim: int, num_heads: int, grid: tuple[int, int]
+) -> nn.Module | None:
     """Make what gives positions to scores; learned positions live in the ViT itself."""
     if position in ("learned", "none"):
         return None
     known = {"learned": None, "none": None, **POSITIONS}
-    return find(known, position, "position")(head_dim, num_heads, grid)
+    return lookup(known, position, "position")(head_dim, num_heads, grid)
 
 
 def _make_pool(pool: str, dim: int, num_heads: int, mlp_ratio: float) -> str | nn.Module:
     """Make the attention pool; the other two are words of the ViT."""
-    find(dict.fromkeys(("class", "mean", "attention")), pool, "pool")
+    lookup(dict.fromkeys(("class", "mean", "attention")), pool, "pool")
     return RELATIONS["pool"](dim, num_heads, mlp_ratio=mlp_ratio) if pool == "attention" else pool
 
 
@@ -171,7 +191,7 @@ def _check_extents(extents: Mapping, names: Sequence[str]) -> None:
 
 def _words(name: str) -> Mapping:
     """Return the options of a relation."""
-    return inspect.signature(find(MIXERS, name, "relation")).parameters
+    return inspect.signature(lookup(MIXERS, name, "relation")).parameters
 
 
 def _make_relation(name: str, dim: int, num_heads: int, prefix: int, **options) -> nn.Module:
@@ -181,5 +201,7 @@ def _make_relation(name: str, dim: int, num_heads: int, prefix: int, **options) 
         if option not in _words(name):
             raise ValueError(f"relation {name!r} takes no {option}")
     if name in FOLDING and prefix:
-        raise ValueError(f"relation {name!r} folds the grid of patches: it needs class_token=False and no registers")
+        raise ValueError(
+            f"relation {name!r} folds the grid of patches: it needs class_token=False and no registers"
+        )
     return MIXERS[name](dim, num_heads, **given)

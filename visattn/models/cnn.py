@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from visattn.blocks.table import create_block
+from visattn.blocks.catalog import create_block
 
-# These blocks are convolutions with attention inside: they take the place of a 3 x 3 convolution, not one behind it.
+# These blocks are convolutions with attention inside: they take the place of a 3 x 3 convolution,
+# not one behind it.
 CONVOLUTIONS = ("sk", "split", "epsa", "cot", "involution")
 
 
@@ -58,7 +59,8 @@ class BasicUnit(nn.Module):
         The block's.
 
     Reference:
-        He et al. 2016, "Deep Residual Learning for Image Recognition", https://arxiv.org/abs/1512.03385.
+        He et al. 2016, "Deep Residual Learning for Image Recognition",
+        https://arxiv.org/abs/1512.03385.
         Differs from: nothing, without a block.
 
     Example:
@@ -69,14 +71,30 @@ class BasicUnit(nn.Module):
 
     expansion = 1
 
-    def __init__(self, channels: int, width: int, *, stride: int = 1, block: str | None = None, block_options=None):
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        *,
+        stride: int = 1,
+        block: str | None = None,
+        block_options=None,
+    ):
         super().__init__()
         in_place = block in CONVOLUTIONS
         self.conv1 = _conv(channels, width, 3, stride)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = create_block(block, width, **(block_options or {})) if in_place else _conv(width, width, 3)
+        self.conv2 = (
+            create_block(block, width, **(block_options or {}))
+            if in_place
+            else _conv(width, width, 3)
+        )
         self.bn2 = nn.BatchNorm2d(width)
-        self.slot = create_block(block, width, **(block_options or {})) if block and not in_place else nn.Identity()
+        self.slot = (
+            create_block(block, width, **(block_options or {}))
+            if block and not in_place
+            else nn.Identity()
+        )
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _shortcut(channels, width, stride)
 
@@ -108,7 +126,8 @@ class BottleneckUnit(nn.Module):
         The block's.
 
     Reference:
-        He et al. 2016, "Deep Residual Learning for Image Recognition", https://arxiv.org/abs/1512.03385.
+        He et al. 2016, "Deep Residual Learning for Image Recognition",
+        https://arxiv.org/abs/1512.03385.
         Differs from the paper in: the stride is at the 3 x 3 convolution, as in torchvision.
 
     Example:
@@ -119,18 +138,32 @@ class BottleneckUnit(nn.Module):
 
     expansion = 4
 
-    def __init__(self, channels: int, width: int, *, stride: int = 1, block: str | None = None, block_options=None):
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        *,
+        stride: int = 1,
+        block: str | None = None,
+        block_options=None,
+    ):
         super().__init__()
         out, options = width * self.expansion, block_options or {}
         # A block keeps the size of its map, so where a convolution strides it stays.
         in_place = block in CONVOLUTIONS and stride == 1
         self.conv1 = _conv(channels, width, 1)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = create_block(block, width, **options) if in_place else _conv(width, width, 3, stride)
+        self.conv2 = (
+            create_block(block, width, **options) if in_place else _conv(width, width, 3, stride)
+        )
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = _conv(width, out, 1)
         self.bn3 = nn.BatchNorm2d(out)
-        self.slot = create_block(block, out, **options) if block and block not in CONVOLUTIONS else nn.Identity()
+        self.slot = (
+            create_block(block, out, **options)
+            if block and block not in CONVOLUTIONS
+            else nn.Identity()
+        )
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _shortcut(channels, out, stride)
 
@@ -151,8 +184,8 @@ class ResNet(nn.Module):
         config: Stem, unit, depths and widths: a row of ``CNNS``.
         num_classes: Width of the output; 0 gives the pooled features.
         in_channels: Channels of the images.
-        block: Name of a block of ``BLOCKS`` for the slot of every unit, or None. sk, split, epsa, cot and involution
-            take the place of the 3 x 3 convolutions with stride 1 instead.
+        block: Name of a block of ``BLOCKS`` for the slot of every unit, or None. sk, split, epsa,
+            cot and involution take the place of the 3 x 3 convolutions with stride 1 instead.
         block_options: The block's options.
 
     Shape:
@@ -166,8 +199,10 @@ class ResNet(nn.Module):
         ValueError: The block is unknown or does not fit the widths.
 
     Reference:
-        He et al. 2016, "Deep Residual Learning for Image Recognition", https://arxiv.org/abs/1512.03385. Differs from
-        the paper in: the shortcut of the CIFAR nets is a 1 x 1 convolution (option B), not padding with zeros.
+        He et al. 2016, "Deep Residual Learning for Image Recognition",
+        https://arxiv.org/abs/1512.03385. Differs from
+        the paper in: the shortcut of the CIFAR nets is a 1 x 1 convolution (option B), not padding
+        with zeros.
 
     Example:
         >>> import torch
@@ -194,11 +229,15 @@ class ResNet(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if config.stem == "imagenet" else nn.Identity()
         self.stages = [f"layer{i}" for i in range(1, len(config.depths) + 1)]
-        for i, (name, depth, width) in enumerate(zip(self.stages, config.depths, config.widths, strict=True)):
+        for i, (name, depth, width) in enumerate(
+            zip(self.stages, config.depths, config.widths, strict=True)
+        ):
             units = []
             for j in range(depth):
                 stride = 2 if i > 0 and j == 0 else 1
-                units.append(unit(channels, width, stride=stride, block=block, block_options=block_options))
+                units.append(
+                    unit(channels, width, stride=stride, block=block, block_options=block_options)
+                )
                 channels = width * unit.expansion
             self.add_module(name, nn.Sequential(*units))
         self.num_features = channels
@@ -227,7 +266,9 @@ def build_resnet(
     """Build a ResNet; any `image_size` will do, and without `num_classes` it has CIFAR-10's 10 or ImageNet's 1000."""
     if num_classes is None:
         num_classes = 1000 if config.stem == "imagenet" else 10
-    return ResNet(config, num_classes, in_channels=in_channels, block=block, block_options=block_options)
+    return ResNet(
+        config, num_classes, in_channels=in_channels, block=block, block_options=block_options
+    )
 
 
 def _conv(channels: int, width: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visattn.core.formula import Attend
-from visattn.core.names import find
 from visattn.core.normalize import NORMALIZERS
 from visattn.core.normalize.definition import Normalizer
 from visattn.core.similarity import SIMILARITIES
@@ -16,6 +15,7 @@ from visattn.core.similarity.definition import Similarity
 from visattn.core.similarity.learned import Additive
 from visattn.models.build import make
 from visattn.models.cnn import CNNS, ResNet
+from visattn.names import lookup
 
 
 class Glimpses(nn.Module):
@@ -43,10 +43,11 @@ class Glimpses(nn.Module):
         ValueError: ``glimpses`` is below 1.
 
     Reference:
-        Bahdanau, Cho, Bengio 2014, "Neural Machine Translation by Jointly Learning to Align and Translate", section 3
-        and appendix A.1.2, https://arxiv.org/abs/1409.0473; on a feature map as in Xu et al. 2015, "Show, Attend and
-        Tell", https://arxiv.org/abs/1502.03044. Differs from: the annotations are those of a convolutional network, to
-        which waves of their row and column are added; the state does not hear which label was read before.
+        Bahdanau, Cho, Bengio 2014, "Neural Machine Translation by Jointly Learning to Align and
+        Translate", section 3 and appendix A.1.2, https://arxiv.org/abs/1409.0473; on a feature map
+        as in Xu et al. 2015, "Show, Attend and Tell", https://arxiv.org/abs/1502.03044. Differs
+        from: the annotations are those of a convolutional network, to which waves of their row and
+            column are added; the state does not hear which label was read before.
 
     Example:
         >>> Glimpses(ResNet(CNNS["resnet8"], 0), 16, glimpses=3)(torch.rand(2, 3, 20, 28)).shape
@@ -90,7 +91,10 @@ class Glimpses(nn.Module):
         """Return sines and cosines of row and column, (rows * columns, 4 WAVES); the longest is twice the image."""
         turns = math.pi * 2.0 ** torch.arange(self.WAVES, device=device)
         axes = [(torch.arange(n, device=device) + 0.5) / n for n in (rows, columns)]
-        angles = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)[..., None] * turns
+        angles = (
+            torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)[..., None]
+            * turns
+        )
         return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)
 
 
@@ -114,10 +118,11 @@ class GlimpseClassifier(nn.Module):
         As Glimpses: T, one per glimpse.
 
     Reference:
-        Bahdanau, Cho, Bengio 2014, https://arxiv.org/abs/1409.0473. Differs from: one label instead of a sentence.
+        Bahdanau, Cho, Bengio 2014, https://arxiv.org/abs/1409.0473. Differs from: one label instead
+        of a sentence.
 
     Example:
-        >>> from visattn.models.table import create_model
+        >>> from visattn.models.presets import create_model
         >>> create_model("glimpse", num_classes=5)(torch.rand(2, 3, 24, 32)).shape
         torch.Size([2, 5])
     """
@@ -140,7 +145,8 @@ class GlimpseReader(nn.Module):
         y_t = W [s_t;\, c_t] + b, \qquad t = 1 \dots T
 
     Args:
-        glimpses: The model that looks; it reads at most T labels, and T - 1 with the mark behind them.
+        glimpses: The model that looks; it reads at most T labels, and T - 1 with the mark behind
+            them.
         dim: Its D.
         num_classes: K, the labels; the mark is class K.
 
@@ -173,7 +179,9 @@ class GlimpseReader(nn.Module):
         """Return the cross-entropy with labels (B, L), of which the first ``lengths`` (B,) count, and the mark."""
         steps = torch.arange(scores.shape[1], device=scores.device)
         if lengths.min() < 0 or lengths.max() > min(labels.shape[1], len(steps)):
-            raise ValueError(f"lengths must lie in 0 to {min(labels.shape[1], len(steps))}; got {lengths.tolist()}")
+            raise ValueError(
+                f"lengths must lie in 0 to {min(labels.shape[1], len(steps))}; got {lengths.tolist()}"
+            )
         targets = F.pad(labels, (0, max(0, len(steps) - labels.shape[1])))[:, : len(steps)]
         targets = targets.where(steps < lengths[:, None], -100)
         targets = targets.where(steps != lengths[:, None], self.num_classes)
@@ -182,7 +190,10 @@ class GlimpseReader(nn.Module):
     def read(self, scores: Tensor) -> list[list[int]]:
         """Return the most likely labels of each image, up to the mark."""
         read = scores.argmax(-1).tolist()
-        return [line[: line.index(self.num_classes)] if self.num_classes in line else line for line in read]
+        return [
+            line[: line.index(self.num_classes)] if self.num_classes in line else line
+            for line in read
+        ]
 
 
 def build_glimpse(
@@ -199,7 +210,7 @@ def build_glimpse(
 ) -> GlimpseClassifier:
     """Build a glimpse classifier over the feature map of a ResNet of CNNS; any `image_size` will do."""
     looks = Glimpses(
-        ResNet(find(CNNS, features, "features"), 0, in_channels=in_channels),
+        ResNet(lookup(CNNS, features, "features"), 0, in_channels=in_channels),
         dim,
         glimpses=glimpses,
         similarity=make(SIMILARITIES, similarity, "similarity", dim, 1),

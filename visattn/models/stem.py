@@ -13,7 +13,8 @@ class PatchStem(nn.Module):
     .. math::
         z_{ij} = W\,\mathrm{vec}(x_{pi:pi+p,\;pj:pj+p}) + b
 
-    An image whose sides are no multiples of p is padded with zeros below and at the right, so that no pixel is lost.
+    An image whose sides are no multiples of p is padded with zeros below and at the right, so that
+    no pixel is lost.
 
     Args:
         dim: D, the width of a token.
@@ -31,7 +32,8 @@ class PatchStem(nn.Module):
         ValueError: ``patch_size`` is below 1.
 
     Reference:
-        Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", eq. 1, https://arxiv.org/abs/2010.11929. Differs from
+        Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", eq. 1,
+        https://arxiv.org/abs/2010.11929. Differs from
         the paper in: the padding.
 
     Example:
@@ -65,12 +67,13 @@ class ConvStem(nn.Module):
     .. math::
         x_0 = x, \qquad x_{i+1} = \mathrm{ReLU}(\mathrm{BN}(W_i * x_i)), \qquad z = W x_n + b
 
-    Strides of 2 and 1 take turns, and a stride of 2 doubles the channels: n halvings give the stride :math:`2^n` and
-    D channels; the last halving stands alone.
+    Strides of 2 and 1 take turns, and a stride of 2 doubles the channels: n halvings give the
+    stride :math:`2^n` and D channels; the last halving stands alone.
 
     Args:
         dim: D, the width of a token; at least ``patch_size``.
-        patch_size: :math:`2^n`, the side of the square of pixels that a token stands for; a power of two from 2 up.
+        patch_size: :math:`2^n`, the side of the square of pixels that a token stands for; a power
+            of two from 2 up.
         in_channels: C, the channels of the image.
 
     Shape:
@@ -85,8 +88,8 @@ class ConvStem(nn.Module):
 
     Reference:
         Xiao et al. 2021, "Early Convolutions Help Transformers See Better",
-        https://arxiv.org/abs/2106.14881. Differs from the paper in: where a stride of 1 follows one of 2, and that
-        widths always double up to D.
+        https://arxiv.org/abs/2106.14881. Differs from the paper in: where a stride of 1 follows one
+        of 2, and that widths always double up to D.
 
     Example:
         >>> import torch
@@ -118,7 +121,11 @@ class ConvStem(nn.Module):
 
 
 def _step(before: int, after: int, *, stride: int) -> tuple[nn.Module, ...]:
-    return nn.Conv2d(before, after, 3, stride, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()
+    return (
+        nn.Conv2d(before, after, 3, stride, padding=1, bias=False),
+        nn.BatchNorm2d(after),
+        nn.ReLU(),
+    )
 
 
 STEMS = {"patch": PatchStem, "conv": ConvStem}

@@ -31,8 +31,9 @@ class ViTBlock(nn.Module):
         That of ``attention``.
 
     Reference:
-        Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", eq. 2-3, https://arxiv.org/abs/2010.11929; LayerScale:
-        Touvron et al. 2021, https://arxiv.org/abs/2103.17239. Differs from the papers in: nothing.
+        Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", eq. 2-3,
+        https://arxiv.org/abs/2010.11929; LayerScale: Touvron et al. 2021,
+        https://arxiv.org/abs/2103.17239. Differs from the papers in: nothing.
 
     Example:
         >>> from visattn.core.attention import SelfAttention
@@ -71,7 +72,8 @@ class ViT(nn.Module):
         z_0 = [z_\mathrm{class};\, z_\mathrm{registers};\, \mathrm{stem}(x)] + p, \qquad
         z_l = \mathrm{block}_l(z_{l-1}), \qquad y = W\,\mathrm{pool}(\mathrm{LN}(z_L)) + b
 
-    Images of another size than ``image_size`` are welcome: the learned positions p are resized (bicubic, antialiased).
+    Images of another size than ``image_size`` are welcome: the learned positions p are resized
+    (bicubic, antialiased).
 
     Args:
         stem: Image to feature map (B, D, h, w), with ``grid(height, width)`` as PatchStem.
@@ -79,11 +81,12 @@ class ViT(nn.Module):
         dim: D, the width of a token.
         num_classes: Width of the output; 0 gives the pooled features themselves.
         image_size: (height, width) that the learned positions are laid out for.
-        positions: Which tokens get a learned position: ``"all"``, ``"patches"`` (as DeiT III and DINOv2) or ``"none"``.
+        positions: Which tokens get a learned position: ``"all"``, ``"patches"`` (as DeiT III and
+            DINOv2) or ``"none"``.
         class_token: Whether a class token leads the sequence.
         num_registers: Register tokens behind the class token.
-        pool: What the head reads: ``"class"`` (the class token), ``"mean"`` (of the patches, normalized after the
-            mean), or a module (B, N, D) -> (B, 1, D) such as PoolAttention.
+        pool: What the head reads: ``"class"`` (the class token), ``"mean"`` (of the patches,
+            normalized after the mean), or a module (B, N, D) -> (B, 1, D) such as PoolAttention.
         dropout: Of the head's input.
 
     Shape:
@@ -97,11 +100,13 @@ class ViT(nn.Module):
         ValueError: ``positions`` or ``pool`` is unknown; ``pool="class"`` without a class token.
 
     Reference:
-        Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", https://arxiv.org/abs/2010.11929. Differs from the
-        paper in: the options named above; positions are resized for another image size and on loading.
+        Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", https://arxiv.org/abs/2010.11929.
+        Differs from the
+        paper in: the options named above; positions are resized for another image size and on
+        loading.
 
     Example:
-        >>> from visattn.models.table import create_model
+        >>> from visattn.models.presets import create_model
         >>> create_model("vit_nano", num_classes=5, image_size=(24, 32))(torch.rand(2, 3, 24, 32)).shape
         torch.Size([2, 5])
     """
@@ -144,7 +149,11 @@ class ViT(nn.Module):
     def _init_weights(self) -> None:
         """Draw weights as timm does; what a similarity or normalizer learns keeps its own start."""
         for name, module in self.named_modules():
-            if isinstance(module, nn.Linear) and ".attend." not in name and ".position." not in name:
+            if (
+                isinstance(module, nn.Linear)
+                and ".attend." not in name
+                and ".position." not in name
+            ):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
@@ -162,10 +171,14 @@ class ViT(nn.Module):
             positions = self.pos_embed
             # While exporting, a comparison would tie the graph to the example's size.
             if is_exporting() or grid != self.grid_size:
-                positions = resize_positions(positions, self.grid_size, grid, prefix=self.prefix_positions)
+                positions = resize_positions(
+                    positions, self.grid_size, grid, prefix=self.prefix_positions
+                )
             if not self.prefix_positions:
                 x = x + positions
-        prefix = [t.expand(x.shape[0], -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
+        prefix = [
+            t.expand(x.shape[0], -1, -1) for t in (self.cls_token, self.reg_token) if t is not None
+        ]
         if prefix:
             x = torch.cat([*prefix, x], dim=1)
         return x + positions if self.prefix_positions and self.pos_embed is not None else x
@@ -214,7 +227,9 @@ class ViT(nn.Module):
         }
 
 
-def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int], *, prefix: int = 0) -> Tensor:
+def resize_positions(
+    positions: Tensor, old: tuple[int, int], new: tuple[int, int], *, prefix: int = 0
+) -> Tensor:
     """Lay learned positions (1, prefix + h w, D) out for another grid; those of prefix tokens stay."""
     kept, patches = positions[:, :prefix], positions[:, prefix:]
     sheet = patches.reshape(1, *old, -1).permute(0, 3, 1, 2).float()
@@ -231,7 +246,9 @@ def _resize_on_load(model: ViT, state: dict, prefix: str, *_) -> None:
     side = round(max(count, 0) ** 0.5)
     if side * side != count or not count or state[key].shape[2] != model.num_features:
         return  # load_state_dict then names the two shapes
-    state[key] = resize_positions(state[key], (side, side), model.grid_size, prefix=model.prefix_positions)
+    state[key] = resize_positions(
+        state[key], (side, side), model.grid_size, prefix=model.prefix_positions
+    )
 
 
 def _check(positions: str, pool: str | nn.Module, class_token: bool) -> None:

@@ -17,13 +17,15 @@ class Calls(TorchFunctionMode):
     """Pass every torch function on, and tell a listener of attention calls, convolutions, poolings and paddings.
 
     Args:
-        listener: An object with ``listening()``, ``fused(q, k, v, output, options)``, ``eager(alpha, heads)``,
-            ``convolved(output)`` and ``strided(input, output, kernel, stride, padding)``.
+        listener: An object with ``listening()``, ``fused(q, k, v, output, options)``,
+            ``eager(alpha, heads)``, ``convolved(output)`` and ``strided(input, output, kernel,
+            stride, padding)``.
 
     Example:
         >>> class Listener:
         ...     listening = staticmethod(lambda: True)
-        ...     fused = staticmethod(lambda q, k, v, output, options: print("attends", tuple(q.shape)))
+        ...     fused = staticmethod(lambda q, k, v, output, options: print("attends",
+        tuple(q.shape)))
         >>> x = torch.rand(1, 2, 3, 5)
         >>> with Calls(Listener()):
         ...     y = F.scaled_dot_product_attention(x, x, x)
@@ -33,7 +35,10 @@ class Calls(TorchFunctionMode):
     def __init__(self, listener):
         super().__init__()
         self._listener = listener
-        self._seen_by = {F.scaled_dot_product_attention: self._sdpa, F.multi_head_attention_forward: self._mha}
+        self._seen_by = {
+            F.scaled_dot_product_attention: self._sdpa,
+            F.multi_head_attention_forward: self._mha,
+        }
         self._seen_by |= dict.fromkeys((F.conv2d, torch.conv2d), self._conv) | {F.pad: self._pad}
         self._seen_by |= {function: self._pool(function) for function in POOLS}
         self._seen_by |= {function: self._softmax(function) for function in SOFTMAX}
@@ -47,7 +52,9 @@ class Calls(TorchFunctionMode):
     def _sdpa(self, query, key, value, *args, **kwargs):
         output = F.scaled_dot_product_attention(query, key, value, *args, **kwargs)
         names = ("attn_mask", "dropout_p", "is_causal")
-        self._listener.fused(query, key, value, output, dict(zip(names, args, strict=False)) | kwargs)
+        self._listener.fused(
+            query, key, value, output, dict(zip(names, args, strict=False)) | kwargs
+        )
         return output
 
     def _softmax(self, function, heads: int | None = None):
@@ -60,11 +67,20 @@ class Calls(TorchFunctionMode):
         return softmax
 
     def _mha(self, query, key, value, embed_dim_to_check, num_heads, *args, **kwargs):
-        # Inside this call modes are off, so the attention in it would go unseen. A copy of the function runs whose
-        # global names `softmax` and `scaled_dot_product_attention` lead here.
+        # Inside this call modes are off, so the attention in it would go unseen. A copy of the
+        # function runs whose global names `softmax` and `scaled_dot_product_attention` lead here.
         own = F.multi_head_attention_forward
-        names = {"scaled_dot_product_attention": self._sdpa, "softmax": self._softmax(F.softmax, num_heads)}
-        copy = FunctionType(own.__code__, {**own.__globals__, **names}, own.__name__, own.__defaults__, own.__closure__)
+        names = {
+            "scaled_dot_product_attention": self._sdpa,
+            "softmax": self._softmax(F.softmax, num_heads),
+        }
+        copy = FunctionType(
+            own.__code__,
+            {**own.__globals__, **names},
+            own.__name__,
+            own.__defaults__,
+            own.__closure__,
+        )
         copy.__kwdefaults__ = own.__kwdefaults__
         with torch._C.DisableTorchFunction():
             return copy(query, key, value, embed_dim_to_check, num_heads, *args, **kwargs)
@@ -72,7 +88,9 @@ class Calls(TorchFunctionMode):
     def _conv(self, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
         output = torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
         self._listener.convolved(output)
-        spread = [(size - 1) * by + 1 for size, by in zip(weight.shape[2:], pair(dilation), strict=True)]
+        spread = [
+            (size - 1) * by + 1 for size, by in zip(weight.shape[2:], pair(dilation), strict=True)
+        ]
         named = {"valid": (0, 0), "same": [(size - 1) // 2 for size in spread]}
         padding = named[padding] if isinstance(padding, str) else pair(padding)
         self._listener.strided(input, output, spread, pair(stride), padding)
@@ -81,14 +99,19 @@ class Calls(TorchFunctionMode):
     def _pad(self, input, pad, *args, **kwargs):
         output = F.pad(input, pad, *args, **kwargs)
         if input.ndim == 4 and len(pad) in (2, 4):
-            # New places around the old ones: what a convolution of 1 x 1 makes of them, with this padding.
-            self._listener.strided(input, output, (1, 1), (1, 1), (pad[2] if len(pad) == 4 else 0, pad[0]))
+            # New places around the old ones: what a convolution of 1 x 1 makes of them, with this
+            # padding.
+            self._listener.strided(
+                input, output, (1, 1), (1, 1), (pad[2] if len(pad) == 4 else 0, pad[0])
+            )
         return output
 
     def _pool(self, function):
         def pool(input, kernel_size, stride=None, padding=0, *args, **kwargs):
             output = function(input, kernel_size, stride, padding, *args, **kwargs)
-            self._listener.strided(input, output, pair(kernel_size), pair(stride or kernel_size), pair(padding))
+            self._listener.strided(
+                input, output, pair(kernel_size), pair(stride or kernel_size), pair(padding)
+            )
             return output
 
         return pool

@@ -21,19 +21,24 @@ class Record:
         uA = \sum_{\text{blocks } b} u_b \, f_{norm}(f_{sim}(Q_b, K))
 
     Args:
-        name: Path of the module that attended; ``[i]`` is added where one module attended more than once.
+        name: Path of the module that attended; ``[i]`` is added where one module attended more than
+            once.
         kind: ``"token"``, or what a gate weighs: ``"channel"``, ``"spatial"``, ``"branch"``.
         batch: B, the number of images.
-        queries, keys: Where the two sides lie in the picture. G groups (windows) are folded into the batch.
+        queries, keys: Where the two sides lie in the picture. G groups (windows) are folded into
+            the batch.
         q, k: (B * G, H, Nq, D) and (B * G, H, Nk, D), or None where only weights were seen.
         alpha: The weights themselves: (B * G, H, Nq, Nk), or the values of a gate.
-        row_kept: (B, H, keys.tokens), the only row that was kept: the class token's, or the mean over queries.
+        row_kept: (B, H, keys.tokens), the only row that was kept: the class token's, or the mean
+            over queries.
         scale: Factor of the dot product where it is not 1 / sqrt(D).
         bias, mask: As in `visattn.attend`.
-        pair: The similarity and the normalization, None standing for a scaled dot product and for softmax.
+        pair: The similarity and the normalization, None standing for a scaled dot product and for
+            softmax.
         v, output: Values and the tensor to differentiate, only while gradients are wanted.
         gradient: Gradient of the score at ``output``.
-        energy: (B, h, w) what passes a channel gate: the absolute features weighed by the gate, summed over channels.
+        energy: (B, h, w) what passes a channel gate: the absolute features weighed by the gate,
+            summed over channels.
         block: Path of the residual block around the attention, or "".
         pool: Whether the queries are no tokens of the picture: a learned query, a recurrent state.
 
@@ -86,7 +91,17 @@ class Record:
     @property
     def nbytes(self) -> int:
         """Bytes held by this record."""
-        held = (self.q, self.k, self.alpha, self.row_kept, self.bias, self.mask, self.v, self.gradient, self.energy)
+        held = (
+            self.q,
+            self.k,
+            self.alpha,
+            self.row_kept,
+            self.bias,
+            self.mask,
+            self.v,
+            self.gradient,
+            self.energy,
+        )
         return sum(x.untyped_storage().nbytes() for x in held if x is not None)
 
     def rows(self, rows: slice) -> Tensor:
@@ -94,10 +109,14 @@ class Record:
         if self.alpha is not None:
             return _wide(self.alpha[:, :, rows])
         if self.q is None:
-            raise ValueError(f"{self.name!r} kept one row only; capture with keep='qk' or 'maps' for the others")
+            raise ValueError(
+                f"{self.name!r} kept one row only; capture with keep='qk' or 'maps' for the others"
+            )
         if self._plain():
             return self._softmax(rows)
-        own = next((p.dtype for part in self.pair if part is not None for p in part.parameters()), None)
+        own = next(
+            (p.dtype for part in self.pair if part is not None for p in part.parameters()), None
+        )
         q, k = (_wide(x) if own is None else x.to(own) for x in (self.q, self.k))
         q = q if self.scale is None else q * (self.scale * q.shape[-1] ** 0.5)
         return _wide(attention_map(q, k, *self.pair, bias=self.bias, mask=self.mask, rows=rows))
@@ -129,7 +148,8 @@ class Record:
     def apply(self, u: Tensor, tile: Callable[[slice], Tensor] | None = None) -> Tensor:
         """Return u A of (B, queries.tokens), A the mean over heads.
 
-        ``tile(rows)`` puts other weights in place of A: (B * G, H, r, Nk), or (B * G, r, Nk) with the heads joined.
+        ``tile(rows)`` puts other weights in place of A: (B * G, H, r, Nk), or (B * G, r, Nk) with
+        the heads joined.
         """
         return (self.apply_heads(u) if tile is None else self._sweep(u, tile)).mean(1)
 
@@ -153,14 +173,21 @@ class Record:
     def _carried(self, u: Tensor, weighed: tuple[Tensor, Tensor] | None) -> Tensor | None:
         if self.alpha is not None or self.q is None:
             return None
-        own = next((p.dtype for part in self.pair if part is not None for p in part.parameters()), self.q.dtype)
+        own = next(
+            (p.dtype for part in self.pair if part is not None for p in part.parameters()),
+            self.q.dtype,
+        )
         options = {"bias": self.bias, "mask": self.mask, "scale": self.scale, "weighed": weighed}
-        moved = row_chain(self.queries.fold(u), self.q.to(own), self.k.to(own), self.pair, **options)
+        moved = row_chain(
+            self.queries.fold(u), self.q.to(own), self.k.to(own), self.pair, **options
+        )
         return None if moved is None else self.keys.unfold(moved)
 
     def _sweep(self, u: Tensor, tile: Callable[[slice], Tensor]) -> Tensor:
         u, total = self.queries.fold(u)[:, None, None], 0
-        asked = u.flatten(0, 2).any(0).nonzero()[:, 0]  # at the top of a chain often one token alone
+        asked = (
+            u.flatten(0, 2).any(0).nonzero()[:, 0]
+        )  # at the top of a chain often one token alone
         first, last = (int(asked[0]), int(asked[-1])) if len(asked) else (0, 0)
         step = self._tile_rows(u.shape[-1])
         for start in range(first, last + 1, step):

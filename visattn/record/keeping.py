@@ -32,7 +32,8 @@ def keep_parts(record: Record, maps):
         elif maps.keep == "maps" and record.q is not None:
             record.alpha = record.weights().clone()
             record.q = record.k = record.bias = record.mask = None
-    # A copy, since queries, keys and values are often views of one tensor, and the model may write into its own later.
+    # A copy, since queries, keys and values are often views of one tensor, and the model may write
+    # into its own later.
     for name in ("q", "k", "alpha"):
         held = getattr(record, name)
         setattr(record, name, None if held is None else held.detach().clone())

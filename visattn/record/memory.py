@@ -12,7 +12,8 @@ LARGE = 2**20  # bytes of one layer's output, below which there is little to giv
 def give_back(x: Tensor):
     """Return freed memory to the system where x is large and the C library can: glibc's.
 
-    What a layer frees leaves holes. What is kept of the next layer lies in them, and its activations find no room
+    What a layer frees leaves holes. What is kept of the next layer lies in them, and its
+    activations find no room
     there: a process would grow by both, by a third more than it holds.
     """
     trim = _trim()

@@ -29,7 +29,8 @@ class Maps:
         keep: What each record holds, as in `capture`.
 
     Raises:
-        ValueError: No pass has run, or nothing was seen in it; a layer, head or query that does not exist.
+        ValueError: No pass has run, or nothing was seen in it; a layer, head or query that does not
+            exist.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 6, 4, 4), nn.Flatten())
@@ -38,7 +39,8 @@ class Maps:
         >>> maps.layers  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
-        ValueError: no attention was seen in Sequential: it ran no attention call; for a network without attention ...
+        ValueError: no attention was seen in Sequential: it ran no attention call; for a network
+            without attention ...
     """
 
     def __init__(self, model: nn.Module, keep: str):
@@ -83,7 +85,9 @@ class Maps:
             raise ValueError(f"layer {layer!r} does not exist; {hint}Layers: {', '.join(names)}")
         among = self.tokens or self.layers
         if not -len(among) <= layer < len(among):
-            raise ValueError(f"layer {layer} does not exist; there are {len(among)}: {_numbered(among)}")
+            raise ValueError(
+                f"layer {layer} does not exist; there are {len(among)}: {_numbered(among)}"
+            )
         return among[layer]
 
     def select(self, layers=None) -> list[Record]:
@@ -97,13 +101,18 @@ class Maps:
         if layers is None or isinstance(layers, slice):
             chosen = self.tokens[layers or slice(None)]
         else:
-            chosen = [self.layer(layer) for layer in ([layers] if isinstance(layers, (int, str)) else layers)]
+            chosen = [
+                self.layer(layer)
+                for layer in ([layers] if isinstance(layers, (int, str)) else layers)
+            ]
         if not chosen:
             among = f"{len(self.tokens)} token layers, {_numbered(self.tokens)}"
             raise ValueError(f"layers selects none of the {among}; got {layers!r}")
         gates = [record.name for record in chosen if record.kind != "token"]
         if gates:
-            raise ValueError(f"this method needs attention between tokens; these are gates: {', '.join(gates)}")
+            raise ValueError(
+                f"this method needs attention between tokens; these are gates: {', '.join(gates)}"
+            )
         return [record for record in self.tokens if record in chosen]
 
     def auto_query(self, record: Record) -> str:
@@ -118,15 +127,20 @@ class Maps:
         Args:
             layer: A name, or a number among the token layers; -1 is the last.
             head: One head, or None for the mean over heads.
-            query: "auto", "cls" (first token), "mean" (over the patches' queries), (y, x) of a patch, or its number.
+            query: "auto", "cls" (first token), "mean" (over the patches' queries), (y, x) of a
+                patch, or its number.
         """
         record = self.layer(layer)
         if head is not None and not -record.heads <= head < record.heads:
-            raise ValueError(f"head {head} does not exist; {record.name!r} has heads 0 to {record.heads - 1}")
+            raise ValueError(
+                f"head {head} does not exist; {record.name!r} has heads 0 to {record.heads - 1}"
+            )
         if record.kind != "token":
             return _gate_map(record, head)
         if record.grid is None:
-            raise ValueError(f"no grid was found behind the {record.keys.tokens} keys of {record.name!r}; pass grid=")
+            raise ValueError(
+                f"no grid was found behind the {record.keys.tokens} keys of {record.name!r}; pass grid="
+            )
         rows = self._row(record, query)
         row = rows.mean(1) if head is None else rows[:, head]
         return picture(row, record.keys, layer=record.name, method="raw")
@@ -152,14 +166,22 @@ class Maps:
 
 
 @contextmanager
-def capture(model: nn.Module, keep: str = "qk", *, grid: tuple[int, int] | None = None, prefix: int | None = None):
+def capture(
+    model: nn.Module,
+    keep: str = "qk",
+    *,
+    grid: tuple[int, int] | None = None,
+    prefix: int | None = None,
+):
     """Record every attention call of a model while the block runs; all hooks are gone when it ends.
 
     Args:
-        model: Any network; it is not edited, and its output does not change. A compiled model runs uncompiled inside.
-        keep: "qk" keeps copies of queries and keys, so that any row can be had later; "rows" keeps the class token's
-            row (the mean over queries, where there is no class token) and nothing else; "maps" keeps all weights.
-            Where a model forms its weights itself, "qk" keeps those.
+        model: Any network; it is not edited, and its output does not change. A compiled model runs
+            uncompiled inside.
+        keep: "qk" keeps copies of queries and keys, so that any row can be had later; "rows" keeps
+            the class token's row (the mean over queries, where there is no class token) and nothing
+            else; "maps" keeps all weights. Where a model forms its weights itself, "qk" keeps
+            those.
         grid: (h, w) of the patches, where it cannot be found.
         prefix: Number of class, register and distillation tokens, where it cannot be found.
 
@@ -167,7 +189,8 @@ def capture(model: nn.Module, keep: str = "qk", *, grid: tuple[int, int] | None 
         Maps of the latest pass through the model: a second pass replaces the first.
 
     Raises:
-        ValueError: ``keep`` is unknown; or, from the pass, "rows" or "maps" of weights that training draws at random.
+        ValueError: ``keep`` is unknown; or, from the pass, "rows" or "maps" of weights that
+            training draws at random.
         RuntimeError: The model is being captured already.
 
     Example:
@@ -204,7 +227,10 @@ def record_into(maps: Maps, model: nn.Module, *, grid=None, prefix=None, on_exit
 
     _watched.add(model)
     try:
-        with _uncompiled(), Watch(model, keep, start, grid=grid, prefix=prefix, on_exit=on_exit) as maps._watch:
+        with (
+            _uncompiled(),
+            Watch(model, keep, start, grid=grid, prefix=prefix, on_exit=on_exit) as maps._watch,
+        ):
             yield maps
     finally:
         _watched.discard(model)
@@ -238,11 +264,18 @@ def _patch(record: Record, query) -> int:
     if grid is None:
         count = record.queries.tokens
         if not isinstance(query, int) or not 0 <= query < count:
-            raise ValueError(f"query must be 'mean' or 0 to {count - 1} in {record.name!r}; got {query!r}")
+            raise ValueError(
+                f"query must be 'mean' or 0 to {count - 1} in {record.name!r}; got {query!r}"
+            )
         return query - record.queries.prefix
     if isinstance(query, int) and 0 <= query < grid[0] * grid[1]:
         return query
-    if isinstance(query, tuple) and len(query) == 2 and 0 <= query[0] < grid[0] and 0 <= query[1] < grid[1]:
+    if (
+        isinstance(query, tuple)
+        and len(query) == 2
+        and 0 <= query[0] < grid[0]
+        and 0 <= query[1] < grid[1]
+    ):
         return query[0] * grid[1] + query[1]
     cls = "'cls', " if record.queries.prefix else ""
     raise ValueError(
@@ -252,10 +285,17 @@ def _patch(record: Record, query) -> int:
 
 def _gate_map(record: Record, head: int | None) -> Map:
     if record.grid is None:
-        raise ValueError(f"{record.name!r} mixes channels: its weights have no place in the picture")
+        raise ValueError(
+            f"{record.name!r} mixes channels: its weights have no place in the picture"
+        )
     alpha = record.alpha.float()
     if record.kind == "channel" and head is None and record.energy is not None:
-        return Map(record.energy.float(), layer=record.name, method="gated energy", lattice=record.keys.lattice)
+        return Map(
+            record.energy.float(),
+            layer=record.name,
+            method="gated energy",
+            lattice=record.keys.lattice,
+        )
     if record.kind == "branch":
         values = alpha[:, head].mean(1) if head is not None else alpha.flatten(3).mean(3)
     else:

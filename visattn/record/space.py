@@ -19,8 +19,8 @@ class Space(NamedTuple):
         tokens: How many tokens there are in the picture, prefix tokens included.
         prefix: Class, register and distillation tokens in front.
         grid: (h, w) of the patches, or None where the tokens lie on no grid.
-        index: (G, T) token numbers of each of the G groups (windows, strips) attention ran in, -1 for padding, or
-            None where all tokens meet in one group.
+        index: (G, T) token numbers of each of the G groups (windows, strips) attention ran in, -1
+            for padding, or None where all tokens meet in one group.
         lattice: Where the patches lie in the image, or None where they tile it.
 
     Example:
@@ -60,7 +60,8 @@ class Space(NamedTuple):
 def kernel_spaces(alpha: Tensor, grid: tuple[int, int], size: int) -> tuple[Tensor, Space, Space]:
     """Make every position a group of its own, whose keys are the size x size neighbors around it.
 
-    alpha is (B, H, N, size^2), one query per position, or (B, H, N size^2, size^2), all neighbors as queries.
+    alpha is (B, H, N, size^2), one query per position, or (B, H, N size^2, size^2), all neighbors
+    as queries.
 
     >>> alpha, queries, keys = kernel_spaces(torch.rand(1, 2, 6, 9), (2, 3), 3)
     >>> alpha.shape, keys.index[0].tolist()
@@ -91,17 +92,25 @@ def nearest_space(tokens: int, grids: list) -> Space | None:
     return known_space(tokens, grids, (min(few),)) if few else None
 
 
-def space_by_aspect(tokens: int, image_size: tuple[int, int], prefixes: tuple = (0, 1, 2, 5)) -> Space | None:
+def space_by_aspect(
+    tokens: int, image_size: tuple[int, int], prefixes: tuple = (0, 1, 2, 5)
+) -> Space | None:
     """Factor the tokens into a grid of the image's aspect: for models that cut patches without a convolution."""
     height, width = image_size
     for p in prefixes:
         h = round(math.sqrt(max(tokens - p, 0) * height / width))
-        if h and (tokens - p) % h == 0 and abs((tokens - p) // h * height - h * width) < max(height, width):
+        if (
+            h
+            and (tokens - p) % h == 0
+            and abs((tokens - p) // h * height - h * width) < max(height, width)
+        ):
             return Space(tokens, p, (h, (tokens - p) // h))
     return None
 
 
-def window_index(grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int], pad_first: bool) -> Tensor:
+def window_index(
+    grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int], pad_first: bool
+) -> Tensor:
     """Push the token numbers of a grid through padding, cyclic shift and window partition: (windows, h * w)."""
     index = torch.arange(math.prod(grid)).view(grid)
     bottom, right = (-size % step for size, step in zip(grid, window, strict=True))
@@ -109,7 +118,13 @@ def window_index(grid: tuple[int, int], window: tuple[int, int], shift: tuple[in
     index = F.pad(index, padding, value=-1) if pad_first else index
     index = index.roll((-shift[0], -shift[1]), (0, 1))
     index = index if pad_first else F.pad(index, padding, value=-1)
-    return index.unflatten(1, (-1, window[1])).unflatten(0, (-1, window[0])).transpose(1, 2).flatten(2).flatten(0, 1)
+    return (
+        index.unflatten(1, (-1, window[1]))
+        .unflatten(0, (-1, window[0]))
+        .transpose(1, 2)
+        .flatten(2)
+        .flatten(0, 1)
+    )
 
 
 def strided_index(grid: tuple[int, int], parts: tuple[int, int]) -> Tensor:
@@ -132,11 +147,13 @@ def windowed_space(frames: list, groups: int, tokens: int) -> Space | None:
 def _partition(module, grid: tuple[int, int]) -> Tensor | None:
     if hasattr(module, "window_size") and hasattr(module, "shift_size"):
         window, shift = pair(module.window_size), pair(module.shift_size)
-        # timm rolls, then pads; torchvision and transformers pad, then roll, and torchvision does not roll where one
-        # window covers the whole side.
+        # timm rolls, then pads; torchvision and transformers pad, then roll, and torchvision does
+        # not roll where one window covers the whole side.
         pad_first = not type(module).__module__.startswith("timm.")
         if pad_first:
-            shift = tuple(0 if w >= side else s for s, w, side in zip(shift, window, grid, strict=True))
+            shift = tuple(
+                0 if w >= side else s for s, w, side in zip(shift, window, grid, strict=True)
+            )
         return window_index(grid, window, shift, pad_first)
     if hasattr(module, "partition_size"):
         by_window, size = getattr(module, "partition_block", True), pair(module.partition_size)
@@ -152,4 +169,8 @@ def _partition(module, grid: tuple[int, int]) -> Tensor | None:
 
 def pair(value) -> tuple[int, int]:
     """Return what torch makes of one number or two."""
-    return (int(value), int(value)) if not isinstance(value, (tuple, list)) else (int(value[0]), int(value[-1]))
+    return (
+        (int(value), int(value))
+        if not isinstance(value, (tuple, list))
+        else (int(value[0]), int(value[-1]))
+    )

@@ -6,7 +6,16 @@ import torch
 from timm.layers import DropPath, LayerScale, Mlp
 from torch import Tensor, nn
 
-PLAIN = (nn.Linear, nn.LayerNorm, nn.Identity, nn.Dropout, nn.GELU, nn.ReLU, nn.Conv2d, nn.BatchNorm2d)
+PLAIN = (
+    nn.Linear,
+    nn.LayerNorm,
+    nn.Identity,
+    nn.Dropout,
+    nn.GELU,
+    nn.ReLU,
+    nn.Conv2d,
+    nn.BatchNorm2d,
+)
 PLAIN += (Mlp, LayerScale, DropPath)
 
 
@@ -27,15 +36,25 @@ class Frame:
 
     def tensor(self) -> Tensor | None:
         """Return the first floating tensor the module was called with."""
-        return next((x for x in self.inputs if isinstance(x, Tensor) and x.is_floating_point()), None)
+        return next(
+            (x for x in self.inputs if isinstance(x, Tensor) and x.is_floating_point()), None
+        )
 
     def grids(self) -> list[tuple[int, int]]:
         """Return the grids the inputs may lie on: (B, C, h, w), (B, h, w, C), or (h, w) told as an argument."""
-        told = [x for x in self.inputs if isinstance(x, tuple) and len(x) == 2 and all(type(n) is int for n in x)]
+        told = [
+            x
+            for x in self.inputs
+            if isinstance(x, tuple) and len(x) == 2 and all(type(n) is int for n in x)
+        ]
         x = self.tensor()
         if x is None or x.ndim != 4:
             return told
-        return [tuple(x.shape[2:4])] if self.outermost else [tuple(x.shape[2:4]), tuple(x.shape[1:3]), *told]
+        return (
+            [tuple(x.shape[2:4])]
+            if self.outermost
+            else [tuple(x.shape[2:4]), tuple(x.shape[1:3]), *told]
+        )
 
 
 def modules_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -57,13 +76,16 @@ class Trace:
 
     Args:
         modules: (name, module) of all modules of the model to follow.
-        on_start: Called when a pass begins: a module that already ran is entered from outside again.
-        on_exit: Called with (frame, output) when a module ends; what it returns, unless None, goes on in the output's
-            place.
+        on_start: Called when a pass begins: a module that already ran is entered from outside
+            again.
+        on_exit: Called with (frame, output) when a module ends; what it returns, unless None, goes
+            on in the output's place.
         every: Follow the plain layers inside blocks too, which attend nothing; it costs time.
     """
 
-    def __init__(self, modules: list[tuple[str, nn.Module]], on_start, on_exit, every: bool = False):
+    def __init__(
+        self, modules: list[tuple[str, nn.Module]], on_start, on_exit, every: bool = False
+    ):
         self.frames: list[Frame] = []
         self._on_start, self._on_exit = on_start, on_exit
         self._entered: set[str] = set()
@@ -71,7 +93,9 @@ class Trace:
         for name, module in modules:
             if isinstance(module, torch.jit.ScriptModule):
                 self.close()
-                raise TypeError(f"{name or 'the model'} is a TorchScript module, which hides its attention calls")
+                raise TypeError(
+                    f"{name or 'the model'} is a TorchScript module, which hides its attention calls"
+                )
             if isinstance(module, PLAIN) and "." in name and not every:
                 continue
             self._handles += [

@@ -12,7 +12,14 @@ from visattn.core.tap import Tap
 from visattn.map import Lattice
 from visattn.record.calls import Calls
 from visattn.record.entry import Record
-from visattn.record.space import Space, kernel_spaces, known_space, nearest_space, space_by_aspect, windowed_space
+from visattn.record.space import (
+    Space,
+    kernel_spaces,
+    known_space,
+    nearest_space,
+    space_by_aspect,
+    windowed_space,
+)
 from visattn.record.trace import Frame, Trace, modules_of
 
 POOLED_BY_MEAN = ("avg", "avgmax", "max", "mean")
@@ -27,8 +34,8 @@ class Watch:
         on_start: Called when a new pass through the model begins.
         grid: (h, w) of the patches, where it cannot be found.
         prefix: Number of prefix tokens, where it cannot be found.
-        on_exit: Called with (frame, output) when any module ends; what it returns, unless None, goes on in the output's
-            place.
+        on_exit: Called with (frame, output) when any module ends; what it returns, unless None,
+            goes on in the output's place.
     """
 
     def __init__(
@@ -70,7 +77,9 @@ class Watch:
 
     def mean_pooled(self) -> bool:
         """Whether the model says that it averages its patches, whatever tokens stand before them."""
-        return any(getattr(self.model, name, None) in POOLED_BY_MEAN for name in ("global_pool", "pool"))
+        return any(
+            getattr(self.model, name, None) in POOLED_BY_MEAN for name in ("global_pool", "pool")
+        )
 
     def listening(self) -> bool:
         return bool(self._trace.frames)
@@ -120,11 +129,15 @@ class Watch:
     def _start(self, frame: Frame):
         image = frame.tensor()
         if image is None:
-            raise ValueError(f"capture needs a tensor of images; {frame.name or 'the model'} was called without one")
+            raise ValueError(
+                f"capture needs a tensor of images; {frame.name or 'the model'} was called without one"
+            )
         self.batch = image.shape[0]
         self.image_size = tuple(image.shape[-2:]) if image.ndim == 4 else None
         self.grids, self._queries = [], 0
-        self._lattices = {self.image_size: Lattice.tiling(self.image_size)} if self.image_size else {}
+        self._lattices = (
+            {self.image_size: Lattice.tiling(self.image_size)} if self.image_size else {}
+        )
         self._shifted = {}
         self.seen.clear()
         self._on_start()
@@ -161,7 +174,9 @@ class Watch:
         found = dict(zip(names, frame.args, strict=False)) | frame.kwargs
         layout = found.pop("layout", None)
         shape = (*found["q"].shape[:3], found["k"].shape[2])
-        queries, keys, pool = self._spaces(shape) if layout is None else _own_spaces(layout, shape[3])
+        queries, keys, pool = (
+            self._spaces(shape) if layout is None else _own_spaces(layout, shape[3])
+        )
         if layout is not None and found.get("mask") is None and hasattr(layout, "meets"):
             found["mask"] = layout.meets(
                 found["q"].device
@@ -169,7 +184,9 @@ class Watch:
         pair = (frame.module.similarity, frame.module.normalize)
         parent = self._trace.frames[-1] if self._trace.frames else frame
         kind = getattr(layout, "kind", "token")
-        record = Record("", kind, self.batch, queries, keys, pair=pair, output=output, pool=pool, **found)
+        record = Record(
+            "", kind, self.batch, queries, keys, pair=pair, output=output, pool=pool, **found
+        )
         self._record(parent, record)
 
     def _gate(self, frame: Frame, alpha: Tensor):
@@ -177,7 +194,13 @@ class Watch:
         kind, energy = frame.module.kind, None
         x = parent.tensor()
         size = getattr(parent.module, "kernel_size", None)
-        if kind == "token" and x is not None and x.ndim == 4 and isinstance(size, int) and alpha.shape[3] == size**2:
+        if (
+            kind == "token"
+            and x is not None
+            and x.ndim == 4
+            and isinstance(size, int)
+            and alpha.shape[3] == size**2
+        ):
             alpha, queries, keys = kernel_spaces(alpha, tuple(x.shape[2:]), size)
             pool = False
         elif kind == "token":
@@ -188,7 +211,9 @@ class Watch:
             pool = False
         if kind == "channel" and x is not None and x.ndim == 4 and x.shape[1] == alpha.shape[1]:
             energy = (x.detach().abs() * alpha.detach()).sum(1)
-        record = Record("", kind, self.batch, queries, keys, alpha=alpha, output=alpha, energy=energy, pool=pool)
+        record = Record(
+            "", kind, self.batch, queries, keys, alpha=alpha, output=alpha, energy=energy, pool=pool
+        )
         self._record(parent, record)
 
     def _record(self, owner: Frame, record: Record):
@@ -216,7 +241,11 @@ class Watch:
         if nq == nk:
             return keys, keys, False
         if nq == keys.prefix and self._queries != nk:
-            return Space(nq, nq), keys, False  # class tokens attend: they are tokens of the picture, and stay
+            return (
+                Space(nq, nq),
+                keys,
+                False,
+            )  # class tokens attend: they are tokens of the picture, and stay
         queries = known_space(nq, self.grids, (keys.prefix,)) if nq > 1 else None
         return (Space(nq, nq), keys, True) if queries is None else (queries, keys, False)
 
@@ -225,7 +254,9 @@ class Watch:
         prefix, image = self._prefix, self.image_size
         if self._grid is not None:
             if math.prod(self._grid) > tokens:
-                raise ValueError(f"grid={self._grid} has more patches than the {tokens} tokens that attend")
+                raise ValueError(
+                    f"grid={self._grid} has more patches than the {tokens} tokens that attend"
+                )
             return known_space(tokens, [self._grid], (tokens - math.prod(self._grid),))
         hint = getattr(self.model, "num_prefix_tokens", None)
         space = (
@@ -240,14 +271,18 @@ class Watch:
         return space or Space(tokens, prefix or 0)
 
     def _grids_inside(self) -> list[tuple[int, int]]:
-        return [grid for frame in self._trace.frames for grid in frame.grids() if not frame.outermost]
+        return [
+            grid for frame in self._trace.frames for grid in frame.grids() if not frame.outermost
+        ]
 
 
 def _own_spaces(layout, keys: int) -> tuple[Space, Space, bool]:
     if layout.kind == "channel":
         return Space(keys), Space(keys), False
     tokens = math.prod(layout.grid)
-    queries, keys = (Space(tokens, 0, layout.grid, index()) for index in (layout.token_index, layout.key_index))
+    queries, keys = (
+        Space(tokens, 0, layout.grid, index()) for index in (layout.token_index, layout.key_index)
+    )
     return queries, keys, False
 
 

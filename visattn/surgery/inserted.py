@@ -17,7 +17,8 @@ class Inserted(nn.Module):
 
     Args:
         block: The block; its output has the shape of its input.
-        fade: Whether there is a gamma, one learned number that starts at zero. Without it y = block(x).
+        fade: Whether there is a gamma, one learned number that starts at zero. Without it y =
+            block(x).
 
     Shape:
         - Input and output: (B, C, H, W).
@@ -26,9 +27,9 @@ class Inserted(nn.Module):
         The block's own.
 
     Reference:
-        The zero-initialized scale of a residual branch: Bachlechner et al. 2020, "ReZero is All You Need",
-        https://arxiv.org/abs/2003.04887. Differs from it in: the branch is the change that the block makes,
-        so that gamma = 1 is the plain block.
+        The zero-initialized scale of a residual branch: Bachlechner et al. 2020, "ReZero is All You
+        Need", https://arxiv.org/abs/2003.04887. Differs from it in: the branch is the change that
+        the block makes, so that gamma = 1 is the plain block.
 
     Example:
         >>> x = torch.rand(2, 3, 5, 7)
@@ -64,24 +65,26 @@ def insert(
 ) -> nn.Module:
     r"""Insert a block behind modules of a network, in place, and return the network.
 
-    Every key of the network's state dict stays; the blocks add theirs under ``HOST.inserted``. Insert before
-    ``torch.compile``, ``DistributedDataParallel`` and the optimizer are built.
+    Every key of the network's state dict stays; the blocks add theirs under ``HOST.inserted``.
+    Insert before ``torch.compile``, ``DistributedDataParallel`` and the optimizer are built.
 
     Args:
         model: Any network that takes one tensor: torchvision's, timm's, your own.
         block_name: A name of ``BLOCKS``.
-        where: A pattern of module names, matched part by part between the dots (``"layer[1-4].*"``: every residual
-            block; ``"layer*.*.bn3"``: inside the residual branch, where most papers put their block); or a rule:
-            ``"stages"`` (behind the last block at each resolution), ``"blocks"`` (behind every residual block),
-            ``"after:ClassName"``.
-        identity: Start as the network was: a block that is not the identity at its own init is faded in from zero, and
-            weights of its own that start at zero are moved a little, so that one zero is left on the path.
-        example: An input of the model or its shape, for the one dry run that finds the maps; 96 x 96 by default.
+        where: A pattern of module names, matched part by part between the dots (``"layer[1-4].*"``:
+            every residual block; ``"layer*.*.bn3"``: inside the residual branch, where most papers
+            put their block); or a rule: ``"stages"`` (behind the last block at each resolution),
+            ``"blocks"`` (behind every residual block), ``"after:ClassName"``.
+        identity: Start as the network was: a block that is not the identity at its own init is
+            faded in from zero, and weights of its own that start at zero are moved a little, so
+            that one zero is left on the path.
+        example: An input of the model or its shape, for the one dry run that finds the maps; 96 x
+            96 by default.
         **options: The block's.
 
     Raises:
-        ValueError: ``where`` matches nothing or a module that gives no (B, C, H, W) map, the block is unknown, takes
-            more than one map or does not fit, or a place is taken.
+        ValueError: ``where`` matches nothing or a module that gives no (B, C, H, W) map, the block
+            is unknown, takes more than one map or does not fit, or a place is taken.
 
     Example:
         >>> from torchvision.models import resnet18
@@ -117,7 +120,8 @@ def remove(model: nn.Module) -> nn.Module:
 def _build(block_name: str, name: str, given: Tensor, identity: bool, options: dict) -> Inserted:
     """The block for the map that a host gave: on its device, in its dtype, with a zero gamma if the block needs one."""
     block = one_map_block(block_name, given.shape[1], options)
-    # Asked in any case: a block that does not take these maps is refused before the network is touched.
+    # Asked in any case: a block that does not take these maps is refused before the network is
+    # touched.
     same = _is_identity(block, block_name, name, given)
     fade = identity and not same
     if fade:
@@ -149,7 +153,9 @@ def _open(block: nn.Module) -> None:
 
 def _refuse_taken(name: str, host: nn.Module) -> None:
     if isinstance(getattr(host, CHILD, None), Inserted) or isinstance(host, Inserted):
-        raise ValueError(f"module {name!r} has an inserted block; remove(model) first, or insert elsewhere")
+        raise ValueError(
+            f"module {name!r} has an inserted block; remove(model) first, or insert elsewhere"
+        )
 
 
 def _place(model: nn.Module, name: str, block: Inserted) -> str:
@@ -158,7 +164,8 @@ def _place(model: nn.Module, name: str, block: Inserted) -> str:
     if not isinstance(host, (nn.ModuleDict, nn.ModuleList)):
         host.add_module(CHILD, block)
         return f"{name}.{CHILD}"
-    # A container with a forward of its own (a dense block) would call a new child as one of its layers.
+    # A container with a forward of its own (a dense block) would call a new child as one of its
+    # layers.
     outer, _, own = name.rpartition(".")
     around = model.get_submodule(outer)
     if not isinstance(around, nn.Sequential):

@@ -66,7 +66,9 @@ def find(root: Call, where: str) -> dict[str, Tensor]:
     else:
         chosen = [call for call in calls if _matches(call.name, where)]
     if not chosen:
-        raise ValueError(f"where={where!r} matches no module that runs; {_candidates(calls, where)}")
+        raise ValueError(
+            f"where={where!r} matches no module that runs; {_candidates(calls, where)}"
+        )
     return _maps(chosen)
 
 
@@ -92,7 +94,8 @@ def _units(root: Call) -> list[Call]:
         [
             call
             for call in units
-            if type(call.module) is not nn.Sequential or any(_depth(c) for c in call.inside if c.inside)
+            if type(call.module) is not nn.Sequential
+            or any(_depth(c) for c in call.inside if c.inside)
         ]
         or units
         or [call for call in spine if call.size in sizes]
@@ -102,7 +105,9 @@ def _units(root: Call) -> list[Call]:
 def _spine(call: Call) -> Iterator[Call]:
     """The parts of the trunk one after another: what shrinks the map more than a stage does is opened."""
     for inner in call.inside:
-        if inner.inside and (inner.taken is None or not inner.is_map or _area(inner.taken) > 6 * _area(inner.given)):
+        if inner.inside and (
+            inner.taken is None or not inner.is_map or _area(inner.taken) > 6 * _area(inner.given)
+        ):
             yield from _spine(inner)
         else:
             yield inner
@@ -122,7 +127,8 @@ def _links(call: Call) -> Iterator[Call]:
 
 def _is_chain(call: Call, steps: list[Call]) -> bool:
     """Whether each step takes exactly what the one before gave, and the last gives what the call gives."""
-    # Identity of the tensor and its version: an addition in place between two steps counts as a join.
+    # Identity of the tensor and its version: an addition in place between two steps counts as a
+    # join.
     at = [call.stamps[0], *(stamp for step in steps for stamp in step.stamps), call.stamps[-1]]
     return all(left == right for left, right in zip(at[::2], at[1::2], strict=True))
 

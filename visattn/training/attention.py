@@ -20,8 +20,8 @@ from visattn.draw.overlay import overlay
 from visattn.draw.scale import scale_of
 from visattn.map import Map
 from visattn.methods.chain import EmptyMap
+from visattn.methods.explain import explain
 from visattn.methods.rollout import rollout
-from visattn.methods.table import explain
 from visattn.record.session import Maps, capture
 from visattn.training.heads import add_rows, draw_heads, head_statistics, read_rows
 
@@ -70,7 +70,8 @@ def _kinds(maps: Maps) -> list[str]:
 class AttentionOverlays(Callback):
     """After each validation draw where the network looks in the same few validation images.
 
-    Entropy and mean distance of every head go to heads.csv and heads.png, and their means over layers to TensorBoard.
+    Entropy and mean distance of every head go to heads.csv and heads.png, and their means over
+    layers to TensorBoard.
 
     Args:
         folder: Where the pictures go, one per validation.
@@ -84,23 +85,35 @@ class AttentionOverlays(Callback):
         self.labels: list[Tensor] = []
         self.seen: list[tuple[Tensor, Tensor]] = []
 
-    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int, dataloader_idx: int = 0):
+    def on_validation_batch_end(
+        self, trainer, pl_module, outputs, batch, batch_idx: int, dataloader_idx: int = 0
+    ):
         if self.images or trainer.sanity_checking or not trainer.is_global_zero:
             return
         batches = int(trainer.num_val_batches[0])
         share = -(-self.count // batches)
-        if len(self.seen) < self.count and batch_idx * self.count >= len(self.seen) // share * batches:
-            self.seen += [(image.cpu(), label.cpu()) for image, label in zip(batch[0][:share], batch[1], strict=False)]
+        if (
+            len(self.seen) < self.count
+            and batch_idx * self.count >= len(self.seen) // share * batches
+        ):
+            self.seen += [
+                (image.cpu(), label.cpu())
+                for image, label in zip(batch[0][:share], batch[1], strict=False)
+            ]
 
     @rank_zero_only
     def on_validation_end(self, trainer, pl_module) -> None:
         if trainer.sanity_checking or not (self.seen or self.images):
             return
         if not self.images:
-            self.images, self.labels = (list(part) for part in zip(*self.seen[: self.count], strict=True))
+            self.images, self.labels = (
+                list(part) for part in zip(*self.seen[: self.count], strict=True)
+            )
         images = torch.stack(self.images).to(pl_module.device)
         modes = {name: module.training for name, module in pl_module.named_modules()}
-        seen = look(pl_module.model.eval(), images.contiguous(memory_format=pl_module.memory_format))
+        seen = look(
+            pl_module.model.eval(), images.contiguous(memory_format=pl_module.memory_format)
+        )
         for name, module in pl_module.named_modules():
             module.training = modes[name]  # not train(): frozen layers stay as they are
         pictures = photographs(images.cpu(), trainer.datamodule.transform_config())
@@ -115,18 +128,30 @@ class AttentionOverlays(Callback):
         if rows := read_rows(self.folder / "heads.csv"):
             draw_heads(rows, self.folder / "heads.png")
 
-    def _draw(self, pictures: list[np.ndarray], heat: Map, probabilities: Tensor, classes: list[str]) -> Figure:
+    def _draw(
+        self, pictures: list[np.ndarray], heat: Map, probabilities: Tensor, classes: list[str]
+    ) -> Figure:
         width = 1.7 * len(pictures) + 0.6
-        figure = Figure(figsize=(width, 3.9))  # places by hand: searching for a layout costs as much as drawing
+        figure = Figure(
+            figsize=(width, 3.9)
+        )  # places by hand: searching for a layout costs as much as drawing
         FigureCanvasAgg(figure)
-        edges = {"left": 0.05 / width, "right": 1 - 0.65 / width, "bottom": 0.01, "top": 0.94, "wspace": 0.05}
+        edges = {
+            "left": 0.05 / width,
+            "right": 1 - 0.65 / width,
+            "bottom": 0.01,
+            "top": 0.94,
+            "wspace": 0.05,
+        }
         axes = figure.subplots(2, len(pictures), squeeze=False, gridspec_kw=edges)
         for column, picture in enumerate(pictures):
             winner = int(probabilities[column].argmax())
             axes[0, column].imshow(picture)
             axes[0, column].set_title(named(self.labels[column], classes), fontsize=8)
             axes[1, column].imshow(overlay(picture, heat[column]))
-            axes[1, column].set_title(f"{classes[winner]} {probabilities[column, winner]:.2f}", fontsize=8)
+            axes[1, column].set_title(
+                f"{classes[winner]} {probabilities[column, winner]:.2f}", fontsize=8
+            )
         scale = scale_of([heat])  # the one that all the overlays share
         colors = ScalarMappable(Normalize(scale.low, scale.high), scale.colormap)
         bar = figure.add_axes((1 - 0.55 / width, 0.06, 0.08 / width, 0.83))
@@ -141,7 +166,9 @@ class AttentionOverlays(Callback):
             values = [row[quantity] for row in heads if row[quantity] is not None]
             for logger in trainer.loggers:
                 if values and isinstance(logger, TensorBoardLogger):
-                    logger.log_metrics({f"attention_{quantity}": sum(values) / len(values)}, trainer.global_step)
+                    logger.log_metrics(
+                        {f"attention_{quantity}": sum(values) / len(values)}, trainer.global_step
+                    )
 
     def _save(self, figure: Figure, sample: np.ndarray, trainer) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +177,9 @@ class AttentionOverlays(Callback):
         pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("attention", pixels, trainer.global_step, dataformats="HWC")
+                logger.experiment.add_image(
+                    "attention", pixels, trainer.global_step, dataformats="HWC"
+                )
 
 
 def named(label: Tensor, classes: list[str]) -> str:

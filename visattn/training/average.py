@@ -16,16 +16,18 @@ class AverageWeights(WeightAveraging):
     .. math::
         \bar{w}_t = d_t \bar{w}_{t-1} + (1 - d_t) w_t, \qquad d_t = \min\left(d, \tfrac{1 + t}{10 + t}\right)
 
-    A checkpoint holds the average as its weights, and the trained weights beside it, so that training goes on from
-    them. Among the callbacks it belongs behind those that look at the validated network, and before those that save.
+    A checkpoint holds the average as its weights, and the trained weights beside it, so that
+    training goes on from them. Among the callbacks it belongs behind those that look at the
+    validated network, and before those that save.
 
     Args:
         decay: d, in (0, 1); about 1 / (1 - d) steps are averaged.
 
     Reference:
-        The warm-up is that of TensorFlow's ExponentialMovingAverage with ``num_updates``. Differs from Lightning's
-        EMAWeightAveraging in: the warm-up; whole numbers are copied; the average stays in place until validation has
-        ended, so that pictures show it too.
+        The warm-up is that of TensorFlow's ExponentialMovingAverage with ``num_updates``. Differs
+        from Lightning's
+        EMAWeightAveraging in: the warm-up; whole numbers are copied; the average stays in place
+        until validation has ended, so that pictures show it too.
 
     Example:
         >>> [round(warmed_decay(0.99, count), 2) for count in (0, 10, 100, 10**6)]

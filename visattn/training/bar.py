@@ -1,7 +1,10 @@
 """Bar: the progress of a training in one line."""
 
 from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.callbacks.progress.rich_progress import BatchesProcessedColumn, CustomBarColumn
+from lightning.pytorch.callbacks.progress.rich_progress import (
+    BatchesProcessedColumn,
+    CustomBarColumn,
+)
 from rich.progress import TextColumn, TimeRemainingColumn
 from rich.table import Column
 
@@ -21,10 +24,16 @@ class Bar(RichProgressBar):
 
     def get_metrics(self, trainer, pl_module) -> dict:
         metrics = super().get_metrics(trainer, pl_module)
-        return {name: format(float(metrics[key]), form) for key, name, form in self.SHOWN if key in metrics}
+        return {
+            name: format(float(metrics[key]), form)
+            for key, name, form in self.SHOWN
+            if key in metrics
+        }
 
     def configure_columns(self, trainer) -> list:
-        epoch = max(len("Validation"), len(self._get_train_description((trainer.max_epochs or 1) - 1)))
+        epoch = max(
+            len("Validation"), len(self._get_train_description((trainer.max_epochs or 1) - 1))
+        )
         batches = 2 * len(str(trainer.num_training_batches)) + 1
         width = min(40, max(3, self._console.width - epoch - batches - METRICS - REST))
         styles = {
@@ -33,7 +42,9 @@ class Bar(RichProgressBar):
             "pulse_style": self.theme.progress_bar_pulse,
         }
         return [
-            TextColumn("[progress.description]{task.description}", table_column=Column(no_wrap=True)),
+            TextColumn(
+                "[progress.description]{task.description}", table_column=Column(no_wrap=True)
+            ),
             CustomBarColumn(bar_width=width, **styles),
             BatchesProcessedColumn(style=self.theme.batch_progress),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),

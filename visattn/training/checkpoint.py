@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from visattn.models.table import create_model
+from visattn.models.presets import create_model
 from visattn.models.weights import load_weights, read_weights
 from visattn.surgery.inserted import insert as insert_block
 
@@ -29,7 +29,12 @@ def build_network(
 
     ``weights`` may be those of the plain network, or of an earlier run that had the block too.
     """
-    given = {"num_classes": num_classes, "image_size": image_size, "pretrained": pretrained, **(options or {})}
+    given = {
+        "num_classes": num_classes,
+        "image_size": image_size,
+        "pretrained": pretrained,
+        **(options or {}),
+    }
     if insert is None or weights is None:
         model = create_model(name, weights=weights, **given)
         return model if insert is None else insert_block(model, insert, where)
@@ -47,7 +52,9 @@ def find_checkpoint(run: str | Path, which: str = "best") -> Path:
     for name in ("best", *LATEST) if which == "best" else (*LATEST, "best"):
         if (folder / f"{name}.ckpt").is_file():
             return folder / f"{name}.ckpt"
-    raise FileNotFoundError(f"{folder} holds no checkpoint (best.ckpt or last.ckpt): has this run been trained?")
+    raise FileNotFoundError(
+        f"{folder} holds no checkpoint (best.ckpt or last.ckpt): has this run been trained?"
+    )
 
 
 def read_checkpoint(path: str | Path) -> dict:
@@ -58,12 +65,18 @@ def read_checkpoint(path: str | Path) -> dict:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen types for damaged and foreign files
-        raise ValueError(f"{path} is damaged or no checkpoint of visattn ({type(error).__name__})") from error
+        raise ValueError(
+            f"{path} is damaged or no checkpoint of visattn ({type(error).__name__})"
+        ) from error
     note = content.get(KEY) if isinstance(content, dict) else None
     if not isinstance(note, dict) or "state_dict" not in content:
-        raise ValueError(f"{path} is a checkpoint of another project: it does not say how visattn rebuilds its model")
+        raise ValueError(
+            f"{path} is a checkpoint of another project: it does not say how visattn rebuilds its model"
+        )
     if note["format"] > FORMAT:
-        raise ValueError(f"{path} has format {note['format']}, this visattn reads up to {FORMAT}: install a newer one")
+        raise ValueError(
+            f"{path} has format {note['format']}, this visattn reads up to {FORMAT}: install a newer one"
+        )
     return content
 
 

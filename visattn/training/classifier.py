@@ -1,4 +1,4 @@
-"""load(): from a run's folder to something that takes a photograph and answers."""
+"""load_classifier(): from a run's folder to something that takes a photograph and answers."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -17,11 +17,13 @@ from visattn.training.saved import FILE, FOREIGN, read_model, write_model
 class Classifier(ModelHubMixin, library_name="visattn", pipeline_tag="image-classification"):
     """Say which class an image belongs to.
 
-    ``save_pretrained(folder)`` writes the network with all that is needed to use it, ``from_pretrained(folder)`` and
-    ``visattn.load(folder)`` read it again. Given a name of Hugging Face's hub, ``from_pretrained`` downloads it.
+    ``save_pretrained(folder)`` writes the network with all that is needed to use it,
+    ``from_pretrained(folder)`` and ``visattn.load_classifier(folder)`` read it again. Given a name
+    of Hugging Face's hub, ``from_pretrained`` downloads it.
 
     Args:
-        model: The network, from images (B, 3, h, w) to class scores (B, C); put into evaluation mode.
+        model: The network, from images (B, 3, h, w) to class scores (B, C); put into evaluation
+            mode.
         transform: What turns a PIL image into the tensor (3, h, w) the network was trained on.
         classes: The C names.
         network: The arguments of ``build_network`` that rebuild the model; needed to save it.
@@ -29,7 +31,8 @@ class Classifier(ModelHubMixin, library_name="visattn", pipeline_tag="image-clas
 
     Shape:
         - Input: one PIL image of any size and mode, or a list or tuple of B.
-        - Output: probabilities (C,), or (B, C), float32 on the CPU; they sum to one unless ``several``.
+        - Output: probabilities (C,), or (B, C), float32 on the CPU; they sum to one unless
+          ``several``.
 
     Raises:
         TypeError: an image is no PIL image, or there is none.
@@ -63,7 +66,9 @@ class Classifier(ModelHubMixin, library_name="visattn", pipeline_tag="image-clas
         given = images if several else [images]
         strange = [type(image).__name__ for image in given if not isinstance(image, Image.Image)]
         if strange or not given:
-            raise TypeError(f"images must be a PIL image or a list of them, got {strange[0] if strange else 'none'}")
+            raise TypeError(
+                f"images must be a PIL image or a list of them, got {strange[0] if strange else 'none'}"
+            )
         batch = torch.stack([self.transform(image) for image in given])
         first = next(self.model.parameters(), batch)
         probabilities = self.probabilities(self.model(batch.to(first.device, first.dtype))).cpu()
@@ -76,7 +81,9 @@ class Classifier(ModelHubMixin, library_name="visattn", pipeline_tag="image-clas
     def note(self) -> dict:
         """All that is needed beside the weights, in plain words, as it stands in checkpoints."""
         if self.network is None:
-            raise ValueError("only a classifier that visattn.load returned can be saved: it knows its network")
+            raise ValueError(
+                "only a classifier that visattn.load_classifier returned can be saved: it knows its network"
+            )
         names = {"format": FORMAT, "network": self.network, "classes": self.classes}
         return names | {"transform": self.transform.config(), "several": self.several}
 
@@ -87,10 +94,17 @@ class Classifier(ModelHubMixin, library_name="visattn", pipeline_tag="image-clas
 
     @classmethod
     def _from_pretrained(
-        cls, *, model_id: str, revision, cache_dir, force_download: bool, local_files_only: bool, token
+        cls,
+        *,
+        model_id: str,
+        revision,
+        cache_dir,
+        force_download: bool,
+        local_files_only: bool,
+        token,
     ) -> "Classifier":
         if Path(model_id).is_dir():
-            return load(model_id)
+            return load_classifier(model_id)
         fetched = hf_hub_download(
             model_id,
             FILE,
@@ -100,10 +114,10 @@ class Classifier(ModelHubMixin, library_name="visattn", pipeline_tag="image-clas
             local_files_only=local_files_only,
             token=token,
         )
-        return load(fetched)
+        return load_classifier(fetched)
 
 
-def load(run: str | Path) -> Classifier:
+def load_classifier(run: str | Path) -> Classifier:
     """Return the classifier, on the CPU, of a run's folder (its best checkpoint), of a checkpoint, of a safetensors
     file that ``visattn export`` wrote or of a folder of ``save_pretrained``."""
     run = Path(run)
@@ -115,7 +129,10 @@ def load(run: str | Path) -> Classifier:
         model, note = read_model(run)
     else:
         model, note = _of_checkpoint(find_checkpoint(run) if run.is_dir() else run)
-    told = {"network": note["network"], "several": note.get("several", False)}  # which older checkpoints do not tell
+    told = {
+        "network": note["network"],
+        "several": note.get("several", False),
+    }  # which older checkpoints do not tell
     return Classifier(model, build_transform(note["transform"]), note["classes"], **told)
 
 
@@ -123,9 +140,13 @@ def _of_checkpoint(path: Path) -> tuple[nn.Module, dict]:
     content = read_checkpoint(path)
     note = content[KEY]
     model = build_network(**note["network"])
-    weights = {key[6:]: value for key, value in content["state_dict"].items() if key.startswith("model.")}
+    weights = {
+        key[6:]: value for key, value in content["state_dict"].items() if key.startswith("model.")
+    }
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"the weights in {path} do not fit the model {note['network']['name']!r}: {error}") from error
+        raise ValueError(
+            f"the weights in {path} do not fit the model {note['network']['name']!r}: {error}"
+        ) from error
     return model, note

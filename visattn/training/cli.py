@@ -16,7 +16,7 @@ from visattn.data.labels import check_same_classes
 from visattn.data.module import ImageData
 from visattn.training.bar import Bar
 from visattn.training.checkpoint import KEY, read_checkpoint
-from visattn.training.classifier import load
+from visattn.training.classifier import load_classifier
 from visattn.training.keys import Parser, image_classifier
 from visattn.training.mistakes import collect, write_mistakes
 from visattn.training.neighbors import neighbors_accuracy
@@ -51,11 +51,31 @@ KEYS = (
     ("name", str, "run", "name of the run: it lies in runs/NAME"),
     ("out", str | None, None, "folder of the run, in place of runs/NAME"),
     ("patience", int, 0, "stop after so many epochs without a better one; 0 = never"),
-    ("checkpoint_steps", int, 0, "save last.ckpt every so many steps too; 0 = only after each epoch"),
-    ("checkpoint_minutes", float, 0.0, "save last.ckpt every so many minutes too; 0 = only after each epoch"),
-    ("overlays", int, 6, "number of validation images whose attention is drawn after each epoch; 0 = none"),
+    (
+        "checkpoint_steps",
+        int,
+        0,
+        "save last.ckpt every so many steps too; 0 = only after each epoch",
+    ),
+    (
+        "checkpoint_minutes",
+        float,
+        0.0,
+        "save last.ckpt every so many minutes too; 0 = only after each epoch",
+    ),
+    (
+        "overlays",
+        int,
+        6,
+        "number of validation images whose attention is drawn after each epoch; 0 = none",
+    ),
     ("mistakes", int, 24, "number of the most confident mistakes shown in mistakes.html; 0 = none"),
-    ("knn", int, 0, "validate: also class each image as so many nearest neighbors among the features are; 0 = do not"),
+    (
+        "knn",
+        int,
+        0,
+        "validate: also class each image as so many nearest neighbors among the features are; 0 = do not",
+    ),
 )
 
 
@@ -83,8 +103,12 @@ class TrainingCLI(LightningCLI):
         parser.link_arguments("model.image_size", "data.image_size")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
-        parser.link_arguments("data", "model.num_classes", compute_fn=self._count_classes, apply_on="instantiate")
-        parser.link_arguments("data", "model.multilabel", compute_fn=self._several, apply_on="instantiate")
+        parser.link_arguments(
+            "data", "model.num_classes", compute_fn=self._count_classes, apply_on="instantiate"
+        )
+        parser.link_arguments(
+            "data", "model.multilabel", compute_fn=self._several, apply_on="instantiate"
+        )
 
     def _count_classes(self, data: ImageData) -> int:
         if self.subcommand == "predict":
@@ -107,7 +131,9 @@ class TrainingCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         self.folder = Path(config.out or Path("runs", config.name))
-        if config.trainer.fast_dev_run:  # a trial of the code must not write over a run, nor move it aside
+        if (
+            config.trainer.fast_dev_run
+        ):  # a trial of the code must not write over a run, nor move it aside
             self.folder = self.folder.with_name(f"{self.folder.name}.trial")
         if "weights_only" in config:
             config.weights_only = True
@@ -117,7 +143,10 @@ class TrainingCLI(LightningCLI):
         path, problem = chosen(self.folder, config.get("ckpt_path"), self.subcommand)
         if path is not None:
             content = read_checkpoint(path)
-            self.resumed_step, self.checkpoint_classes = content["global_step"], content[KEY]["classes"]
+            self.resumed_step, self.checkpoint_classes = (
+                content["global_step"],
+                content[KEY]["classes"],
+            )
         if problem:
             print(f"{problem}; using {path}")
         if "ckpt_path" in config:
@@ -134,7 +163,11 @@ class TrainingCLI(LightningCLI):
         if config.trainer.logger is not False:
             own = loggers(self.folder, self.resumed_step if self.resumed else None) if fit else []
             kwargs["logger"] = [*own, *given_loggers(config.trainer.logger)] or False
-        kwargs |= {"default_root_dir": str(self.folder), "enable_checkpointing": fit, "plugins": Store()}
+        kwargs |= {
+            "default_root_dir": str(self.folder),
+            "enable_checkpointing": fit,
+            "plugins": Store(),
+        }
         if config.trainer.strategy == "fsdp":
             kwargs["strategy"] = strategy_of_shards(config.model)
         if fit:
@@ -145,8 +178,12 @@ class TrainingCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = added
         trainer = super().instantiate_trainer(**kwargs)
         if config.trainer.sync_batchnorm and trainer.strategy.root_device.type == "cpu":
-            raise ValueError("trainer.sync_batchnorm needs GPUs: torch has no such layer for the CPU")
-        if fit and rank_zero_only.rank == 0:  # model, data and trainer stand: what is misspelt moves no run aside
+            raise ValueError(
+                "trainer.sync_batchnorm needs GPUs: torch has no such layer for the CPU"
+            )
+        if (
+            fit and rank_zero_only.rank == 0
+        ):  # model, data and trainer stand: what is misspelt moves no run aside
             notice = claim(self.folder, self.resumed)
             if notice:
                 print(notice)
@@ -157,16 +194,22 @@ class TrainingCLI(LightningCLI):
         best = next(part.best for part in self.trainer.callbacks if isinstance(part, Report))
         if self.resumed_step is not None and self.trainer.global_step == self.resumed_step:
             longer = f"--trainer.max_epochs {2 * self.trainer.current_epoch}"
-            print(f"the run was complete after {self.trainer.current_epoch} epochs; to train longer: {longer}")
+            print(
+                f"the run was complete after {self.trainer.current_epoch} epochs; to train longer: {longer}"
+            )
         if "epoch" in best:
             value = best[self.model.monitor]
-            print(f"\nvalidation {self.model.monitor[4:]:9}  {100 * value:.2f} % (best, epoch {best['epoch'] + 1})")
+            print(
+                f"\nvalidation {self.model.monitor[4:]:9}  {100 * value:.2f} % (best, epoch {best['epoch'] + 1})"
+            )
         if (self.folder / "checkpoints" / "best.ckpt").is_file():
-            self._write_mistakes(load(self.folder).model)
+            self._write_mistakes(load_classifier(self.folder).model)
         print(f"the run lies in      {self.folder}")
         sample = self.folder / "attention" / "sample.png"
         if sample.is_file():
-            print(f"see what it saw      {command('visattn')} map {sample} --model {self.folder} --out out/")
+            print(
+                f"see what it saw      {command('visattn')} map {sample} --model {self.folder} --out out/"
+            )
 
     @rank_zero_only
     def after_validate(self) -> None:
@@ -194,7 +237,11 @@ class TrainingCLI(LightningCLI):
         draw_rates(self.trainer.rates, self.trainer.losses, self.trainer.rate, picture)
         if self.trainer.batch_size is not None:
             print(f"largest batch that fits  --data.batch_size {self.trainer.batch_size}")
-        found = "too few steps to tell" if self.trainer.rate is None else f"--model.lr {self.trainer.rate:.2g}"
+        found = (
+            "too few steps to tell"
+            if self.trainer.rate is None
+            else f"--model.lr {self.trainer.rate:.2g}"
+        )
         print(f"learning rate            {found} (drawn in {picture})")
 
     @rank_zero_only
@@ -202,7 +249,10 @@ class TrainingCLI(LightningCLI):
         self._say_accuracy("test")
 
     def _say_accuracy(self, split: str) -> None:
-        measured = {key.removeprefix(f"{split}_"): float(x) for key, x in self.trainer.callback_metrics.items()}
+        measured = {
+            key.removeprefix(f"{split}_"): float(x)
+            for key, x in self.trainer.callback_metrics.items()
+        }
         if self.model.matrix is not None:
             right, total = int(self.model.matrix.trace()), int(self.model.matrix.sum())
             print(f"accuracy {100 * right / total:.2f} % ({right} of {total} images)")
@@ -212,7 +262,11 @@ class TrainingCLI(LightningCLI):
     @rank_zero_only
     def after_predict(self) -> None:
         writer = next(part for part in self.trainer.callbacks if isinstance(part, PredictionWriter))
-        others = f", the others' in predictions.*.csv of {self.folder}" if self.trainer.world_size > 1 else ""
+        others = (
+            f", the others' in predictions.*.csv of {self.folder}"
+            if self.trainer.world_size > 1
+            else ""
+        )
         print(f"predictions of {writer.count} images lie in {writer.path}{others}")
 
 
@@ -260,7 +314,8 @@ def main(args: list[str] | None = None) -> None:
         _leave(f"error: a data worker died; {hint}, and go on with --ckpt_path last", 1)
     except NotFinite as error:
         _leave(
-            f"error: {error}; what was saved before stays. Try a lower --model.lr or --trainer.gradient_clip_val 1", 1
+            f"error: {error}; what was saved before stays. Try a lower --model.lr or --trainer.gradient_clip_val 1",
+            1,
         )
     except KeyboardInterrupt:
         _leave("stopped at once; what was saved before stays", 130)
@@ -292,5 +347,12 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _deliberate(error: BaseException) -> bool:
     """Say whether the error is a refusal, ours or that of Lightning's Trainer, or a full disk: no traceback helps."""
     frame = list(traceback.walk_tb(error.__traceback__))[-1][0]
-    refusing = ("visattn.", "lightning.pytorch.trainer.connectors.", "lightning.pytorch.trainer.setup")
-    return frame.f_globals.get("__name__", "").startswith(refusing) or getattr(error, "errno", 0) == errno.ENOSPC
+    refusing = (
+        "visattn.",
+        "lightning.pytorch.trainer.connectors.",
+        "lightning.pytorch.trainer.setup",
+    )
+    return (
+        frame.f_globals.get("__name__", "").startswith(refusing)
+        or getattr(error, "errno", 0) == errno.ENOSPC
+    )

@@ -20,7 +20,9 @@ def frozen_names(model: nn.Module, patterns: str) -> set[str]:
         found = {name for name in names if fnmatch(name, pattern) or fnmatch(name, f"{pattern}.*")}
         if not found:
             parts = sorted({name.split(".")[0] for name in names})
-            raise ValueError(f"freeze: {pattern!r} names no parameter; the network's parts are {', '.join(parts)}")
+            raise ValueError(
+                f"freeze: {pattern!r} names no parameter; the network's parts are {', '.join(parts)}"
+            )
         frozen |= found
     if frozen and len(frozen) == len(names):
         raise ValueError(f"freeze: {patterns!r} leaves nothing to learn")
@@ -43,17 +45,22 @@ class Freeze(Callback):
     def on_train_start(self, trainer, pl_module) -> None:
         self._hold(trainer, pl_module)
 
-    on_train_epoch_start = on_train_start  # which a run that goes on in the middle of an epoch leaves out
+    on_train_epoch_start = (
+        on_train_start  # which a run that goes on in the middle of an epoch leaves out
+    )
 
     def _hold(self, trainer, pl_module: pl.LightningModule) -> None:
         self.held = not self.until or trainer.current_epoch < self.until
         model = pl_module.model
         for name, parameter in model.named_parameters():
-            # Several processes agree once which gradients they will exchange, so there it is dropped when it comes.
+            # Several processes agree once which gradients they will exchange, so there it is
+            # dropped when it comes.
             if name in self.names and (trainer.world_size == 1 or not self.until):
                 parameter.requires_grad_(not self.held)
         for prefix, module in model.named_modules():
-            inner = [f"{prefix}.{name}" if prefix else name for name, _ in module.named_parameters()]
+            inner = [
+                f"{prefix}.{name}" if prefix else name for name, _ in module.named_parameters()
+            ]
             if inner and self.names.issuperset(inner):
                 module.train(not self.held)
 

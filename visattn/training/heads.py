@@ -20,15 +20,22 @@ def head_statistics(maps: Maps) -> list[dict]:
     r"""Return for each layer of tokens and head: its name, number, entropy and mean attention distance.
 
     The entropy is :math:`-\sum_k \alpha_k \ln \alpha_k / \ln N` of rows made to sum to one: 1 where all N keys are
-    attended alike. The distance (Dosovitskiy et al. 2021, figure 7) is that between the patches of query and key,
-    weighed by :math:`\alpha`, in sides of the image; None where patches are folded into windows.
+    attended alike. The distance (Dosovitskiy et al. 2021, figure 7) is that between the patches of
+    query and key, weighed by :math:`\alpha`, in sides of the image; None where patches are folded into windows.
     """
     found = []
     for record in maps.tokens:
         entropy, distance = _measured(record)
         for head in range(record.heads):
             far = None if distance is None else float(distance[head])
-            found.append({"layer": record.name, "head": head, "entropy": float(entropy[head]), "distance": far})
+            found.append(
+                {
+                    "layer": record.name,
+                    "head": head,
+                    "entropy": float(entropy[head]),
+                    "distance": far,
+                }
+            )
     return found
 
 
@@ -98,16 +105,39 @@ def draw_heads(rows: list[dict], path: Path) -> None:
         for number, layer in enumerate(layers):
             color = f"C{number % 10}"
             mine = [row for row in rows if row["layer"] == layer and row[quantity]]
-            heads = {head: [row for row in mine if row["head"] == head] for head in {row["head"] for row in mine}}
+            heads = {
+                head: [row for row in mine if row["head"] == head]
+                for head in {row["head"] for row in mine}
+            }
             for points in heads.values():
                 values = [float(row[quantity]) for row in points]
-                axis.plot([int(row["step"]) for row in points], values, color=color, alpha=0.3, linewidth=0.7)
-            means = [[float(row[quantity]) for row in mine if int(row["step"]) == step] for step in steps]
-            drawn = [(step, sum(part) / len(part)) for step, part in zip(steps, means, strict=True) if part]
+                axis.plot(
+                    [int(row["step"]) for row in points],
+                    values,
+                    color=color,
+                    alpha=0.3,
+                    linewidth=0.7,
+                )
+            means = [
+                [float(row[quantity]) for row in mine if int(row["step"]) == step] for step in steps
+            ]
+            drawn = [
+                (step, sum(part) / len(part))
+                for step, part in zip(steps, means, strict=True)
+                if part
+            ]
             if drawn:
                 axis.plot(*zip(*drawn, strict=True), color=color, marker=".", label=layer)
-        axis.set(xlabel="step", ylabel={"entropy": "entropy / ln N", "distance": "distance / side"}[quantity])
+        axis.set(
+            xlabel="step",
+            ylabel={"entropy": "entropy / ln N", "distance": "distance / side"}[quantity],
+        )
         axis.set_ylim(0, 1.05 if quantity == "entropy" else None)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=7)
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(),
+        loc="outside right upper",
+        frameon=False,
+        fontsize=7,
+    )
     figure.savefig(path, dpi=120)

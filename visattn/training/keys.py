@@ -39,7 +39,8 @@ def image_classifier(
         pretrained: Start from timm's weights (downloads them).
         weights: Start from this file: safetensors, a state dict, or a checkpoint of an earlier run.
         insert: Name of a block to insert into the network.
-        where: Where to insert it: a pattern of module names, "stages", "blocks" or "after:ClassName".
+        where: Where to insert it: a pattern of module names, "stages", "blocks" or
+            "after:ClassName".
         similarity: How alike a query and a key are, by name.
         normalize: How scores turn into weights, by name.
         block: Name of the block in the slots of an own CNN.
@@ -58,13 +59,22 @@ def image_classifier(
         "weights": weights,
         "insert": insert,
         "where": where,
-        "options": {**(options or {}), **{key: value for key, value in named.items() if value is not None}},
+        "options": {
+            **(options or {}),
+            **{key: value for key, value in named.items() if value is not None},
+        },
     }
     switches = {"multilabel": multilabel, "compile": compile, "channels_last": channels_last}
     return ImageClassifier(network, recipe=Recipe(**recipe), seed=seed, **switches)
 
 
-KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "dict": "a dictionary"}
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "dict": "a dictionary",
+}
 
 
 class Parser(LightningArgumentParser):
@@ -83,12 +93,20 @@ class Parser(LightningArgumentParser):
         counted = re.search(r'Linked "([\w.]+)" must be given via "data"', message)
         if counted:
             return f"{counted[1]} is counted in the data; leave it out"
-        unknown = re.search(r"does not accept option '([\w.]+)'|unrecognized arguments: -*([\w.]+)", message)
+        unknown = re.search(
+            r"does not accept option '([\w.]+)'|unrecognized arguments: -*([\w.]+)", message
+        )
         if unknown:
             key = unknown[1] or unknown[2]
-            known = {name for parser in self.family for name in parser.get_defaults(skip_validation=True).keys()}
+            known = {
+                name
+                for parser in self.family
+                for name in parser.get_defaults(skip_validation=True).keys()
+            }
             return f"unknown key {key!r}{nearest(key, sorted(known))}"
-        return mistyped(message) or " ".join(line.strip() for line in message.splitlines() if line.strip())
+        return mistyped(message) or " ".join(
+            line.strip() for line in message.splitlines() if line.strip()
+        )
 
 
 def mistyped(message: str) -> str | None:
@@ -96,14 +114,24 @@ def mistyped(message: str) -> str | None:
     key = re.search(r'Parser key "([\w.]+)"', message)
     value = re.search(r"(?:Given value|Got value): (.*)", message)
     message = message.partition("Given value type")[0]
-    words = [word for part in re.findall(r"Literal\[(.*?)\]", message) for word in re.findall(r"'([^']+)'|(\w+)", part)]
+    words = [
+        word
+        for part in re.findall(r"Literal\[(.*?)\]", message)
+        for word in re.findall(r"'([^']+)'|(\w+)", part)
+    ]
     choices = list(dict.fromkeys(quoted or bare for quoted, bare in words))
-    kinds = [KINDS[kind] for kind in dict.fromkeys(re.findall(r"<class '(\w+)'>", message)) if kind in KINDS]
+    kinds = [
+        KINDS[kind]
+        for kind in dict.fromkeys(re.findall(r"<class '(\w+)'>", message))
+        if kind in KINDS
+    ]
     if key is None or value is None or not (choices or kinds):
         return None
     wanted = f"one of {', '.join(choices)}" if choices else " or ".join(kinds)
     near = get_close_matches(value[1], choices, n=1)
-    return f"{key[1]} must be {wanted}; got {value[1]}" + (f"; did you mean {near[0]!r}?" if near else "")
+    return f"{key[1]} must be {wanted}; got {value[1]}" + (
+        f"; did you mean {near[0]!r}?" if near else ""
+    )
 
 
 def nearest(key: str, known: list[str]) -> str:
@@ -111,5 +139,7 @@ def nearest(key: str, known: list[str]) -> str:
     close = get_close_matches(key, known, n=1, cutoff=0.7)
     if not close:
         ends = {name.rpartition(".")[2]: name for name in reversed(known)}
-        close = [ends[end] for end in get_close_matches(key.rpartition(".")[2], ends, n=1, cutoff=0.6)]
+        close = [
+            ends[end] for end in get_close_matches(key.rpartition(".")[2], ends, n=1, cutoff=0.6)
+        ]
     return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"

@@ -44,7 +44,11 @@ def write_classes(matrix: Tensor, classes: list[str], path: Path) -> None:
         for number, name in enumerate(classes):
             right, images = int(matrix[number, number]), int(matrix[number].sum())
             said = int(matrix[:, number].sum())
-            precision, recall, f1 = right / max(said, 1), right / max(images, 1), 2 * right / max(images + said, 1)
+            precision, recall, f1 = (
+                right / max(said, 1),
+                right / max(images, 1),
+                2 * right / max(images + said, 1),
+            )
             wrong = matrix[number].clone()
             wrong[number] = 0
             other = classes[int(wrong.argmax())] if wrong.any() else ""

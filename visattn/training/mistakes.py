@@ -52,17 +52,24 @@ class Mistakes:
         """Look through a batch."""
         values, answers = probabilities.max(1)
         missed = (answers != labels).nonzero().flatten().tolist()
-        rows = [(float(values[i]), -self.total - i, images[i].cpu(), int(labels[i]), int(answers[i])) for i in missed]
+        rows = [
+            (float(values[i]), -self.total - i, images[i].cpu(), int(labels[i]), int(answers[i]))
+            for i in missed
+        ]
         self.kept = nlargest(self.count, [*self.kept, *rows], key=lambda row: row[:2])
         self.wrong, self.total = self.wrong + len(missed), self.total + len(labels)
 
 
 @torch.no_grad()
-def collect(model: nn.Module, loader, device: torch.device, count: int = 24, recipe: Recipe | None = None) -> Mistakes:
+def collect(
+    model: nn.Module, loader, device: torch.device, count: int = 24, recipe: Recipe | None = None
+) -> Mistakes:
     """Return the mistakes of a model over a loader of images and labels, asked as validation by its recipe asks it."""
     found, recipe = Mistakes(count), recipe or Recipe()
     for images, labels in loader:
-        found.add(images, labels, recipe.probabilities(recipe.scores(model, images.to(device))).cpu())
+        found.add(
+            images, labels, recipe.probabilities(recipe.scores(model, images.to(device))).cpu()
+        )
     found.processes = getattr(loader.sampler, "num_replicas", 1)
     seen = loader.dataset
     if (
@@ -72,7 +79,9 @@ def collect(model: nn.Module, loader, device: torch.device, count: int = 24, rec
     return found
 
 
-def write_mistakes(found: Mistakes, model: nn.Module, data, path: Path, device: torch.device) -> None:
+def write_mistakes(
+    found: Mistakes, model: nn.Module, data, path: Path, device: torch.device
+) -> None:
     """Draw the mistakes with what the model looked at; an image without a mistake leaves a page that says so."""
     figures, method = [], "nothing to show"
     if found.kept:
@@ -93,7 +102,9 @@ def write_mistakes(found: Mistakes, model: nn.Module, data, path: Path, device: 
                 )
             )
     title, body = html.escape(path.parent.name), "\n".join(figures)
-    page = PAGE.format(title=title, counted=_counted(found), method=html.escape(method), figures=body)
+    page = PAGE.format(
+        title=title, counted=_counted(found), method=html.escape(method), figures=body
+    )
     path.write_text(page, encoding="utf-8", errors="replace")  # a file's name need not be text
 
 

@@ -26,11 +26,12 @@ class ImageClassifier(pl.LightningModule):
         L = -\sum_c \tilde{y}_c \log \mathrm{softmax}(f(x))_c
 
     with :math:`\tilde{y}` the smoothed and perhaps mixed target. All random draws of a training step (drop path,
-    dropout, mixup) come from a seed made of (seed, process, epoch, batch), so that a resumed run repeats what an
-    uninterrupted one would have drawn.
+    dropout, mixup) come from a seed made of (seed, process, epoch, batch), so that a resumed run
+    repeats what an uninterrupted one would have drawn.
 
     Args:
-        network: The arguments of ``build_network``: name, num_classes, image_size, weights, insert, options ...
+        network: The arguments of ``build_network``: name, num_classes, image_size, weights, insert,
+            options ...
         recipe: The numbers of the training.
         seed: First part of every training step's seed.
         multilabel: An image may have several classes: labels are (B, C) of zeros and ones.
@@ -42,8 +43,8 @@ class ImageClassifier(pl.LightningModule):
         - Output: class scores (B, num_classes).
 
     Raises:
-        ValueError: The recipe does not fit the network or the labels; a checkpoint holds another network, other classes
-            or another transform than this one.
+        ValueError: The recipe does not fit the network or the labels; a checkpoint holds another
+            network, other classes or another transform than this one.
 
     Example:
         >>> module = ImageClassifier({"name": "timm:resnet10t", "num_classes": 3, "image_size": 32})
@@ -115,7 +116,8 @@ class ImageClassifier(pl.LightningModule):
         mixed, targets = self.mix(images, labels) if self.mix else (images, labels)
         scores = self(self._grown(mixed))
         loss = self.recipe.objective(scores, targets, self.weights)
-        # logging costs about a millisecond a value: only the steps that a logger writes, and the first of an epoch
+        # logging costs about a millisecond a value: only the steps that a logger writes, and the
+        # first of an epoch
         if batch_idx == 0 or (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
             self._log_step(loss.detach(), scores.detach(), targets)
         return loss
@@ -153,7 +155,9 @@ class ImageClassifier(pl.LightningModule):
     def on_predict_epoch_end(self) -> None:
         self._catch_up()
 
-    def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> tuple[list[str], Tensor]:
+    def predict_step(
+        self, batch: tuple[Tensor, list[str]], batch_idx: int
+    ) -> tuple[list[str], Tensor]:
         images, names = batch
         return names, self.recipe.probabilities(self._viewed(images))
 
@@ -197,7 +201,10 @@ class ImageClassifier(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        recipe, names = self.recipe, {id(weight): name for name, weight in self.model.named_parameters()}
+        recipe, names = (
+            self.recipe,
+            {id(weight): name for name, weight in self.model.named_parameters()},
+        )
         optimizer = create_optimizer_v2(
             self.model,
             recipe.optimizer,
@@ -208,7 +215,9 @@ class ImageClassifier(pl.LightningModule):
         )
         for group in optimizer.param_groups:
             group["weight_decay"] *= recipe.weight_decay
-            group["lr"] = recipe.lr * group.get("lr_scale", 1.0)  # timm's own schedulers would do this
+            group["lr"] = recipe.lr * group.get(
+                "lr_scale", 1.0
+            )  # timm's own schedulers would do this
             group["param_names"] = [names[id(weight)] for weight in group["params"]]
         return optimizer
 
@@ -232,10 +241,16 @@ class ImageClassifier(pl.LightningModule):
         wanted = self._optimizer().param_groups
         refuse_other_optimizer(checkpoint, wanted, self.recipe.optimizer)
         groups = [state["param_groups"] for state in checkpoint.get("optimizer_states", ())]
-        groups += [optimizer.param_groups for optimizer in self.trainer.optimizers]  # sharded ones are loaded already
-        for group, new in ((group, new) for side in groups for group, new in zip(side, wanted, strict=True)):
+        groups += [
+            optimizer.param_groups for optimizer in self.trainer.optimizers
+        ]  # sharded ones are loaded already
+        for group, new in (
+            (group, new) for side in groups for group, new in zip(side, wanted, strict=True)
+        ):
             old = group["initial_lr"] or 1.0
-            group |= {key: new[key] for key in ("weight_decay", "lr_scale", "param_names") if key in new}
+            group |= {
+                key: new[key] for key in ("weight_decay", "lr_scale", "param_names") if key in new
+            }
             group["lr"], group["initial_lr"] = group["lr"] * new["lr"] / old, new["lr"]
         for state in checkpoint.get("lr_schedulers", ()):
             state["base_lrs"] = [group["lr"] for group in wanted]
@@ -244,8 +259,8 @@ class ImageClassifier(pl.LightningModule):
 def planned_steps(trainer: pl.Trainer) -> tuple[int, int]:
     """Return the optimizer's steps in an epoch and in the whole training.
 
-    ``trainer.estimated_stepping_batches`` starts the training loader, too early: a checkpoint that is loaded after it
-    cannot move the loader to the place in the epoch where training stopped.
+    ``trainer.estimated_stepping_batches`` starts the training loader, too early: a checkpoint that
+    is loaded after it cannot move the loader to the place in the epoch where training stopped.
     """
     batches, limit = len(trainer.datamodule.train_dataloader()), trainer.limit_train_batches
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
@@ -279,13 +294,17 @@ def _check(recipe: Recipe, multilabel: bool, model: torch.nn.Module) -> None:
     if multilabel and (recipe.mixup or recipe.cutmix):
         raise ValueError("mixup and cutmix need one label per image, not several")
     if recipe.layer_decay < 1 and not hasattr(model, "group_matcher"):
-        raise ValueError(f"layer_decay needs a network that tells its layers (group_matcher); {_kind(model)} does not")
+        raise ValueError(
+            f"layer_decay needs a network that tells its layers (group_matcher); {_kind(model)} does not"
+        )
     if recipe.start_size:
         images = torch.empty(2, 3, recipe.start_size, recipe.start_size, device="meta")
         try:
             copy.deepcopy(model).to("meta").eval()(images)
         except Exception as error:  # each architecture has its own words for it
-            raise ValueError(f"start_size: {_kind(model)} is built for one image size ({error})") from error
+            raise ValueError(
+                f"start_size: {_kind(model)} is built for one image size ({error})"
+            ) from error
 
 
 def _kind(model: torch.nn.Module) -> str:

@@ -31,8 +31,9 @@ def vote(train: tuple[Tensor, Tensor], test: Tensor, k: int, classes: int) -> Te
     r"""Return the votes for each class, (N, C): of the k nearest neighbors by cosine, each of :math:`e^{\cos / 0.07}`.
 
     Reference:
-        Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", section 3.4,
-        https://arxiv.org/abs/1805.01978. Differs from the paper in: nothing but k, which is asked for.
+        Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination",
+        section 3.4, https://arxiv.org/abs/1805.01978. Differs from the paper in: nothing but k,
+        which is asked for.
 
     Example:
         >>> train = torch.eye(3), torch.tensor([0, 1, 1])
@@ -41,7 +42,9 @@ def vote(train: tuple[Tensor, Tensor], test: Tensor, k: int, classes: int) -> Te
     """
     found, known = train
     votes = []
-    for part in test.split(1024):  # tiles, or a million images would need their whole table of distances
+    for part in test.split(
+        1024
+    ):  # tiles, or a million images would need their whole table of distances
         near, index = (part @ found.T).topk(min(k, len(found)), dim=1)
         weights = (near / TEMPERATURE).exp()
         votes.append(torch.zeros(len(part), classes).scatter_add_(1, known[index], weights))
@@ -51,7 +54,9 @@ def vote(train: tuple[Tensor, Tensor], test: Tensor, k: int, classes: int) -> Te
 def neighbors_accuracy(model: nn.Module, data, k: int, device: torch.device) -> float:
     """Return the accuracy of k nearest neighbors from the training images to those of validation."""
     if data.multilabel:
-        raise ValueError("knn gives an image the class of its neighbors: it needs one label per image, not several")
+        raise ValueError(
+            "knn gives an image the class of its neighbors: it needs one label per image, not several"
+        )
     model = model.to(device).eval()
     train = features(model, data.ordered_dataloader("train"), device)
     test, labels = features(model, data.ordered_dataloader("val"), device)

@@ -12,13 +12,17 @@ NAMES = {"train": "training (augmented images)", "val": "validation"}
 def draw_curves(rows: list[dict], path: Path) -> None:
     """Draw loss and accuracy of training and validation over the steps.
 
-    Training's loss is the plain one where it was logged: without smoothing and weights, as validation's is. Of mixed
-    images it is the loss against their mixed targets, and there is no accuracy.
+    Training's loss is the plain one where it was logged: without smoothing and weights, as
+    validation's is. Of mixed images it is the loss against their mixed targets, and there is no
+    accuracy.
     """
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     FigureCanvasAgg(figure)
     for axis, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for split, style in (("train", {"alpha": 0.5, "linewidth": 1}), ("val", {"marker": ".", "linewidth": 1.5})):
+        for split, style in (
+            ("train", {"alpha": 0.5, "linewidth": 1}),
+            ("val", {"marker": ".", "linewidth": 1.5}),
+        ):
             plain = f"{split}_plain_{quantity}"
             key = plain if any(plain in row for row in rows) else f"{split}_{quantity}"
             points = [(row["step"], row[key]) for row in rows if key in row]
@@ -61,5 +65,7 @@ def draw_confusion(matrix: Tensor, classes: list[str], path: Path) -> None:
         for row in range(count):
             for column in range(count):
                 ink = "white" if shares[row, column] > 0.5 else "black"
-                axis.text(column, row, int(matrix[row, column]), ha="center", va="center", color=ink)
+                axis.text(
+                    column, row, int(matrix[row, column]), ha="center", va="center", color=ink
+                )
     figure.savefig(path, dpi=120)

@@ -12,7 +12,8 @@ class PredictionWriter(BasePredictionWriter):
     """Write one line per image while predicting: its file, its most likely class and that class's probability.
 
     Args:
-        folder: Where predictions.csv goes; with several processes each writes its own predictions.RANK.csv.
+        folder: Where predictions.csv goes; with several processes each writes its own
+            predictions.RANK.csv.
     """
 
     def __init__(self, folder: Path):
@@ -34,7 +35,14 @@ class PredictionWriter(BasePredictionWriter):
         self.rows.writerow(("file", "class", "probability"))
 
     def write_on_batch_end(
-        self, trainer, pl_module, prediction, batch_indices, batch, batch_idx: int, dataloader_idx: int
+        self,
+        trainer,
+        pl_module,
+        prediction,
+        batch_indices,
+        batch,
+        batch_idx: int,
+        dataloader_idx: int,
     ) -> None:
         names, probabilities = prediction
         values, winners = probabilities.max(1)

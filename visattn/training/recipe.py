@@ -9,7 +9,7 @@ from timm.optim import list_optimizers
 from torch import Tensor
 from torchvision.transforms import v2
 
-from visattn.core.names import nearest
+from visattn.names import suggest
 
 LOSSES = ("cross_entropy", "bce")
 WEIGHTS = ("none", "balanced")
@@ -24,20 +24,26 @@ class Recipe:
         optimizer: A name of timm's optimizers; norms, biases and other vectors get no weight decay.
         lr: Highest learning rate, reached after the warm-up.
         weight_decay: Decoupled weight decay.
-        layer_decay: Factor of the learning rate from each layer to the one before it; 1 treats all alike.
+        layer_decay: Factor of the learning rate from each layer to the one before it; 1 treats all
+            alike.
         warmup_epochs: Epochs of linear warm-up, counted in steps; a cosine to zero follows.
-        loss: "cross_entropy" of one class among all, or "bce", the binary cross entropy of each class on its own.
-        class_weights: "balanced" weighs a class in inverse proportion to its training images; "none" weighs all alike.
+        loss: "cross_entropy" of one class among all, or "bce", the binary cross entropy of each
+            class on its own.
+        class_weights: "balanced" weighs a class in inverse proportion to its training images;
+            "none" weighs all alike.
         label_smoothing: Share of the target spread evenly over all classes.
         mixup: Parameter of mixup's Beta distribution; 0 turns it off.
         cutmix: The same of CutMix; where both are on, each batch gets one of them.
-        ema: Decay, such as 0.999, of the running average of the weights that is validated and kept; 0 turns it off.
-        freeze: Patterns of parameter names that do not learn, such as "patch_embed.*,blocks.[0-5].*", or "backbone",
-            all but the last layer, which is a linear probe; "" freezes nothing.
+        ema: Decay, such as 0.999, of the running average of the weights that is validated and kept;
+            0 turns it off.
+        freeze: Patterns of parameter names that do not learn, such as
+            "patch_embed.*,blocks.[0-5].*", or "backbone", all but the last layer, which is a linear
+            probe; "" freezes nothing.
         unfreeze_epoch: Epoch from which everything learns; 0 = never.
-        start_size: Side of the training images in the first epoch; it grows to the full one over two thirds of the
-            training. 0 = always the full one.
-        views: "flip" averages the answers for an image and its mirror image in validation and prediction; "none".
+        start_size: Side of the training images in the first epoch; it grows to the full one over
+            two thirds of the training. 0 = always the full one.
+        views: "flip" averages the answers for an image and its mirror image in validation and
+            prediction; "none".
 
     Raises:
         ValueError: A word is unknown or a number out of range.
@@ -60,10 +66,23 @@ class Recipe:
     views: str = "none"
 
     def __post_init__(self):
-        known = {"optimizer": list_optimizers(), "loss": LOSSES, "class_weights": WEIGHTS, "views": VIEWS}
+        known = {
+            "optimizer": list_optimizers(),
+            "loss": LOSSES,
+            "class_weights": WEIGHTS,
+            "views": VIEWS,
+        }
         for name, words in known.items():
             _check_word(name, getattr(self, name), words)
-        for name in ("lr", "weight_decay", "warmup_epochs", "mixup", "cutmix", "unfreeze_epoch", "start_size"):
+        for name in (
+            "lr",
+            "weight_decay",
+            "warmup_epochs",
+            "mixup",
+            "cutmix",
+            "unfreeze_epoch",
+            "start_size",
+        ):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         for name in ("label_smoothing", "ema"):
@@ -97,8 +116,12 @@ class Recipe:
         """
         return self._measure(scores, targets, None, 0.0)
 
-    def _measure(self, scores: Tensor, targets: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
-        weights = None if weights is None else weights.to(scores.dtype)  # cross_entropy takes no other
+    def _measure(
+        self, scores: Tensor, targets: Tensor, weights: Tensor | None, smoothing: float
+    ) -> Tensor:
+        weights = (
+            None if weights is None else weights.to(scores.dtype)
+        )  # cross_entropy takes no other
         if self.loss == "cross_entropy":
             return F.cross_entropy(scores, targets, weights, label_smoothing=smoothing)
         if targets.ndim == 1:
@@ -135,4 +158,4 @@ def resized(images: Tensor, factor: float) -> Tensor:
 
 def _check_word(name: str, word: str, known) -> None:
     if word not in known:
-        raise ValueError(f"{name}: there is no {word!r}; {nearest(word, known)}")
+        raise ValueError(f"{name}: there is no {word!r}; {suggest(word, known)}")

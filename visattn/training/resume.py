@@ -15,7 +15,12 @@ ASIDE = ("ckpt_path", "config", "out", "name", "trainer.callbacks", "verbose", "
 
 def chosen(folder: Path, asked: str | None, command: str) -> tuple[Path | None, str]:
     """Return the checkpoint meant by ``--ckpt_path`` (or by a job that SLURM started again) and what was wrong."""
-    if command == "fit" and not asked and requeued() and any((folder / "checkpoints").glob("*.ckpt")):
+    if (
+        command == "fit"
+        and not asked
+        and requeued()
+        and any((folder / "checkpoints").glob("*.ckpt"))
+    ):
         asked = "last"
     asked = asked or (None if command in ("fit", "tune") else "best")
     if asked is None or (asked == "none" and command != "fit"):
@@ -23,7 +28,9 @@ def chosen(folder: Path, asked: str | None, command: str) -> tuple[Path | None, 
     if asked in ("best", "last"):
         return readable_checkpoint(folder, asked)
     path = Path(asked)
-    return (find_checkpoint(path, "last" if command == "fit" else "best") if path.is_dir() else path), ""
+    return (
+        find_checkpoint(path, "last" if command == "fit" else "best") if path.is_dir() else path
+    ), ""
 
 
 def same_run(folder: Path, checkpoint: Path) -> bool:
@@ -32,7 +39,9 @@ def same_run(folder: Path, checkpoint: Path) -> bool:
     if checkpoint.parent.resolve() == own:
         return True
     if any(own.glob("*.ckpt")) and folder.resolve() in checkpoint.resolve().parents:
-        raise ValueError(f"ckpt_path: {checkpoint} would move aside with the run in {folder}; put it into {own}")
+        raise ValueError(
+            f"ckpt_path: {checkpoint} would move aside with the run in {folder}; put it into {own}"
+        )
     return False
 
 
@@ -45,7 +54,11 @@ def changes(folder: Path, config: dict) -> list[str]:
     """Return a line per key that is no longer what the run's config.yaml says."""
     try:
         before = dict(_flat(yaml.safe_load((folder / "config.yaml").read_text()) or {}))
-    except (OSError, yaml.YAMLError, AttributeError):  # a run without its config can go on all the same
+    except (
+        OSError,
+        yaml.YAMLError,
+        AttributeError,
+    ):  # a run without its config can go on all the same
         return []
     now = dict(_flat(json.loads(json.dumps(config, default=str))))
     both = sorted(key for key in before.keys() & now.keys() if not key.startswith(ASIDE))
@@ -56,7 +69,9 @@ def refuse_other_optimizer(found: dict, wanted: list[dict], name: str) -> None:
     """Raise where the state of an optimizer, in a checkpoint, is not of the weights that ``wanted`` groups hold."""
     trained = found[KEY].get("optimizer", name)
     if trained != name:
-        raise ValueError(f"the checkpoint holds the state of optimizer {trained!r}, not {name!r}; {ANEW}")
+        raise ValueError(
+            f"the checkpoint holds the state of optimizer {trained!r}, not {name!r}; {ANEW}"
+        )
     for state in found.get("optimizer_states", ()):
         groups = state["param_groups"]
         sizes = [[len(group["params"]) for group in side] for side in (groups, wanted)]

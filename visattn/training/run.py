@@ -23,7 +23,9 @@ def claim(folder: Path, resumed: bool) -> str:
     """Make the folder of a run writable before any work is done; an earlier run there steps aside. Return a notice."""
     notice = ""
     if not resumed and any((folder / "checkpoints").glob("*.ckpt")):
-        number = next(i for i in range(1, 10**6) if not folder.with_name(f"{folder.name}.{i}").exists())
+        number = next(
+            i for i in range(1, 10**6) if not folder.with_name(f"{folder.name}.{i}").exists()
+        )
         notice = f"{folder} held an earlier run, now {folder.rename(folder.with_name(f'{folder.name}.{number}'))}"
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -31,7 +33,9 @@ def claim(folder: Path, resumed: bool) -> str:
             pass
     except OSError as error:
         reason = os.strerror(error.errno or errno.EIO)
-        raise OSError(f"cannot write the run to {folder}: {reason}; name another folder with --out") from error
+        raise OSError(
+            f"cannot write the run to {folder}: {reason}; name another folder with --out"
+        ) from error
     return notice
 
 
@@ -60,7 +64,10 @@ def _rows(path: Path, last_step: int) -> list[dict]:
     if not path.is_file():
         return []
     with path.open(newline="") as file:
-        rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+        rows = [
+            {key: float(value) for key, value in row.items() if value}
+            for row in csv.DictReader(file)
+        ]
     return [{**row, "step": int(row["step"])} for row in rows if row.get("step", 0) < last_step]
 
 
@@ -69,7 +76,8 @@ class Report(Callback):
 
     Args:
         folder: The run's folder.
-        resumed: Training goes on from a checkpoint of this very folder, so the best epoch so far is there too.
+        resumed: Training goes on from a checkpoint of this very folder, so the best epoch so far is
+            there too.
     """
 
     def __init__(self, folder: Path, resumed: bool = False):
@@ -86,19 +94,26 @@ class Report(Callback):
             self.best, self.seconds = state["best"], state["seconds"]
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
-        # Lightning forgets the best score when a run's folder was moved, and would write over the best checkpoint.
+        # Lightning forgets the best score when a run's folder was moved, and would write over the
+        # best checkpoint.
         here = str((self.folder / "checkpoints").absolute())
         for state in checkpoint["callbacks"].values():
             if self.resumed and "dirpath" in state:
                 path = os.path.join(here, os.path.basename(state["best_model_path"]))
                 state |= {"dirpath": here, "best_model_path": path, "kth_best_model_path": path}
-                state["best_k_models"] = {path: score} if (score := state["best_model_score"]) is not None else {}
+                state["best_k_models"] = (
+                    {path: score} if (score := state["best_model_score"]) is not None else {}
+                )
 
     def on_train_start(self, trainer, pl_module) -> None:
         self.start = time.perf_counter()
 
     def on_validation_end(self, trainer, pl_module) -> None:
-        found = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val_")}
+        found = {
+            key: float(value)
+            for key, value in trainer.callback_metrics.items()
+            if key.startswith("val_")
+        }
         score = found.get(pl_module.monitor, -1.0)
         if trainer.sanity_checking or score <= self.best.get(pl_module.monitor, -1.0):
             return
@@ -108,7 +123,9 @@ class Report(Callback):
 
     @rank_zero_only
     def on_fit_end(self, trainer, pl_module) -> None:
-        if not hasattr(self, "start"):  # the run was complete before: what was written then is right
+        if not hasattr(
+            self, "start"
+        ):  # the run was complete before: what was written then is right
             return
         classes = trainer.datamodule.classes
         if "confusion" in self.best:
@@ -119,11 +136,17 @@ class Report(Callback):
             logger.save()
         if (self.folder / "metrics.csv").is_file():
             draw_curves(_rows(self.folder / "metrics.csv", 10**12), self.folder / "curves.png")
-        (self.folder / "result.json").write_text(json.dumps(self.result(trainer, pl_module), indent=2) + "\n")
+        (self.folder / "result.json").write_text(
+            json.dumps(self.result(trainer, pl_module), indent=2) + "\n"
+        )
 
     def result(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict:
         """Return what result.json holds."""
-        last = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val_")}
+        last = {
+            key: float(value)
+            for key, value in trainer.callback_metrics.items()
+            if key.startswith("val_")
+        }
         speed = next(part for part in trainer.callbacks if isinstance(part, Speed))
         return {
             **{key: value for key, value in self.best.items() if key.startswith("val_")},

@@ -35,10 +35,14 @@ def read_model(path: Path) -> tuple[nn.Module, dict]:
         )
     note = json.loads(text)
     if note["format"] > FORMAT:
-        raise ValueError(f"{path} has format {note['format']}, this visattn reads up to {FORMAT}: install a newer one")
+        raise ValueError(
+            f"{path} has format {note['format']}, this visattn reads up to {FORMAT}: install a newer one"
+        )
     model = build_network(**note["network"])
     try:
         safetensors.torch.load_model(model, str(path))
     except RuntimeError as error:
-        raise ValueError(f"the weights in {path} do not fit the model {note['network']['name']!r}: {error}") from error
+        raise ValueError(
+            f"the weights in {path} do not fit the model {note['network']['name']!r}: {error}"
+        ) from error
     return model, note

@@ -22,9 +22,16 @@ def repeated_blocks(model: nn.Module) -> set[type]:
         for parent in model.modules()
         if isinstance(parent, nn.ModuleList | nn.Sequential)
         for child in parent.children()
-        if sum(1 for part in child.modules() if next(part.parameters(recurse=False), None) is not None) > 1
+        if sum(
+            1 for part in child.modules() if next(part.parameters(recurse=False), None) is not None
+        )
+        > 1
     )
-    kinds = {kind for kind, count in counts.items() if count > 1 and kind not in (nn.Sequential, nn.ModuleList)}
+    kinds = {
+        kind
+        for kind, count in counts.items()
+        if count > 1 and kind not in (nn.Sequential, nn.ModuleList)
+    }
     holders = {  # a stage, whose blocks are what repeats
         type(module)
         for module in model.modules()
@@ -55,7 +62,9 @@ class Shards(ModelParallelStrategy):
     """Lightning's strategy for sharded parameters, with every process sharing the data and none a tensor."""
 
     def __init__(self):
-        super().__init__(data_parallel_size=1, tensor_parallel_size=1, save_distributed_checkpoint=False)
+        super().__init__(
+            data_parallel_size=1, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
 
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes
@@ -67,7 +76,8 @@ def strategy_of_shards(module) -> Shards:
     wrong = {
         "ema keeps a whole copy of the weights": module.recipe.ema,
         "unfreeze_epoch changes which parameters have gradients": module.recipe.unfreeze_epoch,
-        "channels_last stores weights in an order that cannot be cut": module.memory_format is torch.channels_last,
+        "channels_last stores weights in an order that cannot be cut": module.memory_format
+        is torch.channels_last,
     }
     for reason, asked in wrong.items():
         if asked:

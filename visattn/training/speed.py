@@ -20,7 +20,9 @@ class Speed(Callback):
     def on_train_start(self, trainer, pl_module) -> None:
         self.start, self.images = time.perf_counter(), 0
 
-    on_train_epoch_start = on_train_start  # which a run that goes on in the middle of an epoch leaves out
+    on_train_epoch_start = (
+        on_train_start  # which a run that goes on in the middle of an epoch leaves out
+    )
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
         self.images += len(batch[0]) * trainer.world_size
@@ -29,8 +31,13 @@ class Speed(Callback):
             rate = self.images / (now - self.start)
             pl_module.log("images/s", round(rate, 1), prog_bar=True, rank_zero_only=True)
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            self.all_images, self.all_seconds = self.all_images + self.images, self.all_seconds + now - self.start
-            self.all_waited += getattr(trainer.train_dataloader, "waited", 0.0)  # which others' loaders do not count
+            self.all_images, self.all_seconds = (
+                self.all_images + self.images,
+                self.all_seconds + now - self.start,
+            )
+            self.all_waited += getattr(
+                trainer.train_dataloader, "waited", 0.0
+            )  # which others' loaders do not count
 
     def facts(self, trainer, pl_module) -> dict:
         """Return what result.json tells of speed and memory; None where it cannot be known."""
@@ -43,7 +50,9 @@ class Speed(Callback):
         known = rate and flops and peak
         return {
             "images_per_second": rate and round(rate, 1),
-            "loading_share": round(self.all_waited / self.all_seconds, 4) if self.all_waited else None,
+            "loading_share": round(self.all_waited / self.all_seconds, 4)
+            if self.all_waited
+            else None,
             "gflops_per_image": flops and round(flops / 1e9, 4),
             "mfu": round(3 * flops * rate / (peak * trainer.world_size), 4) if known else None,
             "peak_memory_mib": peak_memory(device),

@@ -23,7 +23,9 @@ class Interrupted(Exception):
 
     def __init__(self, number: int, checkpoint: Path):
         self.checkpoint = checkpoint
-        super().__init__(f"stopped by {signal.Signals(number).name}; the state is saved in {checkpoint}")
+        super().__init__(
+            f"stopped by {signal.Signals(number).name}; the state is saved in {checkpoint}"
+        )
         self.number = number
 
 
@@ -35,12 +37,13 @@ class StopOnSignal(Callback):
     """On Ctrl-C or SIGTERM finish the step, save last.ckpt and raise Interrupted; a second Ctrl-C stops at once.
 
     SIGUSR1 saves last.ckpt and goes on. In a job of SLURM, which sends it before the time is up
-    (``#SBATCH --signal=SIGUSR1@90``), the job is put back into the queue and stops. A data worker that dies, as under
-    a lack of memory, costs no step either.
+    (``#SBATCH --signal=SIGUSR1@90``), the job is put back into the queue and stops. A data worker
+    that dies, as under a lack of memory, costs no step either.
 
     Args:
         checkpoint: Where the state is saved.
-        every: With several processes, the number of steps between two agreements on whether to stop.
+        every: With several processes, the number of steps between two agreements on whether to
+            stop.
     """
 
     def __init__(self, checkpoint: Path, every: int = 8):
@@ -76,7 +79,8 @@ class StopOnSignal(Callback):
         self.saved = trainer.global_step
 
     def on_train_epoch_start(self, trainer, pl_module) -> None:
-        # Where every batch is the last of its epoch nothing else stops; what it would save here skips an epoch.
+        # Where every batch is the last of its epoch nothing else stops; what it would save here
+        # skips an epoch.
         if self.saved == trainer.global_step and (number := self._agreed(trainer, pl_module)):
             self._stop(number, trainer)
 
@@ -118,13 +122,18 @@ class StopOnNotFinite(Callback):
     """Stop at a loss that is no number, and never write weights that are none over a good checkpoint."""
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
-        # Reading the loss waits for an accelerator, so there it is read only as often as metrics are logged.
+        # Reading the loss waits for an accelerator, so there it is read only as often as metrics
+        # are logged.
         if pl_module.device.type != "cpu" and batch_idx % trainer.log_every_n_steps:
             return
         if not torch.isfinite(outputs["loss"]):
-            raise NotFinite(f"the loss became {float(outputs['loss'])} at step {trainer.global_step - 1}")
+            raise NotFinite(
+                f"the loss became {float(outputs['loss'])} at step {trainer.global_step - 1}"
+            )
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
         for name, parameter in pl_module.named_parameters():
             if not torch.isfinite(parameter).all():
-                raise NotFinite(f"the weight {name} is no longer finite after step {trainer.global_step - 1}")
+                raise NotFinite(
+                    f"the weight {name} is no longer finite after step {trainer.global_step - 1}"
+                )

@@ -15,8 +15,12 @@ class Trainer(pl.Trainer):
         tuner = Tuner(self)
         self.batch_size = None  # without a GPU there is no edge to find
         if self.strategy.root_device.type == "cuda":
-            self.batch_size = tuner.scale_batch_size(model, datamodule=datamodule, mode="power", steps_per_trial=3)
-        found = tuner.lr_find(model, datamodule=datamodule, min_lr=1e-6, max_lr=1, num_training=100, update_attr=False)
+            self.batch_size = tuner.scale_batch_size(
+                model, datamodule=datamodule, mode="power", steps_per_trial=3
+            )
+        found = tuner.lr_find(
+            model, datamodule=datamodule, min_lr=1e-6, max_lr=1, num_training=100, update_attr=False
+        )
         self.rates, self.losses = (found.results[key][SKIPPED:] for key in ("lr", "loss"))
         self.rate = steepest(self.rates, self.losses)
 
@@ -24,8 +28,8 @@ class Trainer(pl.Trainer):
 def steepest(rates: list[float], losses: list[float]) -> float | None:
     """Return the rate at which the loss falls most steeply over the rate's logarithm, or None for too few rates.
 
-    Lightning's own suggestion takes the slope over the rate itself, which favors tiny rates, where a change of noise
-    stands over a tiny change of rate.
+    Lightning's own suggestion takes the slope over the rate itself, which favors tiny rates, where
+    a change of noise stands over a tiny change of rate.
     """
     curve = torch.tensor(losses)
     usable = torch.isfinite(curve)

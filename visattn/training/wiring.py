@@ -3,7 +3,12 @@
 from datetime import timedelta
 from pathlib import Path
 
-from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    LearningRateMonitor,
+    ModelCheckpoint,
+)
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -27,7 +32,9 @@ def given_loggers(asked) -> list:
     return [] if isinstance(asked, bool | None) else asked if isinstance(asked, list) else [asked]
 
 
-def callbacks(config, folder: Path, module: ImageClassifier, resumed: bool = False) -> list[Callback]:
+def callbacks(
+    config, folder: Path, module: ImageClassifier, resumed: bool = False
+) -> list[Callback]:
     """Return what the plain keys of a training ask for, and what every training has."""
     checkpoints = (folder / "checkpoints").absolute()
     # with sharded parameters no process holds a network that it could look at alone
@@ -37,7 +44,12 @@ def callbacks(config, folder: Path, module: ImageClassifier, resumed: bool = Fal
         chosen.append(AverageWeights(module.recipe.ema))
     if module.frozen:
         chosen.append(Freeze(module.frozen, module.recipe.unfreeze_epoch))
-    chosen += [Report(folder, resumed), Speed(), StopOnNotFinite(), StopOnSignal(checkpoints / "last.ckpt")]
+    chosen += [
+        Report(folder, resumed),
+        Speed(),
+        StopOnNotFinite(),
+        StopOnSignal(checkpoints / "last.ckpt"),
+    ]
     if config.trainer.logger is not False:
         chosen.append(LearningRateMonitor())
     if config.trainer.enable_progress_bar is not False:
@@ -62,7 +74,9 @@ def _savers(config, checkpoints: Path, monitor: str) -> list[ModelCheckpoint]:
         ModelCheckpoint(filename="last", every_n_epochs=1, **place),
     ]
     if config.checkpoint_steps:
-        savers.append(BetweenSteps(filename="last", every_n_train_steps=config.checkpoint_steps, **place))
+        savers.append(
+            BetweenSteps(filename="last", every_n_train_steps=config.checkpoint_steps, **place)
+        )
     if config.checkpoint_minutes:
         interval = timedelta(minutes=config.checkpoint_minutes)
         savers.append(BetweenSteps(filename="last", train_time_interval=interval, **place))

@@ -16,7 +16,10 @@ from visattn.core.kernels.triton.device import unavailable
 
 CHECKS = {"attention": attention.checks, "rollout": maps.checks, "gates": gates.checks}
 SECTIONS = {"Attention": attention.rows, "Rollout": maps.rows, "Gates": gates.rows}
-SECTIONS |= {f"Training steps of {name}": partial(training.rows, pair=pair) for name, pair in training.PAIRS.items()}
+SECTIONS |= {
+    f"Training steps of {name}": partial(training.rows, pair=pair)
+    for name, pair in training.PAIRS.items()
+}
 
 
 def run(*, out: str = "bench-gpu", minutes: float = 8.0) -> int:
@@ -26,7 +29,11 @@ def run(*, out: str = "bench-gpu", minutes: float = 8.0) -> int:
         out: Folder for the two files.
         minutes: Time after which no further section is begun.
     """
-    why = unavailable(torch.device("cuda")) if torch.cuda.is_available() else "there is no CUDA device"
+    why = (
+        unavailable(torch.device("cuda"))
+        if torch.cuda.is_available()
+        else "there is no CUDA device"
+    )
     if why is not None:
         print(f"nothing was measured: {why}")
         return 2
@@ -42,9 +49,16 @@ def run(*, out: str = "bench-gpu", minutes: float = 8.0) -> int:
 def measured(report: Report, here: machine.Machine, deadline: float) -> None:
     """Fill a report, the checks first; what fails or comes too late is named in place of its numbers."""
     for name, function in CHECKS.items():
-        _tried(report, f"{name}, correctness", deadline, lambda f=function: report.checks.extend(f(here)))
+        _tried(
+            report,
+            f"{name}, correctness",
+            deadline,
+            lambda f=function: report.checks.extend(f(here)),
+        )
     for name, function in SECTIONS.items():
-        _tried(report, name, deadline, lambda n=name, f=function: report.sections.update({n: f(here)}))
+        _tried(
+            report, name, deadline, lambda n=name, f=function: report.sections.update({n: f(here)})
+        )
 
 
 def _tried(report: Report, name: str, deadline: float, work: Callable[[], None]) -> None:
@@ -53,5 +67,8 @@ def _tried(report: Report, name: str, deadline: float, work: Callable[[], None])
         return
     try:
         work()
-    except (RuntimeError, ValueError) as error:  # out of memory, a compiler's refusal: the other sections go on
+    except (
+        RuntimeError,
+        ValueError,
+    ) as error:  # out of memory, a compiler's refusal: the other sections go on
         report.missing[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

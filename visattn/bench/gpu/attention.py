@@ -24,7 +24,9 @@ Function = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def inputs(machine: Machine, images: int, tokens: int, dtype: torch.dtype) -> list[Tensor]:
     shape = (images, HEADS, tokens, HEAD_DIM)
-    return [torch.randn(shape, device=machine.device, dtype=dtype).requires_grad_() for _ in range(3)]
+    return [
+        torch.randn(shape, device=machine.device, dtype=dtype).requires_grad_() for _ in range(3)
+    ]
 
 
 def ours(name: str) -> Function:
@@ -36,9 +38,15 @@ def checks(machine: Machine, short: int = 197, long: int = 1089) -> list[Check]:
     """Return the errors of output and gradients of what ``attend`` chooses here, for rows on chip and streamed."""
     found = []
     for name in ("sigmoid", "relu", "sparsemax", "entmax15"):
-        for count, dtype in ((short, torch.float32), (short, torch.bfloat16), (long, torch.bfloat16)):
+        for count, dtype in (
+            (short, torch.float32),
+            (short, torch.bfloat16),
+            (long, torch.bfloat16),
+        ):
             error = max(_errors(NORMALIZERS[name](), inputs(machine, 1, count, dtype)))
-            found.append(Check(name, f"{count} tokens, {dtype}, output and gradients", error, _LIMITS[dtype]))
+            found.append(
+                Check(name, f"{count} tokens, {dtype}, output and gradients", error, _LIMITS[dtype])
+            )
     return found
 
 
@@ -58,16 +66,25 @@ def rows(machine: Machine, tokens: tuple[int, ...] = TOKENS, at_once: int = 2**1
     for count in tokens:
         tensors = inputs(machine, max(1, at_once // count), count, torch.bfloat16)
         at = f"{tuple(tensors[0].shape)}, bf16"
-        functions = {"SDPA softmax": F.scaled_dot_product_attention} | {name: ours(name) for name in _AIMS}
+        functions = {"SDPA softmax": F.scaled_dot_product_attention} | {
+            name: ours(name) for name in _AIMS
+        }
         functions |= _peers(count)
         for backward in (False, True):
-            work = {name: _bound(function, tensors, backward) for name, function in functions.items()}
+            work = {
+                name: _bound(function, tensors, backward) for name, function in functions.items()
+            }
             found += _compared(machine, machine.measure(work), at, tensors[0].shape, backward)
-    memory = {name: machine.peak(_bound(functions[name], tensors, True)) for name in ("SDPA softmax", *_AIMS)}
+    memory = {
+        name: machine.peak(_bound(functions[name], tensors, True))
+        for name in ("SDPA softmax", *_AIMS)
+    }
     base = memory.pop("SDPA softmax")
     for name, mib in memory.items():
         spread, reference = Timing(mib, mib, mib), Timing(base, base, base)
-        found.append(Row(name, at, "extra memory", spread, "SDPA softmax", reference, 1.1, unit="MiB"))
+        found.append(
+            Row(name, at, "extra memory", spread, "SDPA softmax", reference, 1.1, unit="MiB")
+        )
     return found
 
 
@@ -85,7 +102,9 @@ def _both(function: Function, tensors: list[Tensor]) -> None:
     torch.autograd.grad(m, tensors, m.detach())
 
 
-def _compared(machine: Machine, times: dict[str, Timing], at: str, shape: torch.Size, backward: bool) -> list[Row]:
+def _compared(
+    machine: Machine, times: dict[str, Timing], at: str, shape: torch.Size, backward: bool
+) -> list[Row]:
     """Turn one round of times into rows: ours against SDPA, and entmax15 against the packages."""
     images, heads, count, width = shape
     products, tensors = (7, 10) if backward else (2, 4)
@@ -97,9 +116,15 @@ def _compared(machine: Machine, times: dict[str, Timing], at: str, shape: torch.
     found = [Row("SDPA softmax", at, work, sdpa, floor=floor)]
     for name, aim in aims.items():
         found.append(Row(name, at, work, times[name], "SDPA softmax", sdpa, aim[backward], floor))
-    for name, aim in (("entmax package", 0.1), ("sort-based reference", 0.1), ("adasplash", 1 / 1.5)):
+    for name, aim in (
+        ("entmax package", 0.1),
+        ("sort-based reference", 0.1),
+        ("adasplash", 1 / 1.5),
+    ):
         if name in times:
-            found.append(Row("entmax15", at, work, times["entmax15"], name, times[name], round(aim, 2)))
+            found.append(
+                Row("entmax15", at, work, times["entmax15"], name, times[name], round(aim, 2))
+            )
     return found
 
 

@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 from visattn.bench.gpu.machine import Machine
 from visattn.bench.gpu.report import Check, Row
-from visattn.blocks.table import create_block
+from visattn.blocks.catalog import create_block
 
 SHAPE = (64, 256, 56, 56)
 GATES = ("se", "eca", "cbam", "coord", "gc", "simam")
 _TIMM = {"se": "se", "eca": "eca", "cbam": "cbam", "gc": "gc"}
-_PASSES = 7  # forward: read to pool, read, write; backward: read both to pool, read the gradient, write
+_PASSES = (
+    7  # forward: read to pool, read, write; backward: read both to pool, read the gradient, write
+)
 
 
 def checks(machine: Machine, shape: tuple[int, ...] = SHAPE) -> list[Check]:
@@ -33,7 +35,9 @@ def checks(machine: Machine, shape: tuple[int, ...] = SHAPE) -> list[Check]:
 
 def rows(machine: Machine, shape: tuple[int, ...] = SHAPE) -> list[Row]:
     """Return forward and backward of every gate: compiled against plain and against timm's."""
-    x = torch.randn(shape, device=machine.device, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    x = torch.randn(shape, device=machine.device, dtype=torch.bfloat16).to(
+        memory_format=torch.channels_last
+    )
     x.requires_grad_()
     floor = machine.floor(0, _PASSES * x.nbytes)
     at, found = f"{shape}, bf16, channels_last", []
@@ -44,7 +48,11 @@ def rows(machine: Machine, shape: tuple[int, ...] = SHAPE) -> list[Row]:
             work["timm"] = _ready(create_attn(_TIMM[name], shape[1]), machine)
         times = machine.measure({key: partial(_both, module, x) for key, module in work.items()})
         common = (name, at, "forward+backward, compiled", times["compiled"])
-        found += [Row(*common, key, times[key], 1.0, floor, 0.7) for key in ("plain", "timm") if key in times]
+        found += [
+            Row(*common, key, times[key], 1.0, floor, 0.7)
+            for key in ("plain", "timm")
+            if key in times
+        ]
     return found
 
 

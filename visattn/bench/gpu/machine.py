@@ -35,7 +35,9 @@ class Machine:
         a, b = (torch.randn(8192, 8192, device=self.device, dtype=torch.bfloat16) for _ in range(2))
         times = self.measure({"copy": lambda: target.copy_(source), "product": lambda: a @ b})
         moved, flops = 2 * source.nbytes, 2 * 8192**3
-        return replace(self, bytes_per_ms=moved / times["copy"].low, flops_per_ms=flops / times["product"].low)
+        return replace(
+            self, bytes_per_ms=moved / times["copy"].low, flops_per_ms=flops / times["product"].low
+        )
 
 
 def cuda_machine() -> Machine:
@@ -56,7 +58,10 @@ def measure(functions: dict[str, Work], repeats: int = 15, warmup: int = 3) -> d
             end.synchronize()
             if turn >= warmup:
                 samples[name].append(start.elapsed_time(end))
-    return {name: Timing(statistics.median(times), min(times), max(times)) for name, times in samples.items()}
+    return {
+        name: Timing(statistics.median(times), min(times), max(times))
+        for name, times in samples.items()
+    }
 
 
 def peak(function: Work) -> float:

@@ -29,7 +29,8 @@ class Check:
 class Row:
     """One measurement with its reference in the same run; ``floor`` is the time that the roofline allows.
 
-    ``aim`` is the largest ratio to the reference that was aimed at, ``share_aim`` the smallest share of the roofline.
+    ``aim`` is the largest ratio to the reference that was aimed at, ``share_aim`` the smallest
+    share of the roofline.
     """
 
     what: str
@@ -45,7 +46,9 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        return None if self.reference is None else self.value.median / max(self.reference.median, 1e-9)
+        return (
+            None if self.reference is None else self.value.median / max(self.reference.median, 1e-9)
+        )
 
     @property
     def share(self) -> float | None:
@@ -69,10 +72,28 @@ class Row:
         share_aim = "" if self.share_aim is None else f">= {self.share_aim:.0%} "
         met = {True: "met", False: "not met", None: ""}[self.met]
         value = f"{self.value} {self.unit}"
-        return [self.what, self.at, self.work, value, reference, ratio, share, f"{aim}{share_aim}{met}"]
+        return [
+            self.what,
+            self.at,
+            self.work,
+            value,
+            reference,
+            ratio,
+            share,
+            f"{aim}{share_aim}{met}",
+        ]
 
 
-HEADER = ("what", "at", "work", "it: median (low-high)", "reference", "it / reference", "of the roofline", "aim")
+HEADER = (
+    "what",
+    "at",
+    "work",
+    "it: median (low-high)",
+    "reference",
+    "it / reference",
+    "of the roofline",
+    "aim",
+)
 
 
 @dataclass
@@ -86,19 +107,33 @@ class Report:
 
     def as_dict(self) -> dict:
         rows = {
-            name: [asdict(row) | {"ratio": row.ratio, "share": row.share, "met": row.met} for row in section]
+            name: [
+                asdict(row) | {"ratio": row.ratio, "share": row.share, "met": row.met}
+                for row in section
+            ]
             for name, section in self.sections.items()
         }
         checks = [asdict(check) | {"right": check.right} for check in self.checks]
-        return {"facts": self.facts, "checks": checks, "sections": rows, "not_measured": self.missing}
+        return {
+            "facts": self.facts,
+            "checks": checks,
+            "sections": rows,
+            "not_measured": self.missing,
+        }
 
     def markdown(self) -> str:
         parts = ["# On a GPU", "\n".join(f"- {key}: {value}" for key, value in self.facts.items())]
-        parts += ["## Correctness, against float64", "\n".join(f"- {check}" for check in self.checks)]
+        parts += [
+            "## Correctness, against float64",
+            "\n".join(f"- {check}" for check in self.checks),
+        ]
         for name, rows in self.sections.items():
             parts += [f"## {name}", table(HEADER, [row.cells() for row in rows])]
         if self.missing:
-            parts += ["## Not measured", "\n".join(f"- {name}: {reason}" for name, reason in self.missing.items())]
+            parts += [
+                "## Not measured",
+                "\n".join(f"- {name}: {reason}" for name, reason in self.missing.items()),
+            ]
         return "\n\n".join(parts) + "\n"
 
     def write(self, folder: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from visattn.bench.gpu.machine import Machine
 from visattn.bench.gpu.report import Row
-from visattn.models.table import create_model
+from visattn.models.presets import create_model
 
 PAIRS = {
     "ViT-S/16": ("vit_small_patch16", "vit_small_patch16_224"),
@@ -18,12 +18,19 @@ PAIRS = {
 }
 
 
-def rows(machine: Machine, pair: tuple[str, str], images: int = 256, pixels: int = 224) -> list[Row]:
+def rows(
+    machine: Machine, pair: tuple[str, str], images: int = 256, pixels: int = 224
+) -> list[Row]:
     """Return the time of a compiled step in bf16 autocast, own and timm's; the share of the roofline is the MFU."""
-    models = {"own": create_model(pair[0], image_size=pixels), "timm": timm.create_model(pair[1], img_size=pixels)}
+    models = {
+        "own": create_model(pair[0], image_size=pixels),
+        "timm": timm.create_model(pair[1], img_size=pixels),
+    }
     batch = torch.rand(images, 3, pixels, pixels, device=machine.device)
     labels = torch.randint(1000, (images,), device=machine.device)
-    steps = {name: _step(model.to(machine.device).train(), machine) for name, model in models.items()}
+    steps = {
+        name: _step(model.to(machine.device).train(), machine) for name, model in models.items()
+    }
     times = machine.measure({name: partial(step, batch, labels) for name, step in steps.items()})
     floor = 3 * images * forward_flops(models["timm"], pixels) / machine.flops_per_ms
     at = f"{images} x {pixels} px, bf16 autocast, compiled"
@@ -33,7 +40,9 @@ def rows(machine: Machine, pair: tuple[str, str], images: int = 256, pixels: int
 def forward_flops(vit: nn.Module, pixels: int) -> float:
     """Return the operations of the matrix products of one image: the weights' and the attention's."""
     tokens = vit.patch_embed.num_patches + vit.num_prefix_tokens
-    weights = sum(p.numel() for name, p in vit.named_parameters() if p.ndim > 1 and "pos_embed" not in name)
+    weights = sum(
+        p.numel() for name, p in vit.named_parameters() if p.ndim > 1 and "pos_embed" not in name
+    )
     return 2 * tokens * weights + 4 * len(vit.blocks) * tokens**2 * vit.embed_dim
 
 

@@ -15,12 +15,15 @@ KEY_MAPS = CHANNEL_KEYS | SPATIAL_KEYS | TOKEN_KEYS
 def load_reference(block: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> nn.Module:
     """Load the weights `state_dict` of the implementation `source` ("paper", "timm", ...) into `block` and return it.
 
-    Every key must find its place and every parameter its value; shapes may differ in axes of size one only.
+    Every key must find its place and every parameter its value; shapes may differ in axes of size
+    one only.
     """
     name = type(block).__name__
     sources = KEY_MAPS.get(name, {})
     if source not in sources:
-        raise ValueError(f"no key map of {name} from {source!r}; known sources: {', '.join(sources) or 'none'}")
+        raise ValueError(
+            f"no key map of {name} from {source!r}; known sources: {', '.join(sources) or 'none'}"
+        )
     keys = sources[source]
     prepare, keys = keys if isinstance(keys, tuple) else (dict, keys)
     renamed = _rename(prepare(state_dict), keys)
@@ -39,7 +42,9 @@ def _rename(state_dict: Mapping[str, Tensor], keys: Mapping) -> dict[str, Tensor
     """Apply a key map: their prefix -> our prefix, (our prefix, function of the tensor), or None: left out."""
     renamed = {}
     for key, value in state_dict.items():
-        prefix = max((p for p in keys if key == p or key.startswith(f"{p}.")), key=len, default=None)
+        prefix = max(
+            (p for p in keys if key == p or key.startswith(f"{p}.")), key=len, default=None
+        )
         target = (key, None) if prefix is None else keys[prefix]
         if target is None:
             continue

@@ -14,7 +14,9 @@ def _folding(*pairs: tuple[str, str]) -> Callable[[Mapping[str, Tensor]], dict[s
     def fold(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         folded = dict(state_dict)
         for conv, norm in pairs:
-            folded[f"{norm}.running_mean"] = folded[f"{norm}.running_mean"] - folded.pop(f"{conv}.bias")
+            folded[f"{norm}.running_mean"] = folded[f"{norm}.running_mean"] - folded.pop(
+                f"{conv}.bias"
+            )
         return folded
 
     return fold
@@ -24,7 +26,9 @@ def _shared_strips(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give rows and columns each their copy of a convolution and norm that they shared; both get two spatial axes."""
     weight = state_dict["conv.weight"]
     copies = {"conv_h.weight": weight[..., None], "conv_w.weight": weight[:, :, None]}
-    return copies | {f"norm_{axis}.{key}": state_dict[f"gn.{key}"] for axis in "hw" for key in ("weight", "bias")}
+    return copies | {
+        f"norm_{axis}.{key}": state_dict[f"gn.{key}"] for axis in "hw" for key in ("weight", "bias")
+    }
 
 
 def _turned(weight: Tensor) -> Tensor:
@@ -36,12 +40,18 @@ _MS_CAM_LOCAL = [("0", "1"), ("3", "4")]
 _MS_CAM_GLOBAL = [("1", "2"), ("4", "5")]
 _AFF_PAIRS = [(f"local_att.{conv}", f"local_att.{norm}") for conv, norm in _MS_CAM_LOCAL]
 _AFF_PAIRS += [(f"global_att.{conv}", f"global_att.{norm}") for conv, norm in _MS_CAM_GLOBAL]
-_IAFF_PAIRS = [*_AFF_PAIRS, *((f"local_att2.{conv}", f"local_att2.{norm}") for conv, norm in _MS_CAM_LOCAL)]
+_IAFF_PAIRS = [
+    *_AFF_PAIRS,
+    *((f"local_att2.{conv}", f"local_att2.{norm}") for conv, norm in _MS_CAM_LOCAL),
+]
 
 
 def _global_keys(theirs: str, ours: str) -> dict[str, str]:
     """The global branch of MS-CAM, which pools in its first layer."""
-    return {f"{theirs}.{there}": f"{ours}.{here}" for there, here in [("1", "0"), ("2", "1"), ("4", "3"), ("5", "4")]}
+    return {
+        f"{theirs}.{there}": f"{ours}.{here}"
+        for there, here in [("1", "0"), ("2", "1"), ("4", "3"), ("5", "4")]
+    }
 
 
 _POLARIZED_CODE = {
@@ -101,7 +111,12 @@ SPATIAL_KEYS = {
             "v.weight": "value",
         },
     },
-    "AFF": {"paper": (_folding(*_AFF_PAIRS), {"local_att": "local_gate", **_global_keys("global_att", "global_gate")})},
+    "AFF": {
+        "paper": (
+            _folding(*_AFF_PAIRS),
+            {"local_att": "local_gate", **_global_keys("global_att", "global_gate")},
+        )
+    },
     "IAFF": {
         "paper": (
             _folding(*_IAFF_PAIRS),

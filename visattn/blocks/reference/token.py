@@ -17,7 +17,11 @@ TOKEN_KEYS = {
         "timm": {"bn0": "norm", "bn1": "hidden_norm"},
     },
     "PyramidSqueezeAttention": {
-        "paper": {**{f"conv_{i + 1}": f"convs.{i}" for i in range(8)}, "se.fc1": "fc1", "se.fc2": "fc2"},
+        "paper": {
+            **{f"conv_{i + 1}": f"convs.{i}" for i in range(8)},
+            "se.fc1": "fc1",
+            "se.fc2": "fc2",
+        },
     },
     "ContextualTransformer": {
         "paper": {"key_embed": "key", "conv1x1": "value", "bn": "norm", "se": "fuse"},
@@ -37,12 +41,28 @@ TOKEN_KEYS = {
         },
     },
     "NonLocal": {
-        "mmcv": {"theta.conv": "query", "phi.conv": "key", "g.conv": "value", "conv_out.conv": "proj"},
-        "alexhex7": {"theta": "query", "phi.0": "key", "g.0": "value", "W.0": "proj", "W.1": "norm"},
+        "mmcv": {
+            "theta.conv": "query",
+            "phi.conv": "key",
+            "g.conv": "value",
+            "conv_out.conv": "proj",
+        },
+        "alexhex7": {
+            "theta": "query",
+            "phi.0": "key",
+            "g.0": "value",
+            "W.0": "proj",
+            "W.1": "norm",
+        },
         "timm": {"t": "query", "p": "key", "g": "value", "z": "proj"},
     },
     "DoubleAttention": {
-        "paper": {"convA": "value", "convB": "gather", "convV": "distribute", "conv_reconstruct": "proj"},
+        "paper": {
+            "convA": "value",
+            "convB": "gather",
+            "convV": "distribute",
+            "conv_reconstruct": "proj",
+        },
     },
     "PositionAttention": {"paper": _QKV_CONV},
     "ChannelAttentionModule": {"paper": {}},

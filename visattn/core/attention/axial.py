@@ -31,13 +31,15 @@ class StripAttention(SelfAttention):
         As WindowAttention.
 
     Map:
-        (B * rows, H, columns, columns), or the other way round; rows sum to one where the normalizer says so.
+        (B * rows, H, columns, columns), or the other way round; rows sum to one where the
+        normalizer says so.
 
     Raises:
         ValueError: ``axis`` is neither; as WindowAttention.
 
     Reference:
-        Ho et al. 2019, "Axial Attention in Multidimensional Transformers", https://arxiv.org/abs/1912.12180. Differs
+        Ho et al. 2019, "Axial Attention in Multidimensional Transformers",
+        https://arxiv.org/abs/1912.12180. Differs
         from: nothing.
 
     Example:
@@ -58,7 +60,12 @@ class StripAttention(SelfAttention):
         qkv_bias: bool = True,
     ):
         super().__init__(
-            dim, num_heads, similarity=similarity, normalize=normalize, position=position, qkv_bias=qkv_bias
+            dim,
+            num_heads,
+            similarity=similarity,
+            normalize=normalize,
+            position=position,
+            qkv_bias=qkv_bias,
         )
         if axis not in ("height", "width"):
             raise ValueError(f"axis must be 'height' or 'width'; got {axis!r}")
@@ -92,8 +99,10 @@ class AxialAttention(nn.Module):
         ValueError: As WindowAttention.
 
     Reference:
-        Wang et al. 2020, "Axial-DeepLab", section 3.2, https://arxiv.org/abs/2003.07853 (height, then width). Differs
-        from: positions act on scores as chosen, the paper's also act on values; no batch norm on the scores.
+        Wang et al. 2020, "Axial-DeepLab", section 3.2, https://arxiv.org/abs/2003.07853 (height,
+        then width). Differs
+        from: positions act on scores as chosen, the paper's also act on values; no batch norm on
+            the scores.
 
     Example:
         >>> import torch
@@ -112,7 +121,12 @@ class AxialAttention(nn.Module):
         qkv_bias: bool = True,
     ):
         super().__init__()
-        shared = {"similarity": similarity, "normalize": normalize, "position": position, "qkv_bias": qkv_bias}
+        shared = {
+            "similarity": similarity,
+            "normalize": normalize,
+            "position": position,
+            "qkv_bias": qkv_bias,
+        }
         self.height = StripAttention(dim, num_heads, axis="height", **shared)
         self.width = StripAttention(dim, num_heads, axis="width", **deepcopy(shared))
 
@@ -140,8 +154,9 @@ class CrissCrossAttention(SelfAttention):
 
     Reference:
         Huang et al. 2019, "CCNet: Criss-Cross Attention for Semantic Segmentation", eq. 1-2,
-        https://arxiv.org/abs/1811.11721. Differs from: one pass (the paper repeats it, with shared weights); all scores
-        are formed under a mask that is shared by images and heads, so time grows with the square of N.
+        https://arxiv.org/abs/1811.11721. Differs from: one pass (the paper repeats it, with shared
+        weights); all scores are formed under a mask that is shared by images and heads, so time
+        grows with the square of N.
 
     Example:
         >>> import torch

@@ -19,14 +19,16 @@ class ChannelAttention(nn.Module):
     Args:
         dim: Width of a token.
         num_heads: H; must divide ``dim``.
-        similarity: f_sim between channels, vectors of N numbers; None is Cosine, whose learned factor is the paper's
-            1 / tau. One with weights of its own, such as Bilinear, ties the module to one N, its ``head_dim``.
+        similarity: f_sim between channels, vectors of N numbers; None is Cosine, whose learned
+            factor is the paper's 1 / tau. One with weights of its own, such as Bilinear, ties the
+            module to one N, its ``head_dim``.
         normalize: f_norm; None is Softmax.
         qkv_bias: Add a bias to queries, keys and values.
         dropout: Share of the weights dropped in training.
 
     Shape:
-        - x: (B, N, dim); mask: bool (B, N); tokens where it is False count as zero. ``grid`` has no effect.
+        - x: (B, N, dim); mask: bool (B, N); tokens where it is False count as zero. ``grid`` has no
+          effect.
         - Output: (B, N, dim).
 
     Map:
@@ -37,8 +39,10 @@ class ChannelAttention(nn.Module):
 
     Reference:
         El-Nouby et al. 2021, "XCiT: Cross-Covariance Image Transformers", section 3.2,
-        https://arxiv.org/abs/2106.09681; Zamir et al. 2022, Restormer, eq. 1, https://arxiv.org/abs/2111.09881. Differs
-        from: the factor is that of Cosine, positive, 10 at first; the authors' is a free number that starts at one.
+        https://arxiv.org/abs/2106.09681; Zamir et al. 2022, Restormer, eq. 1,
+        https://arxiv.org/abs/2111.09881. Differs
+        from: the factor is that of Cosine, positive, 10 at first; the authors' is a free number
+            that starts at one.
 
     Example:
         >>> import torch
@@ -64,7 +68,9 @@ class ChannelAttention(nn.Module):
         self.attend = Attend(similarity, normalize, dropout=dropout)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, *, grid: tuple[int, int] | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, *, grid: tuple[int, int] | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         layout = Channels()
         qkv = self.qkv(x) if mask is None else self.qkv(x).masked_fill(~mask[..., None], 0.0)
         qkv = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)

@@ -19,7 +19,8 @@ class SelfAttention(nn.Module):
         num_heads: H; must divide ``dim``.
         similarity: f_sim; None is ScaledDot.
         normalize: f_norm; None is Softmax.
-        position: A rotation or bias of ``visattn.core.position``, which then needs ``grid``; None for none.
+        position: A rotation or bias of ``visattn.core.position``, which then needs ``grid``; None
+            for none.
         qkv_bias: Add a bias to queries, keys and values.
         qk_norm: Normalize queries and keys (LayerNorm per head).
         dropout: Share of the weights dropped in training.
@@ -33,11 +34,12 @@ class SelfAttention(nn.Module):
         (B, H, N, N); rows sum to one where the normalizer says so.
 
     Raises:
-        ValueError: ``num_heads`` does not divide ``dim``; ``grid`` is missing where ``position`` needs it.
+        ValueError: ``num_heads`` does not divide ``dim``; ``grid`` is missing where ``position``
+            needs it.
 
     Reference:
-        Vaswani et al. 2017, section 3.2, https://arxiv.org/abs/1706.03762. Differs from: parameter names, which are
-        timm's.
+        Vaswani et al. 2017, section 3.2, https://arxiv.org/abs/1706.03762. Differs from: parameter
+        names, which are timm's.
 
     Example:
         >>> import torch
@@ -67,8 +69,12 @@ class SelfAttention(nn.Module):
         self.attend = Attend(adapt(similarity, position), normalize, dropout=dropout)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, *, grid: tuple[int, int] | None = None, mask: Tensor | None = None) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    def forward(
+        self, x: Tensor, *, grid: tuple[int, int] | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        q, k, v = (
+            self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        )
         q, k, bias = self.q_norm(q), self.k_norm(k), None
         if self.position is not None:
             q, k, bias = self.position(q, k, grid_places(grid, x.device))
@@ -128,7 +134,9 @@ class CrossAttention(nn.Module):
         self.attend = Attend(similarity, normalize, dropout=dropout)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> Tensor:
         q = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         kv = self.kv(x if context is None else context).unflatten(-1, (2, self.num_heads, -1))
         k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -150,7 +158,11 @@ def token_mask(mask: Tensor | None, attend: Attend) -> Tensor | None:
     """
     if mask is None or mask.ndim != 2:
         return mask
-    return mask[:, None, None] if is_row_local(attend) else mask[:, None, None] & mask[:, None, :, None]
+    return (
+        mask[:, None, None]
+        if is_row_local(attend)
+        else mask[:, None, None] & mask[:, None, :, None]
+    )
 
 
 def is_row_local(attend: Attend) -> bool:

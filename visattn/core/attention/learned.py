@@ -26,7 +26,8 @@ class ClassAttention(nn.Module):
         dropout: Share of the weights dropped in training.
 
     Shape:
-        - x: (B, 1 + N, dim), the class token first; mask: bool (B, 1 + N) over keys. ``grid`` has no effect.
+        - x: (B, 1 + N, dim), the class token first; mask: bool (B, 1 + N) over keys. ``grid`` has
+          no effect.
         - Output: (B, 1, dim), the class token alone.
 
     Map:
@@ -36,7 +37,8 @@ class ClassAttention(nn.Module):
         ValueError: ``num_heads`` does not divide ``dim``.
 
     Reference:
-        Touvron et al. 2021, "Going Deeper with Image Transformers", section 3, https://arxiv.org/abs/2103.17239.
+        Touvron et al. 2021, "Going Deeper with Image Transformers", section 3,
+        https://arxiv.org/abs/2103.17239.
         Differs from: nothing.
 
     Example:
@@ -63,9 +65,13 @@ class ClassAttention(nn.Module):
         self.attend = Attend(similarity, normalize, dropout=dropout)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, *, grid: tuple[int, int] | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, *, grid: tuple[int, int] | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         heads = (self.num_heads, -1)
-        q, k, v = (y.unflatten(-1, heads).transpose(1, 2) for y in (self.q(x[:, :1]), self.k(x), self.v(x)))
+        q, k, v = (
+            y.unflatten(-1, heads).transpose(1, 2) for y in (self.q(x[:, :1]), self.k(x), self.v(x))
+        )
         return self.proj(self.attend(q, k, v, mask=key_mask(mask)).transpose(1, 2).flatten(2))
 
 
@@ -86,7 +92,8 @@ class PoolAttention(nn.Module):
 
     Shape:
         - x: (B, N, dim); context: (B, M, dim), tokens pooled together with x, None for none.
-        - mask: bool (B, N + M) over keys, or broadcastable to (B, H, num_queries, N + M); True may attend.
+        - mask: bool (B, N + M) over keys, or broadcastable to (B, H, num_queries, N + M); True may
+          attend.
         - Output: (B, num_queries, dim).
 
     Map:
@@ -96,9 +103,9 @@ class PoolAttention(nn.Module):
         ValueError: ``num_heads`` does not divide ``dim``; ``num_queries`` is below 1.
 
     Reference:
-        Lee et al. 2019, "Set Transformer", section 3.2 (PMA), https://arxiv.org/abs/1810.00825; in the form of the MAP
-        head of Zhai et al. 2022, "Scaling Vision Transformers", https://arxiv.org/abs/2106.04560. Differs from:
-        parameter names, which are timm's.
+        Lee et al. 2019, "Set Transformer", section 3.2 (PMA), https://arxiv.org/abs/1810.00825; in
+        the form of the MAP head of Zhai et al. 2022, "Scaling Vision Transformers",
+        https://arxiv.org/abs/2106.04560. Differs from: parameter names, which are timm's.
 
     Example:
         >>> PoolAttention(12, 3, num_queries=2)(torch.rand(2, 35, 12)).shape
@@ -121,7 +128,9 @@ class PoolAttention(nn.Module):
         if num_queries < 1:
             raise ValueError(f"num_queries must be at least 1; got {num_queries}")
         self.num_heads = num_heads
-        self.latent = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, num_queries, dim), std=dim**-0.5))
+        self.latent = nn.Parameter(
+            nn.init.trunc_normal_(torch.empty(1, num_queries, dim), std=dim**-0.5)
+        )
         self.q = nn.Linear(dim, dim, bias=qkv_bias)
         self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
         self.attend = Attend(similarity, normalize)
@@ -129,9 +138,16 @@ class PoolAttention(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-6) if mlp_ratio else None
         self.mlp = _mlp(dim, int(dim * mlp_ratio)) if mlp_ratio else None
 
-    def forward(self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> Tensor:
         x = x if context is None else torch.cat([x, context], dim=1)
-        q = self.q(self.latent).expand(x.shape[0], -1, -1).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        q = (
+            self.q(self.latent)
+            .expand(x.shape[0], -1, -1)
+            .unflatten(-1, (self.num_heads, -1))
+            .transpose(1, 2)
+        )
         k, v = self.kv(x).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         z = self.proj(self.attend(q, k, v, mask=key_mask(mask)).transpose(1, 2).flatten(2))
         return z if self.mlp is None else z + self.mlp(self.norm(z))
@@ -152,7 +168,8 @@ class MemoryAttention(nn.Module):
         qkv_bias: Add a bias to the queries.
 
     Shape:
-        - x: (B, N, dim); mask: bool (B, N); tokens where it is False give and get nothing. ``grid`` has no effect.
+        - x: (B, N, dim); mask: bool (B, N); tokens where it is False give and get nothing. ``grid``
+          has no effect.
         - Output: (B, N, dim).
 
     Map:
@@ -162,9 +179,9 @@ class MemoryAttention(nn.Module):
         ValueError: ``num_heads`` does not divide ``dim``; ``num_slots`` is below 1.
 
     Reference:
-        Guo et al. 2021, "Beyond Self-attention: External Attention using Two Linear Layers", section 3,
-        https://arxiv.org/abs/2105.02358. Differs from: heads do not share the memory (one head is the paper's layer);
-        residual, norm and ReLU of the authors' code lie outside.
+        Guo et al. 2021, "Beyond Self-attention: External Attention using Two Linear Layers",
+        section 3, https://arxiv.org/abs/2105.02358. Differs from: heads do not share the memory
+        (one head is the paper's layer); residual, norm and ReLU of the authors' code lie outside.
 
     Example:
         >>> MemoryAttention(12, 3, num_slots=5)(torch.rand(2, 35, 12)).shape
@@ -195,7 +212,9 @@ class MemoryAttention(nn.Module):
         )
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, *, grid: tuple[int, int] | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, *, grid: tuple[int, int] | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         q = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         k, v = (m.expand(x.shape[0], -1, -1, -1) for m in (self.keys, self.values))
         m = self.attend(q, k, v, mask=None if mask is None else mask[:, None, :, None])

@@ -16,11 +16,18 @@ def folded(attention: SelfAttention, x: Tensor, layout, mask: Tensor | None) -> 
     """Apply self-attention among the tokens that the layout lets meet."""
     q, kv = attention.qkv(x).split([attention.dim, 2 * attention.dim], dim=-1)
     q = layout.fold(q).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
-    k, v = layout.fold_keys(kv).unflatten(-1, (2, attention.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    k, v = (
+        layout.fold_keys(kv)
+        .unflatten(-1, (2, attention.num_heads, -1))
+        .permute(2, 0, 3, 1, 4)
+        .unbind(0)
+    )
     q, k, bias = attention.q_norm(q), attention.k_norm(k), None
     if attention.position is not None:
         q, k, bias = attention.position(q, k, layout.places(x.device))
-    m = attention.attend(q, k, v, bias=bias, mask=_who_meets(attention, layout, x, mask), layout=layout)
+    m = attention.attend(
+        q, k, v, bias=bias, mask=_who_meets(attention, layout, x, mask), layout=layout
+    )
     return attention.proj(layout.unfold(m.transpose(1, 2).flatten(2)))
 
 
@@ -38,7 +45,9 @@ def _who_meets(attention: SelfAttention, layout, x: Tensor, mask: Tensor | None)
     if mask is None:
         return meets
     if mask.shape != x.shape[:2]:
-        raise ValueError(f"mask must be (B, N) = {tuple(x.shape[:2])} here, over keys; got {tuple(mask.shape)}")
+        raise ValueError(
+            f"mask must be (B, N) = {tuple(x.shape[:2])} here, over keys; got {tuple(mask.shape)}"
+        )
     tokens = layout.fold_keys(mask[..., None])[:, None, None, :, 0]
     if not row_local:
         tokens = tokens & layout.fold(mask[..., None])[:, None, :, :]
@@ -57,7 +66,8 @@ class WindowAttention(SelfAttention):
         num_heads: H; must divide ``dim``.
         similarity: f_sim; None is ScaledDot.
         normalize: f_norm; None is Softmax.
-        position: b, such as RelativeTable(head_dim, num_heads, (window_size, window_size)); None for none.
+        position: b, such as RelativeTable(head_dim, num_heads, (window_size, window_size)); None
+            for none.
         window_size: Side of a window, or (rows, columns).
         qkv_bias: Add a bias to queries, keys and values.
         qk_norm: Normalize queries and keys (LayerNorm per head).
@@ -71,11 +81,13 @@ class WindowAttention(SelfAttention):
         (B * windows, H, T, T) with T tokens in a window; rows of padding mean nothing.
 
     Raises:
-        ValueError: ``num_heads`` does not divide ``dim``; ``window_size`` is below 1; x is not the grid's tokens alone.
+        ValueError: ``num_heads`` does not divide ``dim``; ``window_size`` is below 1; x is not the
+            grid's tokens alone.
 
     Reference:
-        Liu et al. 2021, "Swin Transformer", section 3.2, https://arxiv.org/abs/2103.14030. Differs from: windows that
-        do not divide the grid hide their padding, which the authors' code lets take part; the bias is an option.
+        Liu et al. 2021, "Swin Transformer", section 3.2, https://arxiv.org/abs/2103.14030. Differs
+        from: windows that do not divide the grid hide their padding, which the authors' code lets
+            take part; the bias is an option.
 
     Example:
         >>> import torch
@@ -116,8 +128,8 @@ class ShiftedWindowAttention(WindowAttention):
     .. math::
         y_i = \sum_{j \in \mathrm{window}(i + s)} \alpha_{ij} v_j\, W_o, \qquad s = \lfloor \mathrm{size} / 2 \rfloor
 
-    Windows go around the edge, but tokens from opposite edges do not meet. Where one window covers a side of the grid,
-    nothing moves along it.
+    Windows go around the edge, but tokens from opposite edges do not meet. Where one window covers
+    a side of the grid, nothing moves along it.
 
     Args:
         dim: Width of a token; this and the rest as WindowAttention.
@@ -132,8 +144,8 @@ class ShiftedWindowAttention(WindowAttention):
         ValueError: As WindowAttention.
 
     Reference:
-        Liu et al. 2021, "Swin Transformer", section 3.2, https://arxiv.org/abs/2103.14030. Differs from: as
-        WindowAttention.
+        Liu et al. 2021, "Swin Transformer", section 3.2, https://arxiv.org/abs/2103.14030. Differs
+        from: as WindowAttention.
 
     Example:
         >>> import torch
@@ -153,7 +165,8 @@ class GridAttention(WindowAttention):
         y_i = \sum_{j \in \mathrm{grid}(i)} \alpha_{ij} v_j\, W_o
 
     Args:
-        dim: Width of a token; this and the rest as WindowAttention, ``window_size`` being the size of the coarse grid.
+        dim: Width of a token; this and the rest as WindowAttention, ``window_size`` being the size
+            of the coarse grid.
 
     Shape:
         As WindowAttention.
@@ -165,8 +178,10 @@ class GridAttention(WindowAttention):
         ValueError: As WindowAttention.
 
     Reference:
-        Tu et al. 2022, "MaxViT: Multi-Axis Vision Transformer", section 3.2, https://arxiv.org/abs/2204.01697. Differs
-        from: a grid that is no multiple of the coarse one is padded and masked; the relative bias is an option.
+        Tu et al. 2022, "MaxViT: Multi-Axis Vision Transformer", section 3.2,
+        https://arxiv.org/abs/2204.01697. Differs
+        from: a grid that is no multiple of the coarse one is padded and masked; the relative bias
+            is an option.
 
     Example:
         >>> import torch
@@ -189,7 +204,8 @@ class NeighborhoodAttention(SelfAttention):
         num_heads: H; must divide ``dim``.
         similarity: f_sim; None is ScaledDot.
         normalize: f_norm; None is Softmax.
-        position: A bias such as RelativeTable(head_dim, num_heads, (k, k)), or a rotation; None for none.
+        position: A bias such as RelativeTable(head_dim, num_heads, (k, k)), or a rotation; None for
+            none.
         kernel_size: k, odd, or (rows, columns).
         qkv_bias: Add a bias to queries, keys and values.
         qk_norm: Normalize queries and keys (LayerNorm per head).
@@ -204,8 +220,10 @@ class NeighborhoodAttention(SelfAttention):
         ValueError: ``kernel_size`` is even or below 1; as WindowAttention.
 
     Reference:
-        Hassani et al. 2023, "Neighborhood Attention Transformer", section 3.1, https://arxiv.org/abs/2204.07143.
-        Differs from: a grid smaller than the kernel is attended whole, the authors' code refuses it; no dilation.
+        Hassani et al. 2023, "Neighborhood Attention Transformer", section 3.1,
+        https://arxiv.org/abs/2204.07143.
+        Differs from: a grid smaller than the kernel is attended whole, the authors' code refuses
+        it; no dilation.
 
     Example:
         >>> import torch

@@ -1,7 +1,7 @@
 """The tiled evaluation of any row-local pair with an inner-product form: O(N x tile) memory, forward and backward.
 
-Scores are formed a tile at a time and again in the backward pass; only one statistic per row is kept. The pair of
-custom ops lets torch.compile pass over them.
+Scores are formed a tile at a time and again in the backward pass; only one statistic per row is
+kept. The pair of custom ops lets torch.compile pass over them.
 """
 
 from typing import NamedTuple
@@ -40,7 +40,10 @@ class _Problem(NamedTuple):
 
     def scores(self, tile: Tile) -> tuple[Tensor, Tensor | int]:
         """Return the scores of a tile, -inf where a key may not be attended, and the number of keys per row."""
-        e = _matmul(self.q[tile.batch, tile.heads, tile.rows], self.k[tile.batch, tile.heads].transpose(2, 3))
+        e = _matmul(
+            self.q[tile.batch, tile.heads, tile.rows],
+            self.k[tile.batch, tile.heads].transpose(2, 3),
+        )
         if self.bias is not None:
             e += part(self.bias, tile)
         if self.mask is not None:
@@ -62,7 +65,13 @@ def _problem(q, k, v, bias, mask, kernel, p) -> _Problem:
 
 @torch.library.custom_op("visattn::blocked", mutates_args=())
 def _forward(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, kernel: str, p: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    kernel: str,
+    p: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     problem, row = _problem(q, k, v, bias, mask, kernel, p), ROWS[kernel]
     m = problem.q.new_empty((*q.shape[:3], v.shape[3]))
@@ -100,7 +109,11 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     problem, row = _problem(q, k, v, bias, mask, kernel, p), ROWS[kernel]
     grad, grad_statistic = grad.to(problem.q.dtype).contiguous(), grad_statistic.to(problem.q.dtype)
-    dq, dk, dv = torch.empty_like(problem.q), torch.zeros_like(problem.k), torch.zeros_like(problem.v)
+    dq, dk, dv = (
+        torch.empty_like(problem.q),
+        torch.zeros_like(problem.k),
+        torch.zeros_like(problem.v),
+    )
     dbias = torch.zeros_like(problem.bias) if bias_grad else dq.new_empty(0)
     dp = dq.new_empty(0) if p is None else torch.zeros_like(p, dtype=dq.dtype)
     with torch.autocast(q.device.type, enabled=False):
@@ -149,7 +162,9 @@ def _setup_context(ctx, inputs, output) -> None:
 def _vjp(ctx, grad, grad_statistic):
     statistic, q, k, v, bias, mask, p = ctx.saved_tensors
     bias_grad = bias is not None and ctx.needs_input_grad[3]
-    dq, dk, dv, dbias, dp = _backward(grad, grad_statistic, statistic, q, k, v, bias, mask, ctx.kernel, p, bias_grad)
+    dq, dk, dv, dbias, dp = _backward(
+        grad, grad_statistic, statistic, q, k, v, bias, mask, ctx.kernel, p, bias_grad
+    )
     dbias = dbias.to(bias.dtype) if bias_grad else None
     # a = 1 + 1 / p, so that da/dp = -1 / p^2
     dp = None if p is None else (-dp / (p * p)).to(p.dtype)
@@ -160,7 +175,13 @@ _forward.register_autograd(_vjp, setup_context=_setup_context)
 
 
 def blocked(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, kernel: str, p: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    kernel: str,
+    p: Tensor | None = None,
 ) -> Tensor:
     """Return m for scores q k^T + bias and the row functions named ``kernel``; all 4-D, as many key as query heads."""
     return _forward(q, k, v, bias, mask, kernel, p)[0]
@@ -171,5 +192,7 @@ def row_lse(q: Tensor, k: Tensor, bias: Tensor | None, mask: Tensor | None) -> T
     if torch.compiler.is_exporting():  # a custom op has no place in an exported file
         e = q.to(_accumulation(q.dtype)) @ k.to(_accumulation(q.dtype)).transpose(2, 3)
         e = e if bias is None else e + bias
-        return torch.logsumexp(e if mask is None else e.masked_fill(~mask, -torch.inf), -1, keepdim=True)
+        return torch.logsumexp(
+            e if mask is None else e.masked_fill(~mask, -torch.inf), -1, keepdim=True
+        )
     return _forward(q, k, k[..., :1], bias, mask, "softmax", None)[1]

@@ -28,7 +28,9 @@ def recomputed(
 ) -> Tensor:
     """Return m by tiles of query rows; correct for every row-local pair."""
 
-    def piece(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, heads: slice) -> Tensor:
+    def piece(
+        q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, heads: slice
+    ) -> Tensor:
         e = _of_heads(similarity, heads, q, k)
         alpha = _of_heads(normalize, heads, e if bias is None else e + bias, mask).to(v.dtype)
         return F.dropout(alpha, dropout) @ v if dropout else alpha @ v
@@ -36,7 +38,9 @@ def recomputed(
     shape = (*q.shape[:3], k.shape[2])
     scores = _TILE_BYTES // (q.element_size() * similarity.tile_width)
     if torch.compiler.is_compiling():
-        return _checkpointed(piece, max(1, scores // (shape[0] * shape[1] * shape[3])), q, k, v, bias, mask)
+        return _checkpointed(
+            piece, max(1, scores // (shape[0] * shape[1] * shape[3])), q, k, v, bias, mask
+        )
     cuts = list(tiles(shape, scores, head_local=similarity.head_local and normalize.head_local))
     parameters = [*similarity.parameters(), *normalize.parameters()]
     return _Recomputed.apply(piece, cuts, q, k, v, bias, mask, *parameters)
@@ -55,7 +59,13 @@ def _checkpointed(piece: Callable, count: int, q, k, v, bias, mask) -> Tensor:
     pieces = []
     for start in range(0, q.shape[2], count):
         tile = Tile(slice(None), slice(None), slice(start, start + count))
-        arguments = (part(q, tile), k, v, *(None if x is None else part(x, tile) for x in (bias, mask)), tile.heads)
+        arguments = (
+            part(q, tile),
+            k,
+            v,
+            *(None if x is None else part(x, tile) for x in (bias, mask)),
+            tile.heads,
+        )
         pieces.append(checkpoint(piece, *arguments, use_reentrant=False, preserve_rng_state=False))
     return torch.cat(pieces, 2)
 
@@ -64,7 +74,9 @@ def _checkpointed(piece: Callable, count: int, q, k, v, bias, mask) -> Tensor:
 def _random_state(device: torch.device, state: Tensor) -> Iterator[None]:
     """Draw the random numbers of the forward pass again."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.cuda.set_rng_state(state, device) if device.type == "cuda" else torch.set_rng_state(state)
+        torch.cuda.set_rng_state(state, device) if device.type == "cuda" else torch.set_rng_state(
+            state
+        )
         yield
 
 
@@ -78,7 +90,11 @@ def _autocast_dtype(kind: str) -> torch.dtype | None:
 def _precision(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
     """Compute as autocast did in the forward pass; None where it was off, also where backward runs inside of one."""
     available = torch.amp.is_autocast_available(device.type)
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None) if available else nullcontext():
+    with (
+        torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+        if available
+        else nullcontext()
+    ):
         yield
 
 
@@ -102,7 +118,10 @@ class _Recomputed(torch.autograd.Function):
         *inputs, mask = ctx.saved_tensors
         parameters = [x for x in ctx.parameters if x.requires_grad]
         totals = [None if x is None else torch.zeros_like(x) for x in (*inputs, *parameters)]
-        state, precision = _random_state(grad.device, ctx.state), _precision(grad.device, ctx.autocast)
+        state, precision = (
+            _random_state(grad.device, ctx.state),
+            _precision(grad.device, ctx.autocast),
+        )
         with torch.enable_grad(), state, precision:
             for tile in ctx.cuts:
                 _add_gradients(ctx.piece, tile, inputs, mask, parameters, grad, totals)
@@ -111,13 +130,17 @@ class _Recomputed(torch.autograd.Function):
         return (None, None, *totals[:4], None, *found)
 
 
-def _add_gradients(piece: Callable, tile: Tile, inputs, mask, parameters, grad: Tensor, totals: list) -> None:
+def _add_gradients(
+    piece: Callable, tile: Tile, inputs, mask, parameters, grad: Tensor, totals: list
+) -> None:
     """Add what one tile gives to the gradients of q, k, v, bias and the parameters."""
     *own, allowed = _cut(tile, *inputs, mask)
     own = [None if x is None else x.detach().requires_grad_() for x in own]
     m = piece(*own, allowed, tile.heads)
     places = [*_cut(tile, *totals[:4], None)[:4], *totals[4:]]
-    wanted = [(x, place) for x, place in zip((*own, *parameters), places, strict=True) if x is not None]
+    wanted = [
+        (x, place) for x, place in zip((*own, *parameters), places, strict=True) if x is not None
+    ]
     found = torch.autograd.grad(m, [x for x, _ in wanted], grad[tile], allow_unused=True)
     for (_, place), gradient in zip(wanted, found, strict=True):
         if gradient is not None:
@@ -127,4 +150,9 @@ def _add_gradients(piece: Callable, tile: Tile, inputs, mask, parameters, grad: 
 def _cut(tile: Tile, q, k, v, bias, mask) -> list[Tensor | None]:
     """Cut what a tile reads: all keys of its images and heads."""
     keys = (tile.batch, tile.heads)
-    return [q[tile], k[keys], v[keys], *(None if x is None else part(x, tile) for x in (bias, mask))]
+    return [
+        q[tile],
+        k[keys],
+        v[keys],
+        *(None if x is None else part(x, tile) for x in (bias, mask)),
+    ]

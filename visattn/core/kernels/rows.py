@@ -1,7 +1,8 @@
 """The normalizers as row functions for the tiled evaluation: statistic, weights and vector-Jacobian product.
 
-Every function may overwrite the tile it is given first. ``count`` is the number of keys a row may attend, ``p`` the
-exponent 1 / (alpha - 1) of entmax. Masked scores are -inf, and the weights of a row without any key are zero.
+Every function may overwrite the tile it is given first. ``count`` is the number of keys a row may
+attend, ``p`` the exponent 1 / (alpha - 1) of entmax. Masked scores are -inf, and the weights of a
+row without any key are zero.
 """
 
 import math
@@ -152,14 +153,17 @@ ROWS = {
 def entmax_exponent_grad(alpha: Tensor, grad: Tensor, p: Tensor) -> Tensor:
     r"""Return the gradient of sum(alpha * grad) by a, one value per row, at fixed scores.
 
-    With r = alpha^(1/p), alpha_i = r_i^p, r_i = (a - 1) e_i - t and p = 1 / (a - 1), the derivative is
-    alpha_i (-p^2 ln r_i) + p g_i (e_i - t'), g = alpha^(2 - a), where t' makes the row's sum zero. Since
-    e_i = (r_i + t) p, the part of e_i that is constant over the row cancels against t' and r_i p g_i = p alpha_i stays.
+    With r = alpha^(1/p), alpha_i = r_i^p, r_i = (a - 1) e_i - t and p = 1 / (a - 1), the derivative
+    is alpha_i (-p^2 ln r_i) + p g_i (e_i - t'), g = alpha^(2 - a), where t' makes the row's sum
+    zero. Since e_i = (r_i + t) p, the part of e_i that is constant over the row cancels against t'
+    and r_i p g_i = p alpha_i stays.
     """
     support = alpha > 0
     log_r = torch.where(support, alpha, 1.0).log() / p
     weight = torch.where(support, alpha ** (1 - 1 / p), 0.0)
     direction = p * p * alpha * (1 - log_r)
     total = weight.sum(-1, keepdim=True)
-    direction = direction - weight * direction.sum(-1, keepdim=True) / total.masked_fill(total == 0, 1)
+    direction = direction - weight * direction.sum(-1, keepdim=True) / total.masked_fill(
+        total == 0, 1
+    )
     return (direction * grad).sum(-1, keepdim=True)

@@ -1,8 +1,9 @@
 """The fused evaluation: pairs rewritten, exactly, for scaled_dot_product_attention, and its silent traps avoided.
 
-On a CPU the fused kernel is left silently, with an N x N matrix, for a bias that requires grad, a 3-D mask, values of
-another width than the keys, rows that are not contiguous, 5-D input and dropout. Here widths are padded, rows copied,
-biases stay 4-D, and a bias that requires grad runs through an op of its own.
+On a CPU the fused kernel is left silently, with an N x N matrix, for a bias that requires grad, a
+3-D mask, values of another width than the keys, rows that are not contiguous, 5-D input and
+dropout. Here widths are padded, rows copied, biases stay 4-D, and a bias that requires grad runs
+through an op of its own.
 """
 
 import torch
@@ -29,7 +30,13 @@ def _pad(x: Tensor, width: int) -> Tensor:
 
 
 def fused(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, dropout: float, scale: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    dropout: float,
+    scale: float | None,
 ) -> Tensor:
     """Return softmax(scale q k^T + bias) v through the fused kernel; scale None is 1 / sqrt(D)."""
     width, wanted = v.shape[-1], max(q.shape[-1], v.shape[-1])
@@ -53,19 +60,30 @@ def _dense_rows(x: Tensor) -> Tensor:
 
 @torch.library.custom_op("visattn::biased_sdpa", mutates_args=())
 def _biased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    m, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias, scale=scale)
+    m, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q, k, v, attn_mask=bias, scale=scale
+    )
     return m.contiguous(), lse.contiguous()
 
 
 @_biased.register_fake
 def _(q, k, v, bias, scale):
-    lse = q.new_empty(q.shape[:3], dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
+    lse = q.new_empty(
+        q.shape[:3], dtype=torch.float64 if q.dtype == torch.float64 else torch.float32
+    )
     return q.new_empty((*q.shape[:3], v.shape[3])), lse
 
 
 @torch.library.custom_op("visattn::biased_sdpa_backward", mutates_args=())
 def _biased_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, m: Tensor, lse: Tensor, scale: float
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+    m: Tensor,
+    lse: Tensor,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     dq, dk, dv = backward(grad, q, k, v, m, lse, 0.0, False, attn_mask=bias, scale=scale)
@@ -75,8 +93,12 @@ def _biased_backward(
         rows = slice(start, start + _ROWS)
         part = bias if bias.shape[2] == 1 else bias[:, :, rows]
         e = (q[:, :, rows] @ k.transpose(2, 3)).to(lse.dtype).mul_(scale).add_(part)
-        alpha = e.sub_(lse[:, :, rows, None].masked_fill(lse[:, :, rows, None] == -torch.inf, 0)).exp_()
-        de = (grad[:, :, rows] @ v.transpose(2, 3)).to(lse.dtype).sub_(delta[:, :, rows]).mul_(alpha)
+        alpha = e.sub_(
+            lse[:, :, rows, None].masked_fill(lse[:, :, rows, None] == -torch.inf, 0)
+        ).exp_()
+        de = (
+            (grad[:, :, rows] @ v.transpose(2, 3)).to(lse.dtype).sub_(delta[:, :, rows]).mul_(alpha)
+        )
         target = dbias if bias.shape[2] == 1 else dbias[:, :, rows]
         target += de.sum_to_size(target.shape)
     return dq.contiguous(), dk.contiguous(), dv.contiguous(), dbias.to(bias.dtype)
@@ -84,7 +106,9 @@ def _biased_backward(
 
 @_biased_backward.register_fake
 def _(grad, q, k, v, bias, m, lse, scale):
-    q, k, v, bias = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, bias))
+    q, k, v, bias = (
+        torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, bias)
+    )
     return q, k, v, bias
 
 

@@ -33,8 +33,8 @@ def _fast_step(x: Tensor, t: Tensor, p: float | Tensor) -> Tensor:
 def threshold(x: Tensor, p: float | Tensor) -> Tensor:
     r"""Return the t of every row with :math:`\sum_j (x_j - t)_+^p = 1`.
 
-    h is convex for p >= 1, so that Newton rises monotonically from any point on the left: no bracket, no bisection.
-    The start is the larger of max x - 1 and, by Jensen, mean x - M^(-1/p).
+    h is convex for p >= 1, so that Newton rises monotonically from any point on the left: no
+    bracket, no bisection. The start is the larger of max x - 1 and, by Jensen, mean x - M^(-1/p).
 
     Args:
         x: (..., M) scores times (alpha - 1); at least one finite entry a row.

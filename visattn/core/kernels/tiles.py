@@ -14,7 +14,9 @@ class Tile(NamedTuple):
     rows: slice
 
 
-def tiles(shape: tuple[int, int, int, int], scores: int, *, head_local: bool = True) -> Iterator[Tile]:
+def tiles(
+    shape: tuple[int, int, int, int], scores: int, *, head_local: bool = True
+) -> Iterator[Tile]:
     """Cut scores of (B, H, Nq, Nk) into tiles of about ``scores`` scores: whole images, else whole heads, else rows.
 
     Heads stay together where they are not ``head_local``.
@@ -25,7 +27,11 @@ def tiles(shape: tuple[int, int, int, int], scores: int, *, head_local: bool = T
     least = 1 if head_local else heads
     rows = min(queries, max(1, scores // (least * keys)))
     group = min(heads, max(least, scores // (rows * keys))) if rows == queries else least
-    images = min(batch, max(1, scores // (group * rows * keys))) if rows == queries and group == heads else 1
+    images = (
+        min(batch, max(1, scores // (group * rows * keys)))
+        if rows == queries and group == heads
+        else 1
+    )
     for b in range(0, batch, images):
         for h in range(0, heads, group):
             for r in range(0, queries, rows):

@@ -10,8 +10,8 @@ class Normalizer(nn.Module):
     .. math::
         \alpha_{ij} = f_{norm}(e)_{ij}
 
-    A normalizer of one's own needs ``weights(e, count)``; everything else follows from what it declares. Where it
-    inherits from one that has a ``kernel``, new weights drop it.
+    A normalizer of one's own needs ``weights(e, count)``; everything else follows from what it
+    declares. Where it inherits from one that has a ``kernel``, new weights drop it.
 
     Args:
         num_heads: H, for parameters of which each head has its own.
@@ -20,10 +20,11 @@ class Normalizer(nn.Module):
         row_local: Whether the weights of a query depend on no other query.
         shift_invariant: Whether adding a constant to a row changes nothing.
         rows_sum_to_one: Whether the weights of a query sum to one.
-        differentiable: Whether the gradient is that of the definition (False: straight-through, or steps).
+        differentiable: Whether the gradient is that of the definition (False: straight-through, or
+            steps).
         stochastic: Whether training draws random numbers.
-        head_local: Whether heads can be weighed one at a time: no head sees another, and the first axis of every
-            parameter and buffer counts the heads.
+        head_local: Whether heads can be weighed one at a time: no head sees another, and the first
+            axis of every parameter and buffer counts the heads.
         kernel: Name of its row functions in ``kernels/rows.py``, or None.
 
     Shape:
@@ -38,7 +39,8 @@ class Normalizer(nn.Module):
         ValueError: ``num_heads`` is below 1.
 
     Reference:
-        Chaudhari et al. 2021, "An Attentive Survey of Attention Models", https://arxiv.org/abs/1904.02874. Differs
+        Chaudhari et al. 2021, "An Attentive Survey of Attention Models",
+        https://arxiv.org/abs/1904.02874. Differs
         from: nothing.
     """
 

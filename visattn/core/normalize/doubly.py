@@ -8,7 +8,9 @@ from visattn.core.normalize.definition import Normalizer
 
 def _lse(e: Tensor, axis: int) -> Tensor:
     """Return log sum exp along an axis, zero where every entry is masked."""
-    lse = e.masked_fill((e == -torch.inf).all(axis, keepdim=True), 0.0).logsumexp(axis, keepdim=True)
+    lse = e.masked_fill((e == -torch.inf).all(axis, keepdim=True), 0.0).logsumexp(
+        axis, keepdim=True
+    )
     return lse.masked_fill((e == -torch.inf).all(axis, keepdim=True), 0.0)
 
 
@@ -32,8 +34,9 @@ class Double(Normalizer):
         ValueError: ``num_heads`` is below 1.
 
     Reference:
-        Guo et al. 2021, "Beyond Self-attention: External Attention using Two Linear Layers for Visual Tasks", eq. 7
-        to 9, https://arxiv.org/abs/2105.02358. Differs from: no small number is added to the sum, which cannot vanish.
+        Guo et al. 2021, "Beyond Self-attention: External Attention using Two Linear Layers for
+        Visual Tasks", eq. 7 to 9, https://arxiv.org/abs/2105.02358. Differs from: no small number
+        is added to the sum, which cannot vanish.
 
     Example:
         >>> Double()(torch.zeros(1, 1, 3, 2))[0, 0, 0]
@@ -70,7 +73,8 @@ class Sinkhorn(Normalizer):
 
     Reference:
         Sander et al. 2022, "Sinkformers: Transformers with Doubly Stochastic Attention",
-        https://arxiv.org/abs/2110.11773. Differs from: each pass ends with the rows, so that a map sums to one.
+        https://arxiv.org/abs/2110.11773. Differs from: each pass ends with the rows, so that a map
+        sums to one.
 
     Example:
         >>> Sinkhorn()(torch.zeros(1, 1, 2, 2))[0, 0, 0]

@@ -60,8 +60,8 @@ class Softmax1(Normalizer):
         ValueError: ``num_heads`` is below 1.
 
     Reference:
-        Miller 2023, "Attention Is Off By One", https://www.evanmiller.org/attention-is-off-by-one.html. Differs from:
-        nothing.
+        Miller 2023, "Attention Is Off By One",
+        https://www.evanmiller.org/attention-is-off-by-one.html. Differs from: nothing.
 
     Example:
         >>> Softmax1()(torch.zeros(1, 1, 1, 3))
@@ -97,7 +97,8 @@ class TopK(Normalizer):
         ValueError: ``k`` or ``num_heads`` is below 1.
 
     Reference:
-        Wang et al. 2021, "KVT: k-NN Attention for Boosting Vision Transformers", https://arxiv.org/abs/2106.00515.
+        Wang et al. 2021, "KVT: k-NN Attention for Boosting Vision Transformers",
+        https://arxiv.org/abs/2106.00515.
         Differs from: nothing; among equal scores the choice is that of ``torch.topk``.
 
     Example:
@@ -140,9 +141,9 @@ class Hard(Normalizer):
         ValueError: ``num_heads`` is below 1.
 
     Reference:
-        Bengio, Leonard, Courville 2013, "Estimating or Propagating Gradients Through Stochastic Neurons" (the
-        straight-through estimator), https://arxiv.org/abs/1308.3432. Differs from: the choice is deterministic, and
-        the gradient is the softmax's.
+        Bengio, Leonard, Courville 2013, "Estimating or Propagating Gradients Through Stochastic
+        Neurons" (the straight-through estimator), https://arxiv.org/abs/1308.3432. Differs from:
+        the choice is deterministic, and the gradient is the softmax's.
 
     Example:
         >>> Hard()(torch.tensor([[[[1.0, 3.0, 2.0]]]]))
@@ -194,7 +195,9 @@ class Gumbel(Normalizer):
     rows_sum_to_one = True
     stochastic = True
 
-    def __init__(self, num_heads: int = 1, *, tau: float = 1.0, generator: torch.Generator | None = None):
+    def __init__(
+        self, num_heads: int = 1, *, tau: float = 1.0, generator: torch.Generator | None = None
+    ):
         super().__init__(num_heads)
         if tau <= 0:
             raise ValueError(f"tau must be positive; got {tau}")

@@ -26,8 +26,8 @@ class L1(Normalizer):
         ValueError: ``num_heads`` is below 1.
 
     Reference:
-        Katharopoulos et al. 2020, "Transformers are RNNs", eq. 4, https://arxiv.org/abs/2006.16236. Differs from:
-        the absolute value, which is nothing new where scores are not negative.
+        Katharopoulos et al. 2020, "Transformers are RNNs", eq. 4, https://arxiv.org/abs/2006.16236.
+        Differs from: the absolute value, which is nothing new where scores are not negative.
 
     Example:
         >>> import torch
@@ -65,7 +65,8 @@ class Uniform(Normalizer):
         ValueError: ``num_heads`` is below 1.
 
     Reference:
-        Wang, Girshick, Gupta, He 2018, "Non-local Neural Networks", eq. 4 and 5, https://arxiv.org/abs/1711.07971.
+        Wang, Girshick, Gupta, He 2018, "Non-local Neural Networks", eq. 4 and 5,
+        https://arxiv.org/abs/1711.07971.
         Differs from: nothing.
 
     Example:

@@ -61,7 +61,8 @@ class ReLU(Normalizer):
         ValueError: ``num_heads`` is below 1.
 
     Reference:
-        Wortsman et al. 2023, "Replacing softmax with ReLU in Vision Transformers", https://arxiv.org/abs/2309.08586.
+        Wortsman et al. 2023, "Replacing softmax with ReLU in Vision Transformers",
+        https://arxiv.org/abs/2309.08586.
         Differs from: nothing (the paper's exponent of the length is one here).
 
     Example:

@@ -12,7 +12,8 @@ from visattn.core.normalize.definition import Normalizer
 def entmax(e: Tensor, p: float | Tensor) -> Tensor:
     """Return [e / p - t]+ ** p, rows summing to one, differentiable in e and p to any order.
 
-    The threshold t is found without gradient; two Newton steps from there leave its value and give its derivatives.
+    The threshold t is found without gradient; two Newton steps from there leave its value and give
+    its derivatives.
     """
     masked = e == -torch.inf
     # a row's largest score as the origin changes nothing but keeps the digits of huge scores
@@ -43,8 +44,9 @@ class Sparsemax(Normalizer):
         ValueError: ``num_heads`` is below 1.
 
     Reference:
-        Martins, Astudillo 2016, "From Softmax to Sparsemax", eq. 2, https://arxiv.org/abs/1602.02068. Differs from:
-        the threshold is found by Newton's method, not by sorting; the result is the same.
+        Martins, Astudillo 2016, "From Softmax to Sparsemax", eq. 2,
+        https://arxiv.org/abs/1602.02068. Differs from: the threshold is found by Newton's method,
+        not by sorting; the result is the same.
 
     Example:
         >>> Sparsemax()(torch.tensor([[[[1.0, 0.5, -1.0]]]]))
@@ -80,7 +82,8 @@ class Entmax15(Normalizer):
 
     Reference:
         Peters, Niculae, Martins 2019, "Sparse Sequence-to-Sequence Models",
-        https://arxiv.org/abs/1905.05702. Differs from: the threshold is found by Newton's method, not by sorting.
+        https://arxiv.org/abs/1905.05702. Differs from: the threshold is found by Newton's method,
+        not by sorting.
 
     Example:
         >>> Entmax15()(torch.tensor([[[[0.0, 0.0, -9.0]]]]))
@@ -117,9 +120,10 @@ class Entmax(Normalizer):
         ValueError: ``alpha`` lies outside its range, or ``num_heads`` is below 1.
 
     Reference:
-        Peters, Niculae, Martins 2019, https://arxiv.org/abs/1905.05702; a learned per head by Correia,
-        Niculae, Martins 2019, "Adaptively Sparse Transformers", https://arxiv.org/abs/1909.00015. Differs from: the
-        threshold is found by Newton's method, not by bisection.
+        Peters, Niculae, Martins 2019, https://arxiv.org/abs/1905.05702; a learned per head by
+        Correia, Niculae, Martins 2019, "Adaptively Sparse Transformers",
+        https://arxiv.org/abs/1909.00015. Differs from: the threshold is found by Newton's method,
+        not by bisection.
 
     Example:
         >>> Entmax(alpha=1.25)(torch.zeros(1, 1, 1, 2)).detach()
@@ -135,7 +139,9 @@ class Entmax(Normalizer):
         super().__init__(num_heads)
         if not 1 < alpha <= 2 or (learn and alpha == 2):
             limits = "(1, 2) to be learned" if learn else "(1, 2]"
-            raise ValueError(f"alpha must lie in {limits}; got {alpha} (softmax is the limit 1, sparsemax is 2)")
+            raise ValueError(
+                f"alpha must lie in {limits}; got {alpha} (softmax is the limit 1, sparsemax is 2)"
+            )
         if learn:
             self.logit = nn.Parameter(torch.full((num_heads,), math.log((alpha - 1) / (2 - alpha))))
         else:

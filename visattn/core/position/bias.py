@@ -22,7 +22,8 @@ class Alibi(nn.Module):
 
     Shape:
         - Input: q (B, H, Nq, D), k (B, H, Nk, D) and their Places.
-        - Output: q, k untouched, and the bias, broadcastable to (B, H, Nq, Nk); zero for tokens without a place.
+        - Output: q, k untouched, and the bias, broadcastable to (B, H, Nq, Nk); zero for tokens
+          without a place.
 
     Map:
         None: it changes the scores.
@@ -31,9 +32,10 @@ class Alibi(nn.Module):
         ValueError: ``num_heads`` is below 1.
 
     Reference:
-        Press et al. 2021, "Train Short, Test Long" (ALiBi), section 3, https://arxiv.org/abs/2108.12409. Differs from:
-        the distance is the Euclidean one between places, the paper's is one of positions in a text and looks back only;
-        the slopes are the paper's geometric sequence for every number of heads, not only for powers of two.
+        Press et al. 2021, "Train Short, Test Long" (ALiBi), section 3,
+        https://arxiv.org/abs/2108.12409. Differs from: the distance is the Euclidean one between
+        places, the paper's is one of positions in a text and looks back only; the slopes are the
+        paper's geometric sequence for every number of heads, not only for powers of two.
 
     Example:
         >>> from visattn.core.position import grid_places
@@ -64,7 +66,8 @@ class RelativeTable(nn.Module):
     .. math::
         b_{hij} = T_{h,\; y_i - y_j,\; x_i - x_j}
 
-    Where tokens further apart than in ``grid`` meet, the table is stretched to their offsets (bicubic).
+    Where tokens further apart than in ``grid`` meet, the table is stretched to their offsets
+    (bicubic).
 
     Args:
         head_dim: Without effect.
@@ -73,7 +76,8 @@ class RelativeTable(nn.Module):
 
     Shape:
         - Input: q (B, H, Nq, D), k (B, H, Nk, D) and their Places.
-        - Output: q, k untouched, and the bias, broadcastable to (B, H, Nq, Nk); zero for tokens without a place.
+        - Output: q, k untouched, and the bias, broadcastable to (B, H, Nq, Nk); zero for tokens
+          without a place.
 
     Map:
         None: it changes the scores.
@@ -82,8 +86,8 @@ class RelativeTable(nn.Module):
         ValueError: ``grid`` is missing or below 1.
 
     Reference:
-        Liu et al. 2021, "Swin Transformer", eq. 4, https://arxiv.org/abs/2103.14030. Differs from: tokens without a
-        place and the stretching, which the paper has not.
+        Liu et al. 2021, "Swin Transformer", eq. 4, https://arxiv.org/abs/2103.14030. Differs from:
+        tokens without a place and the stretching, which the paper has not.
 
     Example:
         >>> from visattn.core.position import grid_places
@@ -118,13 +122,14 @@ class LogCpb(nn.Module):
     Args:
         head_dim: Without effect.
         num_heads: H.
-        grid: g, the rows and columns of the window that offsets are measured by; larger ones are extrapolated.
+        grid: g, the rows and columns of the window that offsets are measured by; larger ones are
+            extrapolated.
         hidden: Width of the network.
 
     Shape:
         - Input: q (B, H, Nq, D), k (B, H, Nk, D) and their Places.
-        - Output: q, k untouched, and the bias in (0, 16), broadcastable to (B, H, Nq, Nk); zero for tokens without a
-          place.
+        - Output: q, k untouched, and the bias in (0, 16), broadcastable to (B, H, Nq, Nk); zero for
+          tokens without a place.
 
     Map:
         None: it changes the scores.
@@ -133,8 +138,8 @@ class LogCpb(nn.Module):
         ValueError: ``grid`` is missing or below 1.
 
     Reference:
-        Liu et al. 2021, "Swin Transformer V2", section 3.3, https://arxiv.org/abs/2111.09883; the factors 8 and 16 are
-        those of the authors' code. Differs from: nothing.
+        Liu et al. 2021, "Swin Transformer V2", section 3.3, https://arxiv.org/abs/2111.09883; the
+        factors 8 and 16 are those of the authors' code. Differs from: nothing.
 
     Example:
         >>> from visattn.core.position import grid_places
@@ -143,18 +148,28 @@ class LogCpb(nn.Module):
         torch.Size([1, 3, 35, 35])
     """
 
-    def __init__(self, head_dim: int, num_heads: int = 1, grid: Pair | None = None, *, hidden: int = 512):
+    def __init__(
+        self, head_dim: int, num_heads: int = 1, grid: Pair | None = None, *, hidden: int = 512
+    ):
         super().__init__()
         self.grid = needed(grid)
-        self.mlp = nn.Sequential(nn.Linear(2, hidden), nn.ReLU(), nn.Linear(hidden, num_heads, bias=False))
+        self.mlp = nn.Sequential(
+            nn.Linear(2, hidden), nn.ReLU(), nn.Linear(hidden, num_heads, bias=False)
+        )
 
     def forward(self, q: Tensor, k: Tensor, places: Places) -> tuple[Tensor, Tensor, Tensor]:
         first = self.mlp[0].weight
         axes = []
         for reach, size in zip(places.reach, self.grid, strict=True):
-            offset = torch.arange(1 - reach, reach, device=first.device, dtype=first.dtype) * 8 / max(size - 1, 1)
+            offset = (
+                torch.arange(1 - reach, reach, device=first.device, dtype=first.dtype)
+                * 8
+                / max(size - 1, 1)
+            )
             axes.append(offset.sign() * torch.log2(offset.abs() + 1) / 3)
-        table = 16 * self.mlp(torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)).sigmoid().permute(2, 0, 1)
+        table = 16 * self.mlp(
+            torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
+        ).sigmoid().permute(2, 0, 1)
         bias = by_offset(table, places.reach, places).to(q.dtype)
         return q, k, for_batch(behind_prefix(bias, q.shape[2], k.shape[2]), q.shape[0])
 
@@ -162,7 +177,8 @@ class LogCpb(nn.Module):
 def by_offset(table: Tensor, reach: Pair, places: Places) -> Tensor:
     """Read a table (H, 2 rows - 1, 2 columns - 1) of offsets as a bias (G, H, Nq, Nk).
 
-    Offsets beyond the reach belong to pairs that a mask keeps apart; they read the edge of the table.
+    Offsets beyond the reach belong to pairs that a mask keeps apart; they read the edge of the
+    table.
     """
     offset = places.queries[:, :, None] - places.keys[:, None]
     row, column = (offset[..., i].clamp(1 - reach[i], reach[i] - 1) + reach[i] - 1 for i in (0, 1))
@@ -172,5 +188,7 @@ def by_offset(table: Tensor, reach: Pair, places: Places) -> Tensor:
 def needed(grid: Pair | None) -> Pair:
     """Refuse a table without a size."""
     if grid is None or len(grid) != 2 or min(grid) < 1:
-        raise ValueError(f"grid must be (rows, columns) of the tokens that meet, each at least 1; got {grid}")
+        raise ValueError(
+            f"grid must be (rows, columns) of the tokens that meet, each at least 1; got {grid}"
+        )
     return tuple(grid)

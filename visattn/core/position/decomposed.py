@@ -18,14 +18,16 @@ class Decomposed(nn.Module):
     .. math::
         e'_{ij} = e_{ij} + q_i \cdot R^y_{y_i - y_j} + q_i \cdot R^x_{x_i - x_j}
 
-    The two terms become rows + columns more channels of query and key, so that no N x N matrix is formed: the query
-    carries its product with every row's and column's vector, the key points out its own row and column. ``widen`` makes
+    The two terms become rows + columns more channels of query and key, so that no N x N matrix is
+    formed: the query carries its product with every row's and column's vector, the key points out
+        its own row and column. ``widen`` makes
     a similarity that keeps these channels apart.
 
     Args:
         head_dim: D.
         num_heads: Without effect: heads share the vectors.
-        grid: Rows and columns whose offsets have a vector. Larger ones get theirs by linear interpolation.
+        grid: Rows and columns whose offsets have a vector. Larger ones get theirs by linear
+            interpolation.
 
     Shape:
         - Input: q (B, H, Nq, D), k (B, H, Nk, D) and their Places.
@@ -39,8 +41,9 @@ class Decomposed(nn.Module):
 
     Reference:
         Li et al. 2021, "MViTv2", https://arxiv.org/abs/2112.01526; Kirillov et al. 2023, SAM,
-        https://arxiv.org/abs/2304.02643; Srinivas et al. 2021, BoTNet, https://arxiv.org/abs/2101.11605. Differs from:
-        q is not scaled in the added terms, as in SAM's code; BoTNet scales it.
+        https://arxiv.org/abs/2304.02643; Srinivas et al. 2021, BoTNet,
+        https://arxiv.org/abs/2101.11605. Differs from: q is not scaled in the added terms, as in
+        SAM's code; BoTNet scales it.
 
     Example:
         >>> from visattn.core.position import grid_places
@@ -52,8 +55,12 @@ class Decomposed(nn.Module):
     def __init__(self, head_dim: int, num_heads: int = 1, grid: Pair | None = None):
         super().__init__()
         self.head_dim, self.grid = head_dim, needed(grid)
-        self.rows = nn.Parameter(nn.init.trunc_normal_(torch.empty(2 * self.grid[0] - 1, head_dim), std=0.02))
-        self.columns = nn.Parameter(nn.init.trunc_normal_(torch.empty(2 * self.grid[1] - 1, head_dim), std=0.02))
+        self.rows = nn.Parameter(
+            nn.init.trunc_normal_(torch.empty(2 * self.grid[0] - 1, head_dim), std=0.02)
+        )
+        self.columns = nn.Parameter(
+            nn.init.trunc_normal_(torch.empty(2 * self.grid[1] - 1, head_dim), std=0.02)
+        )
 
     def forward(self, q: Tensor, k: Tensor, places: Places) -> tuple[Tensor, Tensor, None]:
         said, pointed = [], []
@@ -62,11 +69,17 @@ class Decomposed(nn.Module):
             line = torch.arange(extent, device=q.device)
             offset = places.queries[..., axis, None] - line
             offset = (offset.clamp(1 - reach, reach - 1) + reach - 1)[:, None]
-            words = q[:, :, q.shape[2] - offset.shape[2] :] @ _stretch(vectors, 2 * reach - 1).T.to(q.dtype)
+            words = q[:, :, q.shape[2] - offset.shape[2] :] @ _stretch(vectors, 2 * reach - 1).T.to(
+                q.dtype
+            )
             offset = for_batch(offset, q.shape[0]).expand(q.shape[0], q.shape[1], -1, -1)
             said.append(words.gather(-1, offset))
             pointed.append((places.keys[..., axis, None] == line)[:, None].to(k.dtype))
-        return _append(q, torch.cat(said, -1)), _append(k, for_batch(torch.cat(pointed, -1), k.shape[0])), None
+        return (
+            _append(q, torch.cat(said, -1)),
+            _append(k, for_batch(torch.cat(pointed, -1), k.shape[0])),
+            None,
+        )
 
 
 class _Widened(Similarity):
@@ -79,7 +92,9 @@ class _Widened(Similarity):
 
     def forward(self, q: Tensor, k: Tensor) -> Tensor:
         width = self.head_dim
-        return self.inner(q[..., :width], k[..., :width]) + q[..., width:] @ k[..., width:].transpose(-2, -1)
+        return self.inner(q[..., :width], k[..., :width]) + q[..., width:] @ k[
+            ..., width:
+        ].transpose(-2, -1)
 
 
 class _WidenedProduct(_Widened):
@@ -88,7 +103,11 @@ class _WidenedProduct(_Widened):
     def dot_form(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         width = self.head_dim
         first_q, first_k, bias = self.inner.dot_form(q[..., :width], k[..., :width])
-        return torch.cat([first_q, q[..., width:]], -1), torch.cat([first_k, k[..., width:]], -1), bias
+        return (
+            torch.cat([first_q, q[..., width:]], -1),
+            torch.cat([first_k, k[..., width:]], -1),
+            bias,
+        )
 
 
 def widen(similarity: Similarity | None, head_dim: int) -> Similarity:
@@ -96,7 +115,9 @@ def widen(similarity: Similarity | None, head_dim: int) -> Similarity:
     similarity = ScaledDot(head_dim) if similarity is None else similarity
     if not similarity.key_local:
         name = type(similarity).__name__
-        raise ValueError(f"decomposed positions cannot join {name}, which normalizes a key's channels over all keys")
+        raise ValueError(
+            f"decomposed positions cannot join {name}, which normalizes a key's channels over all keys"
+        )
     has_form = type(similarity).dot_form is not Similarity.dot_form
     return (_WidenedProduct if has_form else _Widened)(similarity, head_dim)
 

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 class Places(NamedTuple):
     """Rows and columns of queries and keys, for one or more groups of tokens.
 
-    ``queries`` and ``keys`` are integers (G, N, 2), not below zero; G is 1 where all groups look alike. ``extent``
-    bounds the rows and columns; tokens that may meet lie less than ``reach`` rows and columns apart. Tokens in front of
-    the placed ones (class, registers) have no place.
+    ``queries`` and ``keys`` are integers (G, N, 2), not below zero; G is 1 where all groups look
+    alike. ``extent`` bounds the rows and columns; tokens that may meet lie less than ``reach`` rows
+    and columns apart. Tokens in front of the placed ones (class, registers) have no place.
     """
 
     queries: Tensor
@@ -24,7 +24,9 @@ class Places(NamedTuple):
 def grid_places(grid: tuple[int, int] | None, device: torch.device | None = None) -> Places:
     """Return the places of a whole grid's tokens, row by row."""
     if grid is None:
-        raise ValueError("grid must be given, as (rows, columns) of the tokens, where positions or layouts are used")
+        raise ValueError(
+            "grid must be given, as (rows, columns) of the tokens, where positions or layouts are used"
+        )
     yx = coordinates(grid, device)
     return Places(yx, yx, tuple(grid), tuple(grid))
 

@@ -12,8 +12,8 @@ class Rope(nn.Module):
     .. math::
         \tilde q_{2t:2t+2} = R(\theta_t\, p)\, q_{2t:2t+2}, \qquad \theta_t = b^{-t / (D/4)},\; t < D / 4
 
-    The first half of the channels turns with the row p = y, the second half with the column p = x, so that
-    :math:`\tilde q \cdot \tilde k` depends on the two positions through their difference alone. Tokens in front of
+    The first half of the channels turns with the row p = y, the second half with the column p = x,
+    so that :math:`\tilde q \cdot \tilde k` depends on the two positions through their difference alone. Tokens in front of
     the grid (class, registers) do not turn.
 
     Args:
@@ -33,8 +33,9 @@ class Rope(nn.Module):
         ValueError: ``head_dim`` is no multiple of 4.
 
     Reference:
-        Heo et al. 2024, "Rotary Position Embedding for Vision Transformer", https://arxiv.org/abs/2403.13298 (axial
-        frequencies, base 100); Su et al. 2021, https://arxiv.org/abs/2104.09864. Differs from the papers in: nothing.
+        Heo et al. 2024, "Rotary Position Embedding for Vision Transformer",
+        https://arxiv.org/abs/2403.13298 (axial frequencies, base 100); Su et al. 2021,
+        https://arxiv.org/abs/2104.09864. Differs from the papers in: nothing.
 
     Example:
         >>> from visattn.core.position import grid_places
@@ -44,10 +45,19 @@ class Rope(nn.Module):
         (True, False)
     """
 
-    def __init__(self, head_dim: int, num_heads: int = 1, grid: tuple[int, int] | None = None, *, base: float = 100.0):
+    def __init__(
+        self,
+        head_dim: int,
+        num_heads: int = 1,
+        grid: tuple[int, int] | None = None,
+        *,
+        base: float = 100.0,
+    ):
         super().__init__()
         if head_dim < 4 or head_dim % 4:
-            raise ValueError(f"head_dim must be a multiple of 4 for a rotation by rows and columns; got {head_dim}")
+            raise ValueError(
+                f"head_dim must be a multiple of 4 for a rotation by rows and columns; got {head_dim}"
+            )
         self.head_dim, self.base = head_dim, base
 
     def forward(self, q: Tensor, k: Tensor, places: Places) -> tuple[Tensor, Tensor, None]:
@@ -62,5 +72,7 @@ class Rope(nn.Module):
         prefix = x.shape[2] - yx.shape[1]
         first, second = x[:, :, prefix:].unflatten(-1, (-1, 2)).unbind(-1)
         cos, sin = angle.cos(), angle.sin()
-        turned = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1).flatten(-2)
+        turned = torch.stack(
+            [first * cos - second * sin, first * sin + second * cos], dim=-1
+        ).flatten(-2)
         return torch.cat([x[:, :, :prefix], turned.to(x.dtype)], dim=2)

@@ -18,8 +18,8 @@ class Similarity(nn.Module):
     .. math::
         e_{ij} = f_{sim}(q_i, k_j)
 
-    A similarity of one's own needs ``forward(q, k)``; with ``dot_form(q, k)`` it becomes fast. A new ``forward`` drops
-    an inherited form.
+    A similarity of one's own needs ``forward(q, k)``; with ``dot_form(q, k)`` it becomes fast. A
+    new ``forward`` drops an inherited form.
 
     Args:
         head_dim: D, the width of a query.
@@ -27,12 +27,14 @@ class Similarity(nn.Module):
 
     Attributes:
         key_local: Whether the score of a key depends on no other key.
-        nonnegative: Whether the features of ``dot_form`` are never negative, so that an l1 row sum takes linear time.
-        head_local: Whether heads can be scored one at a time: no head sees another, and the first axis of every
-            parameter and buffer counts the heads.
+        nonnegative: Whether the features of ``dot_form`` are never negative, so that an l1 row sum
+            takes linear time.
+        head_local: Whether heads can be scored one at a time: no head sees another, and the first
+            axis of every parameter and buffer counts the heads.
         tile_width: Numbers that one score needs at the same time in ``forward``.
         key_dim: Width of a key where it may differ from that of a query, else None.
-        has_dot_form: Whether there is a ``dot_form``, of this very ``forward``; found out from the class.
+        has_dot_form: Whether there is a ``dot_form``, of this very ``forward``; found out from the
+            class.
 
     Shape:
         - q: (B, H, Nq, D); k: (B, H, Nk, D).
@@ -45,7 +47,8 @@ class Similarity(nn.Module):
         ValueError: ``head_dim`` or ``num_heads`` is below 1.
 
     Reference:
-        Chaudhari et al. 2021, "An Attentive Survey of Attention Models", https://arxiv.org/abs/1904.02874. Differs
+        Chaudhari et al. 2021, "An Attentive Survey of Attention Models",
+        https://arxiv.org/abs/1904.02874. Differs
         from: nothing.
     """
 

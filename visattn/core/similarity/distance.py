@@ -28,9 +28,9 @@ class NegativeL2(InnerProduct):
         ValueError: ``head_dim`` or ``num_heads`` is below 1.
 
     Reference:
-        Tsai et al. 2019, "Transformer Dissection", https://arxiv.org/abs/1908.11775 (the RBF kernel). Differs from:
-        gamma is learned per head and starts at 1 / (2 sqrt(D)), with which keys of equal length give the scaled inner
-        product.
+        Tsai et al. 2019, "Transformer Dissection", https://arxiv.org/abs/1908.11775 (the RBF
+        kernel). Differs from: gamma is learned per head and starts at 1 / (2 sqrt(D)), with which
+        keys of equal length give the scaled inner product.
 
     Example:
         >>> NegativeL2(4)(torch.zeros(1, 1, 1, 4), torch.ones(1, 1, 1, 4)).detach()
@@ -41,10 +41,13 @@ class NegativeL2(InnerProduct):
 
     def __init__(self, head_dim: int, num_heads: int = 1):
         super().__init__(head_dim, num_heads)
-        self.log_gamma = nn.Parameter(torch.full((num_heads, 1, 1), -math.log(2 * math.sqrt(head_dim))))
+        self.log_gamma = nn.Parameter(
+            torch.full((num_heads, 1, 1), -math.log(2 * math.sqrt(head_dim)))
+        )
 
     def dot_form(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        # a common offset cancels exactly; without it float32 loses digits where |q| and |k| are large
+        # a common offset cancels exactly; without it float32 loses digits where |q| and |k| are
+        # large
         center = k.mean(-2, keepdim=True)
         q, k, gamma = q - center, k - center, self.log_gamma.exp()
         ones = k.new_ones(())
@@ -73,8 +76,8 @@ class Laplacian(Similarity):
         ValueError: ``head_dim`` or ``num_heads`` is below 1.
 
     Reference:
-        Kim et al. 2019, "Attentive Neural Processes", https://arxiv.org/abs/1901.05761 ("Laplace"). Differs from:
-        gamma is learned per head and starts at 1 / sqrt(D).
+        Kim et al. 2019, "Attentive Neural Processes", https://arxiv.org/abs/1901.05761 ("Laplace").
+        Differs from: gamma is learned per head and starts at 1 / sqrt(D).
 
     Example:
         >>> Laplacian(4)(torch.zeros(1, 1, 1, 4), torch.ones(1, 1, 1, 4)).detach()

@@ -26,7 +26,8 @@ class Linear(InnerProduct):
         ValueError: ``head_dim`` or ``num_heads`` is below 1.
 
     Reference:
-        Katharopoulos et al. 2020, "Transformers are RNNs", eq. 7, https://arxiv.org/abs/2006.16236; the paper's
+        Katharopoulos et al. 2020, "Transformers are RNNs", eq. 7, https://arxiv.org/abs/2006.16236;
+        the paper's
         attention is this with the normalizer ``l1``. Differs from: nothing.
 
     Example:
@@ -64,8 +65,8 @@ class Efficient(InnerProduct):
 
     Reference:
         Shen et al. 2021, "Efficient Attention: Attention with Linear Complexities",
-        https://arxiv.org/abs/1812.01243; the paper's attention is this with the normalizer ``l1``. Differs from:
-        nothing.
+        https://arxiv.org/abs/1812.01243; the paper's attention is this with the normalizer ``l1``.
+        Differs from: nothing.
 
     Example:
         >>> Efficient(3)(torch.rand(1, 1, 1, 3), torch.rand(1, 1, 5, 3)).sum().round(decimals=4)

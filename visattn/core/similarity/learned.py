@@ -28,8 +28,9 @@ class Additive(Similarity):
         ValueError: a size is below 1.
 
     Reference:
-        Bahdanau, Cho, Bengio 2014, "Neural Machine Translation by Jointly Learning to Align and Translate", appendix
-        A.1.2, https://arxiv.org/abs/1409.0473; "concat" of Luong et al. 2015 is the same with [W U] as one matrix.
+        Bahdanau, Cho, Bengio 2014, "Neural Machine Translation by Jointly Learning to Align and
+        Translate", appendix A.1.2, https://arxiv.org/abs/1409.0473; "concat" of Luong et al. 2015
+        is the same with [W U] as one matrix.
         Differs from: the initial values, which are uniform (Glorot) for all three.
 
     Example:
@@ -39,7 +40,14 @@ class Additive(Similarity):
 
     head_local = True
 
-    def __init__(self, head_dim: int, num_heads: int = 1, *, hidden_dim: int | None = None, key_dim: int | None = None):
+    def __init__(
+        self,
+        head_dim: int,
+        num_heads: int = 1,
+        *,
+        hidden_dim: int | None = None,
+        key_dim: int | None = None,
+    ):
         super().__init__(head_dim, num_heads)
         hidden_dim = head_dim if hidden_dim is None else hidden_dim
         key_dim = head_dim if key_dim is None else key_dim
@@ -78,7 +86,8 @@ class Concat(Similarity):
 
     Reference:
         Wang, Girshick, Gupta, He 2018, "Non-local Neural Networks", eq. 5, "concatenation",
-        https://arxiv.org/abs/1711.07971. Differs from: nothing (the paper pairs it with the normalizer ``none``).
+        https://arxiv.org/abs/1711.07971. Differs from: nothing (the paper pairs it with the
+        normalizer ``none``).
 
     Example:
         >>> Concat(2)(torch.ones(1, 1, 5, 2), torch.ones(1, 1, 7, 2)).shape

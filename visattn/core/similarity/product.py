@@ -29,8 +29,8 @@ class Dot(InnerProduct):
         ValueError: ``head_dim`` or ``num_heads`` is below 1.
 
     Reference:
-        Luong, Pham, Manning 2015, "Effective Approaches to Attention-based Neural Machine Translation", eq. 8, "dot",
-        https://arxiv.org/abs/1508.04025. Differs from: nothing.
+        Luong, Pham, Manning 2015, "Effective Approaches to Attention-based Neural Machine
+        Translation", eq. 8, "dot", https://arxiv.org/abs/1508.04025. Differs from: nothing.
 
     Example:
         >>> Dot(3)(torch.ones(1, 1, 2, 3), torch.ones(1, 1, 5, 3))[0, 0, 0]
@@ -64,8 +64,8 @@ class ScaledDot(InnerProduct):
         ValueError: ``head_dim`` or ``num_heads`` is below 1.
 
     Reference:
-        Vaswani et al. 2017, "Attention Is All You Need", eq. 1, https://arxiv.org/abs/1706.03762. Differs from: the
-        temperature, which the paper has not.
+        Vaswani et al. 2017, "Attention Is All You Need", eq. 1, https://arxiv.org/abs/1706.03762.
+        Differs from: the temperature, which the paper has not.
 
     Example:
         >>> ScaledDot(4)(torch.ones(1, 1, 1, 4), torch.ones(1, 1, 2, 4))
@@ -76,7 +76,9 @@ class ScaledDot(InnerProduct):
 
     def __init__(self, head_dim: int, num_heads: int = 1, *, learned_temperature: bool = False):
         super().__init__(head_dim, num_heads)
-        self.log_temperature = nn.Parameter(torch.zeros(num_heads, 1, 1)) if learned_temperature else None
+        self.log_temperature = (
+            nn.Parameter(torch.zeros(num_heads, 1, 1)) if learned_temperature else None
+        )
 
     def dot_form(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         scale = q.shape[-1] ** -0.5
@@ -105,8 +107,9 @@ class Cosine(InnerProduct):
         ValueError: ``head_dim`` or ``num_heads`` is below 1.
 
     Reference:
-        Liu et al. 2021, "Swin Transformer V2", eq. 2, https://arxiv.org/abs/2111.09883; the bound of 100 is that of
-        the authors' code. Differs from: nothing (the paper writes a division by a tau not below 0.01).
+        Liu et al. 2021, "Swin Transformer V2", eq. 2, https://arxiv.org/abs/2111.09883; the bound
+        of 100 is that of the authors' code. Differs from: nothing (the paper writes a division by a
+        tau not below 0.01).
 
     Example:
         >>> Cosine(3)(torch.ones(1, 1, 1, 3), torch.ones(1, 1, 1, 3)).detach().round()
@@ -146,8 +149,8 @@ class Bilinear(InnerProduct):
         ValueError: a size is below 1.
 
     Reference:
-        Luong, Pham, Manning 2015, eq. 8, "general", https://arxiv.org/abs/1508.04025. Differs from: W starts as the
-        unit matrix over the root of D, that is, as the scaled inner product.
+        Luong, Pham, Manning 2015, eq. 8, "general", https://arxiv.org/abs/1508.04025. Differs from:
+        W starts as the unit matrix over the root of D, that is, as the scaled inner product.
 
     Example:
         >>> Bilinear(2, key_dim=3)(torch.ones(1, 1, 5, 2), torch.ones(1, 1, 7, 3)).shape
@@ -161,7 +164,9 @@ class Bilinear(InnerProduct):
         self.key_dim = head_dim if key_dim is None else key_dim
         if self.key_dim < 1:
             raise ValueError(f"key_dim must be at least 1; got {key_dim}")
-        self.weight = nn.Parameter(torch.eye(head_dim, self.key_dim).repeat(num_heads, 1, 1) / math.sqrt(head_dim))
+        self.weight = nn.Parameter(
+            torch.eye(head_dim, self.key_dim).repeat(num_heads, 1, 1) / math.sqrt(head_dim)
+        )
 
     def dot_form(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         return q @ self.weight, k, None

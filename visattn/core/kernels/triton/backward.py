@@ -1,19 +1,29 @@
 """The backward kernels, one writer for every number: gradients of queries, of keys and values, and of a bias.
 
-With alpha = f(e; origin, shift) and s = d alpha / d e, the gradient of a score is s (d alpha - delta), where delta is
-the mean of d alpha weighed by s over the row for the entmax family, whose rows sum to one, and zero otherwise.
+With alpha = f(e; origin, shift) and s = d alpha / d e, the gradient of a score is s (d alpha -
+delta), where delta is the mean of d alpha weighed by s over the row for the entmax family, whose
+rows sum to one, and zero otherwise.
 """
 
 import triton
 import triton.language as tl
 
 from visattn.core.kernels.triton.forward import load_statistic
-from visattn.core.kernels.triton.problem import key_scores, key_tile, load_rows, query_tile, scores, store_rows
+from visattn.core.kernels.triton.problem import (
+    key_scores,
+    key_tile,
+    load_rows,
+    query_tile,
+    scores,
+    store_rows,
+)
 from visattn.core.kernels.triton.weights import TINY, exponent, weigh
 
 
 @triton.jit
-def pulled(problem, b, h, q, grad, rows, first, origin, shift, p, KIND, PRECISION, WIDTH, VALUE_WIDTH, KEYS):
+def pulled(
+    problem, b, h, q, grad, rows, first, origin, shift, p, KIND, PRECISION, WIDTH, VALUE_WIDTH, KEYS
+):
     """Return weights, slopes and the gradient of the weights for one tile of keys, with the keys."""
     keys = first + tl.arange(0, KEYS)
     e = key_scores(problem, b, h, q, rows, keys, PRECISION, WIDTH)
@@ -23,16 +33,33 @@ def pulled(problem, b, h, q, grad, rows, first, origin, shift, p, KIND, PRECISIO
 
 
 @triton.jit
-def mean_grad(problem, b, h, q, grad, rows, origin, shift, p, turns, KIND, PRECISION, WIDTH, VALUE_WIDTH, KEYS):
+def mean_grad(
+    problem, b, h, q, grad, rows, origin, shift, p, turns, KIND, PRECISION, WIDTH, VALUE_WIDTH, KEYS
+):
     """Return delta and, where ``turns`` is given, the gradient by alpha of every row (zero otherwise).
 
-    At fixed scores alpha_i = r_i^p turns with alpha by d_i - s_i sum d / sum s, d_i = p^2 alpha_i (1 - ln r_i).
+    At fixed scores alpha_i = r_i^p turns with alpha by d_i - s_i sum d / sum s, d_i = p^2 alpha_i
+    (1 - ln r_i).
     """
     total, weight = tl.zeros_like(origin), tl.zeros_like(origin)
     turn, turned = tl.zeros_like(origin), tl.zeros_like(origin)
     for first in range(0, problem.keys, KEYS):
         alpha, slope, dalpha, _ = pulled(
-            problem, b, h, q, grad, rows, first, origin, shift, p, KIND, PRECISION, WIDTH, VALUE_WIDTH, KEYS
+            problem,
+            b,
+            h,
+            q,
+            grad,
+            rows,
+            first,
+            origin,
+            shift,
+            p,
+            KIND,
+            PRECISION,
+            WIDTH,
+            VALUE_WIDTH,
+            KEYS,
         )
         total += tl.sum(slope * dalpha, 1)
         weight += tl.sum(slope, 1)
@@ -71,7 +98,21 @@ def query_grad(
     delta = tl.zeros_like(origin)
     if SUMS_TO_ONE:
         delta, turn = mean_grad(
-            problem, b, h, q, grad, rows, origin, shift, p, turns, KIND, PRECISION, WIDTH, VALUE_WIDTH, KEYS
+            problem,
+            b,
+            h,
+            q,
+            grad,
+            rows,
+            origin,
+            shift,
+            p,
+            turns,
+            KIND,
+            PRECISION,
+            WIDTH,
+            VALUE_WIDTH,
+            KEYS,
         )
         tl.store(deltas + place, delta, mask=inside)
         if turns is not None:
@@ -79,7 +120,21 @@ def query_grad(
     result, row_sum = tl.zeros((ROWS, WIDTH), tl.float32), tl.zeros_like(delta)
     for first in range(0, problem.keys, KEYS):
         _, slope, dalpha, keys = pulled(
-            problem, b, h, q, grad, rows, first, origin, shift, p, KIND, PRECISION, WIDTH, VALUE_WIDTH, KEYS
+            problem,
+            b,
+            h,
+            q,
+            grad,
+            rows,
+            first,
+            origin,
+            shift,
+            p,
+            KIND,
+            PRECISION,
+            WIDTH,
+            VALUE_WIDTH,
+            KEYS,
         )
         de = slope * (dalpha - delta[:, None])
         if row_sums is not None:
@@ -92,7 +147,9 @@ def query_grad(
 
 
 @triton.jit
-def pushed(problem, b, h, k, v, keys, first, grads, statistics, deltas, KIND, SUMS_TO_ONE, PRECISION, ROWS):
+def pushed(
+    problem, b, h, k, v, keys, first, grads, statistics, deltas, KIND, SUMS_TO_ONE, PRECISION, ROWS
+):
     """Return, for a tile of queries: queries, output gradients, and, transposed, weights and gradient of the scores."""
     rows = first + tl.arange(0, ROWS)
     q = load_rows(problem.q, b, h, rows, problem.queries, problem.width, k.shape[1])
@@ -132,7 +189,20 @@ def key_grad(
     column = tl.zeros((KEYS,), tl.float32)
     for first in range(0, problem.queries, ROWS):
         q, grad, alpha, de = pushed(
-            problem, b, h, k, v, keys, first, grads, statistics, deltas, KIND, SUMS_TO_ONE, PRECISION, ROWS
+            problem,
+            b,
+            h,
+            k,
+            v,
+            keys,
+            first,
+            grads,
+            statistics,
+            deltas,
+            KIND,
+            SUMS_TO_ONE,
+            PRECISION,
+            ROWS,
         )
         value_total = tl.dot(alpha.to(grad.dtype), grad, value_total, input_precision=PRECISION)
         key_total = tl.dot(de.to(q.dtype), q, key_total, input_precision=PRECISION)
@@ -141,7 +211,11 @@ def key_grad(
     store_rows(dk, b, h, keys, problem.keys, problem.width, key_total * problem.scale, WIDTH)
     store_rows(dv, b, h, keys, problem.keys, problem.value_width, value_total, VALUE_WIDTH)
     if columns is not None:
-        tl.store(columns + (b * problem.heads + h) * problem.keys + keys, column, mask=keys < problem.keys)
+        tl.store(
+            columns + (b * problem.heads + h) * problem.keys + keys,
+            column,
+            mask=keys < problem.keys,
+        )
 
 
 @triton.jit
@@ -182,8 +256,25 @@ def bias_grad(
         k = load_rows(problem.k, b, h, keys, problem.keys, problem.width, WIDTH)
         v = load_rows(problem.v, b, h, keys, problem.keys, problem.value_width, VALUE_WIDTH)
         total += pushed(
-            problem, b, h, k, v, keys, first, grads, statistics, deltas, KIND, SUMS_TO_ONE, PRECISION, ROWS
+            problem,
+            b,
+            h,
+            k,
+            v,
+            keys,
+            first,
+            grads,
+            statistics,
+            deltas,
+            KIND,
+            SUMS_TO_ONE,
+            PRECISION,
+            ROWS,
         )[3]
     rows = first + tl.arange(0, ROWS)
     place = (owner.to(tl.int64) * problem.keys + keys[:, None]) * problem.queries + rows[None, :]
-    tl.store(parts + place, total, mask=(keys[:, None] < problem.keys) & (rows[None, :] < problem.queries))
+    tl.store(
+        parts + place,
+        total,
+        mask=(keys[:, None] < problem.keys) & (rows[None, :] < problem.queries),
+    )

@@ -57,4 +57,6 @@ def carried(
             alpha = tl.maximum(alpha * tl.dot(v, tl.trans(grad), input_precision=PRECISION), 0.0)
         share = tl.load(u + b * problem.queries + rows, mask=rows < problem.queries, other=0.0)
         total += tl.sum(tl.where(rows[None, :] < problem.queries, alpha * share[None, :], 0.0), 1)
-    tl.store(result + (b * problem.heads + h) * problem.keys + keys, total, mask=keys < problem.keys)
+    tl.store(
+        result + (b * problem.heads + h) * problem.keys + keys, total, mask=keys < problem.keys
+    )

@@ -15,7 +15,9 @@ from visattn.core.kernels.triton.problem import Pairs, Problem, Rows
 
 ENTMAX = ("sparsemax", "entmax15", "entmax")
 ON_CHIP = 1024  # keys: above, whole rows of scores do not fit into registers
-_PROGRAMS = 512  # a bias's gradient is cut into about as many; fixed, so that sums never change their order
+_PROGRAMS = (
+    512  # a bias's gradient is cut into about as many; fixed, so that sums never change their order
+)
 
 
 class Tiles(NamedTuple):
@@ -32,7 +34,13 @@ def dense_rows(x: Tensor) -> Tensor:
 
 
 def pose(
-    q: Tensor, k: Tensor, v: Tensor | None, bias: Tensor | None, mask: Tensor | None, p: Tensor | None, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    p: Tensor | None,
+    scale: float,
 ) -> Problem:
     mask = None if mask is None else mask.view(torch.uint8)
     keys, values = (None if x is None else Rows.of(x, q.shape[1] // x.shape[1]) for x in (k, v))
@@ -68,8 +76,30 @@ def backward(
     tiles = stream_tiles(problem, grad.dtype, backward=True)
     meta = (kind, kind in ENTMAX, precision(grad.dtype), *widths(problem), tiles.rows, tiles.keys)
     shared = (problem, Rows.of(grad), statistic, delta)
-    launch(query_grad, grad, problem.queries, tiles.rows, tiles, *shared, row_sums, turns, Rows.of(dq), *meta)
-    launch(key_grad, grad, problem.keys, tiles.keys, tiles, *shared, Rows.of(dk), Rows.of(dv), columns, *meta)
+    launch(
+        query_grad,
+        grad,
+        problem.queries,
+        tiles.rows,
+        tiles,
+        *shared,
+        row_sums,
+        turns,
+        Rows.of(dq),
+        *meta,
+    )
+    launch(
+        key_grad,
+        grad,
+        problem.keys,
+        tiles.keys,
+        tiles,
+        *shared,
+        Rows.of(dk),
+        Rows.of(dv),
+        columns,
+        *meta,
+    )
     return delta
 
 
@@ -78,18 +108,36 @@ def backward_bias(
 ) -> Tensor:
     """Return the gradient of a bias that differs by query and key, in float32, for its shape."""
     tiles = stream_tiles(problem, grad.dtype, backward=True)
-    spots = triton.cdiv(problem.queries, tiles.rows) * triton.cdiv(problem.keys, tiles.keys) * shape[0] * shape[1]
+    spots = (
+        triton.cdiv(problem.queries, tiles.rows)
+        * triton.cdiv(problem.keys, tiles.keys)
+        * shape[0]
+        * shape[1]
+    )
     readers = grad.shape[0] * grad.shape[1] // (shape[0] * shape[1])
     share = triton.cdiv(readers, min(readers, triton.cdiv(_PROGRAMS, spots)))
     count = triton.cdiv(readers, share)
     parts = grad.new_empty(count, *shape[:2], problem.keys, problem.queries, dtype=torch.float32)
     meta = (kind, kind in ENTMAX, precision(grad.dtype), *widths(problem), tiles.rows, tiles.keys)
     sizes = (parts, grad.shape[0], shape[0], shape[1], share)
-    _run(bias_grad, spots * count, grad.device, tiles, problem, Rows.of(grad), statistic, delta, *sizes, *meta)
+    _run(
+        bias_grad,
+        spots * count,
+        grad.device,
+        tiles,
+        problem,
+        Rows.of(grad),
+        statistic,
+        delta,
+        *sizes,
+        *meta,
+    )
     return parts.sum(0).transpose(2, 3)
 
 
-def row_chain(problem: Problem, kind: str, u: Tensor, grad: Tensor | None, q: Tensor, result: Tensor) -> None:
+def row_chain(
+    problem: Problem, kind: str, u: Tensor, grad: Tensor | None, q: Tensor, result: Tensor
+) -> None:
     """Fill result, (B, H, Nk), with u A of every head, or with u [A o G]+, G = grad v^T."""
     tiles = stream_tiles(problem, q.dtype, backward=True)
     statistic = q.new_empty((*q.shape[:3], 2), dtype=torch.float32)
@@ -104,7 +152,13 @@ def row_chain(problem: Problem, kind: str, u: Tensor, grad: Tensor | None, q: Te
 
 def launch(kernel, like: Tensor, count: int, size: int, tiles: Tiles, *arguments) -> None:
     """Run one program per tile of ``count`` tokens, for every image and head of ``like``."""
-    _run(kernel, triton.cdiv(count, size) * like.shape[0] * like.shape[1], like.device, tiles, *arguments)
+    _run(
+        kernel,
+        triton.cdiv(count, size) * like.shape[0] * like.shape[1],
+        like.device,
+        tiles,
+        *arguments,
+    )
 
 
 def _run(kernel, programs: int, device: torch.device, tiles: Tiles, *arguments) -> None:
@@ -112,7 +166,9 @@ def _run(kernel, programs: int, device: torch.device, tiles: Tiles, *arguments) 
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         try:
             kernel[(programs,)](*arguments, num_stages=tiles.stages, **options)
-        except OutOfResources:  # less shared memory than the largest GPUs have: no loads ahead of their use
+        except (
+            OutOfResources
+        ):  # less shared memory than the largest GPUs have: no loads ahead of their use
             kernel[(programs,)](*arguments, num_stages=1, **options)
 
 
@@ -124,7 +180,9 @@ def precision(dtype: torch.dtype) -> str:
 
 def widths(problem: Problem) -> tuple[int, int]:
     """Return the widths of keys and values as powers of two, 16 at least."""
-    return tuple(max(16, triton.next_power_of_2(width)) for width in (problem.width, problem.value_width))
+    return tuple(
+        max(16, triton.next_power_of_2(width)) for width in (problem.width, problem.value_width)
+    )
 
 
 def _row_bytes(problem: Problem, dtype: torch.dtype) -> int:
@@ -143,7 +201,9 @@ def stream_tiles(problem: Problem, dtype: torch.dtype, *, backward: bool = False
         tiles = Tiles(32, 32, 4, 1) if backward else Tiles(64, 32, 4, 2)
     else:
         tiles = Tiles(16, 16, 4, 1) if backward else Tiles(32, 32, 4, 1)
-    return tiles._replace(rows=_fit(tiles.rows, problem.queries), keys=_fit(tiles.keys, problem.keys))
+    return tiles._replace(
+        rows=_fit(tiles.rows, problem.queries), keys=_fit(tiles.keys, problem.keys)
+    )
 
 
 def _on_chip_tiles(problem: Problem, dtype: torch.dtype) -> Tiles:
@@ -154,7 +214,9 @@ def _on_chip_tiles(problem: Problem, dtype: torch.dtype) -> Tiles:
     else:
         keys = min(128 if problem.keys <= 640 else 256, 32768 // size)
         tiles = Tiles(64, keys, 4, 1) if problem.keys <= 256 else Tiles(32, keys, 8, 1)
-    return tiles._replace(rows=_fit(tiles.rows, problem.queries), keys=_fit(tiles.keys, problem.keys))
+    return tiles._replace(
+        rows=_fit(tiles.rows, problem.queries), keys=_fit(tiles.keys, problem.keys)
+    )
 
 
 def _fit(size: int, count: int) -> int:

@@ -100,7 +100,9 @@ def _(grad, statistic, q, k, v, bias, mask, p, kind, scale, bias_grad):
 
 
 def _refuse(ctx, *grads):
-    raise RuntimeError("the fused kernels have no second derivative; call attend(..., impl='dense')")
+    raise RuntimeError(
+        "the fused kernels have no second derivative; call attend(..., impl='dense')"
+    )
 
 
 _backward.register_autograd(_refuse)
@@ -165,7 +167,9 @@ def row_chain(
     if q.numel() and result.numel():
         q, k = launch.dense_rows(q), launch.dense_rows(k)
         v, grad = (None if x is None else launch.dense_rows(x) for x in (v, grad))
-        launch.row_chain(launch.pose(q, k, v, bias, mask, p, scale), kind, u.contiguous(), grad, q, result)
+        launch.row_chain(
+            launch.pose(q, k, v, bias, mask, p, scale), kind, u.contiguous(), grad, q, result
+        )
     return result
 
 

@@ -66,7 +66,9 @@ def locate(tiles, heads):
 def load_rows(x, b, h, rows, count, width, WIDTH: tl.constexpr):
     """Return (rows, WIDTH), zero outside of the tensor."""
     columns = tl.arange(0, WIDTH)
-    place = x.pointer + b * x.batch + h // x.group * x.head + rows[:, None] * x.row + columns[None, :]
+    place = (
+        x.pointer + b * x.batch + h // x.group * x.head + rows[:, None] * x.row + columns[None, :]
+    )
     return tl.load(place, mask=(rows[:, None] < count) & (columns[None, :] < width), other=0.0)
 
 

@@ -12,7 +12,16 @@ TOLERANCE = tl.constexpr(1e-6)
 
 @triton.jit
 def statistic(
-    problem, b, h, q, rows, p, KIND: tl.constexpr, PRECISION: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr
+    problem,
+    b,
+    h,
+    q,
+    rows,
+    p,
+    KIND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDTH: tl.constexpr,
+    KEYS: tl.constexpr,
 ):
     """Return origin and shift of every row, passing over the keys as often as the normalizer needs."""
     if KIND == "sigmoid" or KIND == "relu":
@@ -42,20 +51,33 @@ def key_count(problem, b, h, rows, KEYS: tl.constexpr):
 
 
 @triton.jit
-def log_sum_exp(problem, b, h, q, rows, PRECISION: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr):
+def log_sum_exp(
+    problem, b, h, q, rows, PRECISION: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr
+):
     top = tl.zeros_like(rows).to(tl.float32) + float("-inf")
     total = tl.zeros_like(top)
     for first in range(0, problem.keys, KEYS):
         e = key_scores(problem, b, h, q, rows, first + tl.arange(0, KEYS), PRECISION, WIDTH)
         higher = tl.maximum(top, tl.max(e, 1))
-        total = total * tl.exp(top - finite(higher)) + tl.sum(tl.exp(e - finite(higher)[:, None]), 1)
+        total = total * tl.exp(top - finite(higher)) + tl.sum(
+            tl.exp(e - finite(higher)[:, None]), 1
+        )
         top = higher
     return tl.where(total > 0, finite(top) + tl.log(tl.maximum(total, 1.0)), 0.0)
 
 
 @triton.jit
 def threshold(
-    problem, b, h, q, rows, p, KIND: tl.constexpr, PRECISION: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr
+    problem,
+    b,
+    h,
+    q,
+    rows,
+    p,
+    KIND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDTH: tl.constexpr,
+    KEYS: tl.constexpr,
 ):
     """Newton's method on the p-norm, the scores formed again for every step."""
     top = tl.zeros_like(rows).to(tl.float32) + float("-inf")
@@ -73,7 +95,9 @@ def threshold(
         power, slope = tl.zeros_like(top), tl.zeros_like(top)
         for first in range(0, problem.keys, KEYS):
             e = key_scores(problem, b, h, q, rows, first + tl.arange(0, KEYS), PRECISION, WIDTH)
-            tile_power, tile_slope = powers(tl.maximum((e - origin[:, None]) * (1 / p) - shift[:, None], 0.0), p, KIND)
+            tile_power, tile_slope = powers(
+                tl.maximum((e - origin[:, None]) * (1 / p) - shift[:, None], 0.0), p, KIND
+            )
             power += tl.sum(tile_power, 1)
             slope += tl.sum(tile_slope, 1)
         move = newton(power, slope, p, KIND)

@@ -1,7 +1,8 @@
 """The normalizers as row functions on the chip.
 
-A row has two numbers, origin and shift, that make its weights functions of single scores: alpha = exp(e - origin) for
-softmax, sigmoid(e - shift), max(e, 0) shift for relu, and, with x = (e - origin) / p, [x - shift]+ ^ p for entmax.
+A row has two numbers, origin and shift, that make its weights functions of single scores: alpha =
+exp(e - origin) for softmax, sigmoid(e - shift), max(e, 0) shift for relu, and, with x = (e -
+origin) / p, [x - shift]+ ^ p for entmax.
 """
 
 import triton

@@ -27,7 +27,9 @@ class Method(NamedTuple):
     looks_at: str
 
 
-def explain(model: nn.Module, images: Tensor, target: Target = None, method: str = "gae", layers=None) -> Map:
+def explain(
+    model: nn.Module, images: Tensor, target: Target = None, method: str = "gae", layers=None
+) -> Map:
     """Say where a model looked, and for class-specific methods what spoke for a class.
 
     The model runs in evaluation mode and is given back as it was: modes, gradients and hooks.
@@ -35,20 +37,21 @@ def explain(model: nn.Module, images: Tensor, target: Target = None, method: str
     Args:
         model: Any network.
         images: (B, C, H, W), as the model takes them.
-        target: For class-specific methods: None for the predicted class, a class, a tensor of classes (B,), or a
-            callable that makes one score per image of the model's output.
+        target: For class-specific methods: None for the predicted class, a class, a tensor of
+            classes (B,), or a callable that makes one score per image of the model's output.
         method: A name in METHODS.
-        layers: None lets the method choose. Attention methods take numbers, names, a slice or a list; CAM methods the
-            name of a module.
+        layers: None lets the method choose. Attention methods take numbers, names, a slice or a
+            list; CAM methods the name of a module.
 
     Returns:
         Map (B, h, w).
 
     Raises:
-        ValueError: The method, a layer or a class does not exist; nothing could be seen; the map is not finite or zero.
+        ValueError: The method, a layer or a class does not exist; nothing could be seen; the map is
+            not finite or zero.
 
     Example:
-        >>> from visattn.models.table import create_model
+        >>> from visattn.models.presets import create_model
         >>> model = create_model("vit_nano", num_classes=5, image_size=(24, 32))
         >>> explain(model, torch.rand(2, 3, 24, 32), method="rollout").values.ndim
         3
@@ -56,13 +59,16 @@ def explain(model: nn.Module, images: Tensor, target: Target = None, method: str
     if method not in METHODS:
         near = difflib.get_close_matches(str(method), METHODS, 1)
         raise ValueError(
-            f"method must be one of {', '.join(METHODS)}; got {method!r}" + (f": {near[0]}?" if near else "")
+            f"method must be one of {', '.join(METHODS)}; got {method!r}"
+            + (f": {near[0]}?" if near else "")
         )
     # A compiled model is explained through the module it was made of.
     return METHODS[method].run(getattr(model, "_orig_mod", model), images, target, layers)
 
 
-def explain_or_zeros(model: nn.Module, images: Tensor, target: Target = None, method: str = "gae", layers=None) -> Map:
+def explain_or_zeros(
+    model: nn.Module, images: Tensor, target: Target = None, method: str = "gae", layers=None
+) -> Map:
     """Explain, but return a map of zeros where `explain` refuses one: to a measure it is a finding like any other."""
     try:
         return explain(model, images, target, method, layers)

@@ -46,7 +46,10 @@ class _Scaled(torch.autograd.Function):
         x, *gates = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is wanted
             others = [[] if ctx.summed else _without(gates, k) for k in range(len(gates))]
-            sums = [_times(gradient * x, other).sum_to_size(g.shape) for g, other in zip(gates, others, strict=True)]
+            sums = [
+                _times(gradient * x, other).sum_to_size(g.shape)
+                for g, other in zip(gates, others, strict=True)
+            ]
             return None, gradient * _total(gates) if ctx.summed else _times(gradient, gates), *sums
         mine, *own = ctx.needs_input_grad[1:]
         sums = _gate_gradients(gradient, x, gates, ctx.summed) if any(own) else [None] * len(gates)
@@ -72,7 +75,12 @@ def _total(gates: Sequence[Tensor]) -> Tensor:
 
 def _gate_gradients(gradient: Tensor, x: Tensor, gates: list[Tensor], summed: bool) -> list[Tensor]:
     """For each gate the sum of gradient times x, times the other gates too unless they are summed."""
-    if len(gates) == 1 and gates[0].shape[2:] == (1, 1) and gates[0].size(1) == x.size(1) and x.is_contiguous():
+    if (
+        len(gates) == 1
+        and gates[0].shape[2:] == (1, 1)
+        and gates[0].size(1) == x.size(1)
+        and x.is_contiguous()
+    ):
         return [_channel_sums(gradient, x)]
     axes = [tuple(axis for axis in range(1, x.dim()) if gate.size(axis) == 1) for gate in gates]
     totals = [torch.empty_like(gate) for gate in gates]
@@ -84,7 +92,9 @@ def _gate_gradients(gradient: Tensor, x: Tensor, gates: list[Tensor], summed: bo
         for k, total in enumerate(own):
             rest = [] if summed else _without(now, k)
             if axes[k] == (2,) and len(rest) == 1 and rest[0].shape == (*z.shape[:3], 1):
-                torch.matmul(rest[0].mT, whole, out=total)  # the sum over rows is a product with the gate of rows
+                torch.matmul(
+                    rest[0].mT, whole, out=total
+                )  # the sum over rows is a product with the gate of rows
                 continue
             part = whole
             for gate in rest:
@@ -95,11 +105,14 @@ def _gate_gradients(gradient: Tensor, x: Tensor, gates: list[Tensor], summed: bo
 
 def _channel_sums(gradient: Tensor, x: Tensor) -> Tensor:
     """The sums of gradient times x over positions, (B, C, H, W) twice -> (B, C, 1, 1)."""
-    # They are what a group norm without centering computes for its weights, in one pass and without a product.
+    # They are what a group norm without centering computes for its weights, in one pass and without
+    # a product.
     count, area = x.size(0) * x.size(1), x.size(2) * x.size(3)
     mean, rstd = x.new_zeros(1, 1), x.new_ones(1, 1)
     backward, wanted = torch.ops.aten.native_group_norm_backward, [False, True, False]
-    sums = backward(gradient.contiguous(), x, mean, rstd, x.new_ones(count), 1, count, area, 1, wanted)[1]
+    sums = backward(
+        gradient.contiguous(), x, mean, rstd, x.new_ones(count), 1, count, area, 1, wanted
+    )[1]
     return sums.view(*x.shape[:2], 1, 1)
 
 
@@ -117,7 +130,10 @@ def scaled_by_sum(x: Tensor, *gates: Tensor) -> Tensor:
 
 def _fits(x: Tensor, gates: Sequence[Tensor]) -> bool:
     """Whether each gate is one per image and smaller than the map; a replaced map may be anything."""
-    alike = all(gate.dim() == x.dim() and gate.size(0) == x.size(0) and 1 in gate.shape[1:] for gate in gates)
+    alike = all(
+        gate.dim() == x.dim() and gate.size(0) == x.size(0) and 1 in gate.shape[1:]
+        for gate in gates
+    )
     return alike and x.numel() > 0 and not plain(x, *gates)
 
 
@@ -126,7 +142,8 @@ class _Contracted(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weights: Tensor, axis: int) -> Tensor:
-        # The vector stands in front in both cases: behind, as a matrix of one column, it takes ten times as long.
+        # The vector stands in front in both cases: behind, as a matrix of one column, it takes ten
+        # times as long.
         return (weights[:, None] @ (x.mT if axis == 2 else x))[:, 0]
 
     @staticmethod
@@ -137,8 +154,16 @@ class _Contracted(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weights = ctx.saved_tensors
-        outer = gradient.unsqueeze(ctx.axis) * weights.unsqueeze(3 - ctx.axis) if ctx.needs_input_grad[0] else None
-        return outer, contracted(x, gradient, 3 - ctx.axis) if ctx.needs_input_grad[1] else None, None
+        outer = (
+            gradient.unsqueeze(ctx.axis) * weights.unsqueeze(3 - ctx.axis)
+            if ctx.needs_input_grad[0]
+            else None
+        )
+        return (
+            outer,
+            contracted(x, gradient, 3 - ctx.axis) if ctx.needs_input_grad[1] else None,
+            None,
+        )
 
 
 def contracted(x: Tensor, weights: Tensor, axis: int) -> Tensor:
@@ -162,7 +187,9 @@ class _Product(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         a, b = ctx.saved_tensors
         left, right = ctx.needs_input_grad
-        return _like(a, gradient, b.mT) if left else None, _like(b, a.mT, gradient) if right else None
+        return _like(a, gradient, b.mT) if left else None, _like(
+            b, a.mT, gradient
+        ) if right else None
 
 
 def _like(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -172,4 +199,6 @@ def _like(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b of batched matrices (B, N, K) and (B, K, M)."""
-    return a @ b if plain(a, b) or not (a.requires_grad or b.requires_grad) else _Product.apply(a, b)
+    return (
+        a @ b if plain(a, b) or not (a.requires_grad or b.requires_grad) else _Product.apply(a, b)
+    )

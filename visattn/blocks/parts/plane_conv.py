@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visattn.blocks.products import plain
+from visattn.blocks.parts.products import plain
 
 
 class _PlaneConv(torch.autograd.Function):
@@ -24,15 +24,21 @@ class _PlaneConv(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         plane = None
         if ctx.needs_input_grad[0]:
-            plane = _depthwise(gradient.expand_as(x), weight.flip(2, 3).expand(x.size(0), -1, -1, -1))
-        return plane, _kernel_gradient(x, gradient, weight.size(2)) if ctx.needs_input_grad[1] else None
+            plane = _depthwise(
+                gradient.expand_as(x), weight.flip(2, 3).expand(x.size(0), -1, -1, -1)
+            )
+        return plane, _kernel_gradient(x, gradient, weight.size(2)) if ctx.needs_input_grad[
+            1
+        ] else None
 
 
 def _depthwise(x: Tensor, kernels: Tensor) -> Tensor:
     """Every plane of (B, P, H, W) convolved with its own kernel: the batch, folded into the channels, fills vectors."""
     folded = x.flatten(0, 1).unsqueeze(0)
     kernels = kernels.flatten(0, 1).unsqueeze(1)
-    return F.conv2d(folded, kernels, padding=kernels.size(-1) // 2, groups=kernels.size(0)).view(x.shape)
+    return F.conv2d(folded, kernels, padding=kernels.size(-1) // 2, groups=kernels.size(0)).view(
+        x.shape
+    )
 
 
 def _kernel_gradient(x: Tensor, gradient: Tensor, size: int) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from visattn.blocks.products import plain, product
+from visattn.blocks.parts.products import plain, product
 
 
 def is_channels_last(x: Tensor) -> bool:
@@ -13,7 +13,9 @@ def is_channels_last(x: Tensor) -> bool:
 
 def like_format(y: Tensor, x: Tensor) -> Tensor:
     """y in the memory format of x."""
-    return y.contiguous(memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format)
+    return y.contiguous(
+        memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format
+    )
 
 
 def to_tokens(x: Tensor, num_heads: int = 1) -> Tensor:

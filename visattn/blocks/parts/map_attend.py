@@ -28,7 +28,8 @@ class MapAttend(Attend):
         As ``visattn.core.formula.Attend``.
 
     Reference:
-        Wang et al. 2018, https://arxiv.org/abs/1711.07971. Differs from Attend in: which evaluation ``"auto"`` is.
+        Wang et al. 2018, https://arxiv.org/abs/1711.07971. Differs from Attend in: which evaluation
+        ``"auto"`` is.
 
     Example:
         >>> x = torch.rand(2, 1, 6, 5)
@@ -41,4 +42,14 @@ class MapAttend(Attend):
         if impl == "auto" and not torch.compiler.is_compiling() and q.is_cpu:
             scores = q.size(0) * q.size(1) * q.size(2) * k.size(2) * q.element_size()
             impl = "dense" if scores <= _KEPT else "auto"
-        return attend(q, k, v, self.similarity, self.normalize, bias=bias, mask=mask, dropout=dropout, impl=impl)
+        return attend(
+            q,
+            k,
+            v,
+            self.similarity,
+            self.normalize,
+            bias=bias,
+            mask=mask,
+            dropout=dropout,
+            impl=impl,
+        )

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from visattn.blocks.products import pieces, plain
+from visattn.blocks.parts.products import pieces, plain
 
 
 def wide(x: Tensor) -> torch.dtype:
@@ -30,17 +30,23 @@ class _MaxAndMean(torch.autograd.Function):
         if not torch.is_grad_enabled():
             return _spread(x, ctx.axes, highest, gradients[::2], means), *(None for _ in ctx.axes)
         total = torch.zeros_like(x)  # a second derivative is wanted
-        for axis, maximum, gradient, mean in zip(ctx.axes, highest, gradients[::2], means, strict=True):
+        for axis, maximum, gradient, mean in zip(
+            ctx.axes, highest, gradients[::2], means, strict=True
+        ):
             hits = (x >= maximum).to(x.dtype)
             total = total + hits * (gradient / hits.sum(axis, keepdim=True)) + mean
         return total, *(None for _ in ctx.axes)
 
 
-def _spread(x: Tensor, axes: tuple, highest: list[Tensor], peaks: tuple[Tensor, ...], means: list[Tensor]) -> Tensor:
+def _spread(
+    x: Tensor, axes: tuple, highest: list[Tensor], peaks: tuple[Tensor, ...], means: list[Tensor]
+) -> Tensor:
     """The gradient of maxima and means, by pieces that stay in the cache."""
     result, count = torch.empty_like(x), pieces(x)
     near = torch.empty_like(x[:count])
-    for total, z, *parts in zip(*(t.split(count) for t in (result, x, *highest, *peaks, *means)), strict=True):
+    for total, z, *parts in zip(
+        *(t.split(count) for t in (result, x, *highest, *peaks, *means)), strict=True
+    ):
         n = len(axes)
         for k, (axis, maximum, peak, mean) in enumerate(
             zip(axes, parts[:n], parts[n : 2 * n], parts[2 * n :], strict=True)
@@ -73,7 +79,12 @@ def max_and_mean(x: Tensor, *axes: tuple[int, ...]) -> list[tuple[Tensor, Tensor
 
 def _highest(x: Tensor, axes: tuple[int, ...]) -> Tensor:
     """amax; along rows or columns on a CPU by comparing halves, which is vectorized where amax is not."""
-    if torch.compiler.is_compiling() or not x.is_cpu or axes not in ((2,), (3,)) or x.size(axes[0]) == 1:
+    if (
+        torch.compiler.is_compiling()
+        or not x.is_cpu
+        or axes not in ((2,), (3,))
+        or x.size(axes[0]) == 1
+    ):
         return x.amax(axes, keepdim=True)
     while (size := x.size(axes[0])) > 1:
         half = (size + 1) // 2  # the halves of an odd size share one entry
@@ -81,7 +92,9 @@ def _highest(x: Tensor, axes: tuple[int, ...]) -> Tensor:
     return x
 
 
-def axis_mean(x: Tensor, axis: int | tuple[int, ...], *, dtype: torch.dtype | None = None) -> Tensor:
+def axis_mean(
+    x: Tensor, axis: int | tuple[int, ...], *, dtype: torch.dtype | None = None
+) -> Tensor:
     """The mean over one axis or several, which stay with size one."""
     # As a sum, because its gradient is a view; that of torch.mean is a division of the full size.
     total = x.sum(axis, keepdim=True, dtype=wide(x))
@@ -95,7 +108,9 @@ def global_mean(x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
     return axis_mean(x, (2, 3), dtype=dtype)[:, :, 0, 0]
 
 
-def global_mean_std(x: Tensor, *, eps: float = 1e-5, unbiased: bool = False) -> tuple[Tensor, Tensor]:
+def global_mean_std(
+    x: Tensor, *, eps: float = 1e-5, unbiased: bool = False
+) -> tuple[Tensor, Tensor]:
     """Mean and sqrt(variance + eps) over H and W, (B, C, H, W) -> twice (B, C), at least in float32."""
     mean = global_mean(x, dtype=wide(x))
     # The norm of the centered map is exact where E[x^2] - E[x]^2 cancels.

@@ -8,7 +8,8 @@ from torch import Tensor
 def weighted_shifts(v: Tensor, weights: Tensor, kernel_size: int) -> Tensor:
     r"""Add up the neighbors of every position: :math:`y_{pcg} = \sum_k w_{pcgk}\, v_{p + k, cg}`; zeros outside.
 
-    v is (B, C, H, W); weights (B, S, G, kernel_size^2, H, W), S or G may be 1; C = S G, G varying fastest.
+    v is (B, C, H, W); weights (B, S, G, kernel_size^2, H, W), S or G may be 1; C = S G, G varying
+    fastest.
     """
     # A sum of shifted maps needs no copy of v per neighbor, neither here nor for the gradient.
     half, (height, width) = kernel_size // 2, v.shape[2:]

@@ -20,7 +20,9 @@ def require_odd(**sizes: int) -> None:
 def require_divisible(channels: int, groups: int, *, groups_name: str = "groups") -> None:
     """Refuse channels that do not split evenly into groups, naming both."""
     if groups < 1 or channels % groups:
-        raise ValueError(f"channels must be a multiple of {groups_name}; got {channels} and {groups}")
+        raise ValueError(
+            f"channels must be a multiple of {groups_name}; got {channels} and {groups}"
+        )
 
 
 def require_choice(name: str, value: str, choices) -> None:

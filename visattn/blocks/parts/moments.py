@@ -3,13 +3,14 @@
 import torch
 from torch import Tensor
 
-from visattn.blocks.pool import axis_mean, wide
+from visattn.blocks.parts.pool import axis_mean, wide
 
 
 def centered(x: Tensor, axis: int | tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
     """`x` minus its mean over `axis`, that mean, and the root of the sum of squares around it, axes kept.
 
-    The norm does not cancel as a difference of squares does, and its gradient where all values agree is zero, not NaN.
+    The norm does not cancel as a difference of squares does, and its gradient where all values
+    agree is zero, not NaN.
     """
     mean = axis_mean(x, axis, dtype=wide(x))
     rest = x - mean

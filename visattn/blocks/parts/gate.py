@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from visattn.blocks.check import require_choice
+from visattn.blocks.parts.check import require_choice
 
 GATES = {"sigmoid": nn.Sigmoid, "hard_sigmoid": nn.Hardsigmoid, "tanh": nn.Tanh}
 

@@ -8,11 +8,11 @@ import timm
 from timm.models import register_model
 from torch import nn
 
-from visattn.core.names import find
 from visattn.models.build import build_vit, known_options
 from visattn.models.cnn import CNNS, build_resnet
 from visattn.models.glimpse import build_glimpse
 from visattn.models.weights import load_weights, read_weights
+from visattn.names import lookup
 
 
 class Entry(NamedTuple):
@@ -69,33 +69,40 @@ def create_model(
 ) -> nn.Module:
     """Build the model called `name`, or any of timm's as `timm:NAME`; what is not given keeps the model's default.
 
-    ``weights`` is a file (safetensors, a state dict, or a checkpoint of visattn); a head for another number of classes
-    is left out of it. ``pretrained=True`` is for timm's models only, and downloads.
+    ``weights`` is a file (safetensors, a state dict, or a checkpoint of visattn); a head for
+    another number of classes is left out of it. ``pretrained=True`` is for timm's models only, and
+    downloads.
     """
     given = {"num_classes": num_classes, "image_size": image_size}
     options.update({key: value for key, value in given.items() if value is not None})
     if name.startswith("timm:"):
         return _create_timm(name.removeprefix("timm:"), weights=weights, **options)
-    entry = find(MODELS, name, "model")
+    entry = lookup(MODELS, name, "model")
     if options.pop("pretrained", False):
-        raise ValueError(f"there are no pretrained weights for {name!r}; give a file as weights, or name one of timm's")
+        raise ValueError(
+            f"there are no pretrained weights for {name!r}; give a file as weights, or name one of timm's"
+        )
     known = dict.fromkeys(known_options(entry.build))
     for option in options:
-        find(known, option, f"{name} option")
+        lookup(known, option, f"{name} option")
     model = entry.build(**{**entry.options, **options})
     return model if weights is None else load_weights(model, read_weights(weights), weights)
 
 
-def _create_timm(name: str, *, pretrained=False, weights=None, image_size=None, in_channels=None, **options):
+def _create_timm(
+    name: str, *, pretrained=False, weights=None, image_size=None, in_channels=None, **options
+):
     """Build a model of timm's; the size goes only to architectures that are built for one size."""
     if not timm.is_model(name):
-        find(dict.fromkeys(timm.list_models()), name, "timm model")
+        lookup(dict.fromkeys(timm.list_models()), name, "timm model")
     config = timm.models.get_pretrained_cfg(name)
     if image_size is not None and config is not None and config.fixed_input_size:
         options["img_size"] = image_size
     if in_channels is not None:
         options["in_chans"] = in_channels
-    if weights is not None:  # in place of the download, whose head, positions and input channels timm converts
+    if (
+        weights is not None
+    ):  # in place of the download, whose head, positions and input channels timm converts
         options["pretrained_cfg_overlay"] = {"state_dict": read_weights(weights)}
     try:
         return timm.create_model(name, pretrained=pretrained or weights is not None, **options)
@@ -103,17 +110,23 @@ def _create_timm(name: str, *, pretrained=False, weights=None, image_size=None, 
         if isinstance(error, TypeError) and "unexpected keyword" in str(error):
             raise ValueError(f"timm:{name} has no such option: {error}") from error
         if weights is not None:
-            raise ValueError(f"weights: {weights} does not fit timm:{name} ({_short(error)})") from error
+            raise ValueError(
+                f"weights: {weights} does not fit timm:{name} ({_short(error)})"
+            ) from error
         if pretrained and not isinstance(error, TypeError | AssertionError):
             hint = "without network, or for a model that has none, give a file as weights"
-            raise ValueError(f"timm:{name}: no pretrained weights could be had ({_short(error)}); {hint}") from error
+            raise ValueError(
+                f"timm:{name}: no pretrained weights could be had ({_short(error)}); {hint}"
+            ) from error
         raise
 
 
 def _short(error: Exception) -> str:
     """Return the kind of an error and the start of what it says: torch and the hub fill pages."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    return f"{type(error).__name__}: {lines[1] if lines[0].endswith(':') and len(lines) > 1 else lines[0]}"[:200]
+    return f"{type(error).__name__}: {lines[1] if lines[0].endswith(':') and len(lines) > 1 else lines[0]}"[
+        :200
+    ]
 
 
 # timm's word -> ours

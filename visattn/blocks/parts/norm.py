@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from visattn.blocks.check import require_choice
-from visattn.blocks.products import plain
+from visattn.blocks.parts.check import require_choice
+from visattn.blocks.parts.products import plain
 
 NORMS = ("batch", "layer", "none")
 # Values of a map from which on passes over memory outweigh the calls that save them.
@@ -15,7 +15,15 @@ class _Normalized(torch.autograd.Function):
     """Batch norm by the statistics of the batch; its gradient takes sums from the vectorized one of a group norm."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, momentum: float, eps: float):
+    def forward(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        var: Tensor,
+        momentum: float,
+        eps: float,
+    ):
         return torch.native_batch_norm(x, weight, bias, mean, var, True, momentum, eps)
 
     @staticmethod
@@ -34,12 +42,22 @@ class _Normalized(torch.autograd.Function):
         size, area = x.shape[:2], x.size(2) * x.size(3)
         statistics = (one.expand(size).contiguous() for one in (mean, rstd))
         backward, wanted = torch.ops.aten.native_group_norm_backward, [False, True, True]
-        _, dweight, dbias = backward(gradient.contiguous(), x, *statistics, weight, *size, area, size[1], wanted)
+        _, dweight, dbias = backward(
+            gradient.contiguous(), x, *statistics, weight, *size, area, size[1], wanted
+        )
         scale = weight * rstd
         slope = -scale * rstd * dweight / (size[0] * area)
         offset = -scale * dbias / (size[0] * area) - slope * mean
         scale, slope, offset = (one[:, None, None] for one in (scale, slope, offset))
-        return torch.addcmul(offset, gradient, scale).addcmul_(x, slope), dweight, dbias, None, None, None, None
+        return (
+            torch.addcmul(offset, gradient, scale).addcmul_(x, slope),
+            dweight,
+            dbias,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -58,7 +76,8 @@ class BatchNorm(nn.BatchNorm2d):
         ValueError: In training, B * H * W is 1: one value per channel has no variance.
 
     Reference:
-        Ioffe, Szegedy 2015, https://arxiv.org/abs/1502.03167. Differs from ``torch.nn.BatchNorm2d`` in: the message.
+        Ioffe, Szegedy 2015, https://arxiv.org/abs/1502.03167. Differs from ``torch.nn.BatchNorm2d``
+        in: the message.
 
     Example:
         >>> import torch
@@ -68,7 +87,8 @@ class BatchNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         self.check(x)
-        # A momentum of None is an average over all batches, which torch keeps: swa_utils.update_bn sets it.
+        # A momentum of None is an average over all batches, which torch keeps: swa_utils.update_bn
+        # sets it.
         if not self.training or self.momentum is None or plain(x, self.weight) or not _is_large(x):
             return super().forward(x)
         self.num_batches_tracked.add_(1)
