@@ -43,7 +43,7 @@ def test_every_parity_file_is_used():
 def test_entry(name):
     entry = BLOCKS[name]
     assert entry.kind in KINDS and 2017 <= entry.year <= 2026 and len(entry.paper) > 10
-    documentation = entry.block.__doc__
+    documentation = " ".join((entry.block.__doc__ or "").split())
     for section in (
         ".. math::",
         "Args:",
