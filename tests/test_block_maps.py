@@ -34,7 +34,7 @@ def test_what_is_captured_is_what_is_documented(case):
     entry, row = BLOCKS[case.name], ROWS[case.name]
     assert (row["cls"], row["family"], row["kinds"]) == (
         entry.block.__name__,
-        entry.kind,
+        entry.family,
         ", ".join(kinds),
     )
     section = re.search(r"Map:\n(.*?)\n\n", entry.block.__doc__, re.DOTALL)[1]

@@ -20,7 +20,7 @@ from torch.func import functional_call
 from visattn.blocks.catalog import BLOCKS, create_block
 from visattn.blocks.reference import load_reference
 
-KINDS = {"channel", "spatial", "both", "branch", "token", "context"}
+FAMILIES = {"channel", "spatial", "both", "branch", "token", "context"}
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_block = pytest.mark.parametrize("case", FIRST, ids=str)
 
@@ -39,10 +39,16 @@ def test_every_parity_file_is_used():
     assert used == {path.name for path in (Path(__file__).parent / "parity").glob("*.npz")}
 
 
+def test_the_table_prints_one_line_per_block():
+    header, *lines = str(BLOCKS).splitlines()
+    assert header.split() == ["name", "class", "family", "year", "paper"]
+    assert [line.split()[0] for line in lines] == list(BLOCKS)
+
+
 @pytest.mark.parametrize("name", BLOCKS)
 def test_entry(name):
     entry = BLOCKS[name]
-    assert entry.kind in KINDS and 2017 <= entry.year <= 2026 and len(entry.paper) > 10
+    assert entry.family in FAMILIES and 2017 <= entry.year <= 2026 and len(entry.paper) > 10
     documentation = " ".join((entry.block.__doc__ or "").split())
     for section in (
         ".. math::",

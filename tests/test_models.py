@@ -18,7 +18,7 @@ from visattn.core.position import POSITIONS
 from visattn.core.similarity import SIMILARITIES
 from visattn.models.build import MIXERS, build_vit, known_options
 from visattn.models.presets import MODELS, create_model
-from visattn.models.stem import STEMS
+from visattn.models.stem import TOKEN_STEMS
 from visattn.models.vit import resize_positions
 from visattn.record import capture
 
@@ -264,9 +264,9 @@ def test_objects_by_callable():
     assert model.blocks[1].attn.attend.normalize.k == 3
 
 
-@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("stem", TOKEN_STEMS)
 def test_stem_says_its_grid(stem):
-    module = STEMS[stem](12, 4).eval()
+    module = TOKEN_STEMS[stem](12, 4).eval()
     for size in ((1, 1), (4, 4), (5, 7), (31, 17)):
         assert tuple(module(images(1, 3, *size)).shape[2:]) == module.grid(*size)
 

@@ -8,7 +8,7 @@ from visattn.core.formula import Attend
 from visattn.core.layout import strips
 
 
-class AxialAttention(nn.Module):
+class AxialAttention2d(nn.Module):
     r"""Attend along each axis on its own and add up what comes back.
 
     .. math::
@@ -37,7 +37,7 @@ class AxialAttention(nn.Module):
 
     Example:
         >>> import torch
-        >>> AxialAttention(12)(torch.rand(2, 12, 7, 11)).shape
+        >>> AxialAttention2d(12)(torch.rand(2, 12, 7, 11)).shape
         torch.Size([2, 12, 7, 11])
     """
 

@@ -1,19 +1,19 @@
 """BLOCKS: every attention block by name."""
 
 import inspect
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from visattn.blocks.a2 import DoubleAttention
 from visattn.blocks.attention_gate import AttentionGate
-from visattn.blocks.axial import AxialAttention
+from visattn.blocks.axial import AxialAttention2d
 from visattn.blocks.bam import BAM
 from visattn.blocks.bot import BottleneckAttention
 from visattn.blocks.cbam import CBAM
 from visattn.blocks.coordinate import CoordinateAttention
 from visattn.blocks.cot import ContextualTransformer
-from visattn.blocks.criss_cross import CrissCrossAttention
+from visattn.blocks.criss_cross import CrissCrossAttention2d
 from visattn.blocks.danet import ChannelAttentionModule, DualAttention, PositionAttention
 from visattn.blocks.eca import EfficientChannelAttention
 from visattn.blocks.effective_se import EffectiveSqueezeExcite
@@ -52,155 +52,181 @@ from visattn.blocks.srm import StyleRecalibration
 from visattn.blocks.strip_pooling import StripPooling
 from visattn.blocks.triplet import TripletAttention
 from visattn.blocks.xca import CrossCovarianceAttention
-from visattn.names import lookup, suggest
+from visattn.names import NamedTable, lookup, suggest
 
 
-class Entry(NamedTuple):
-    """One row of BLOCKS; `kind` is the family: channel, spatial, both, branch, token (self-attention) or context."""
+class BlockEntry(NamedTuple):
+    """One row of BLOCKS.
+
+    ``family`` says what the block weighs: channels ("channel"), positions ("spatial"), both
+    ("both"), branches ("branch"), tokens by self-attention ("token"), or a summary of the
+    whole map ("context").
+    """
 
     block: type[nn.Module]
-    kind: str
+    family: str
     paper: str
     year: int
 
 
-BLOCKS = {
+_ENTRIES = {
     # Gates over channels, and over channels and positions.
-    "se": Entry(SqueezeExcite, "channel", "Squeeze-and-Excitation Networks", 2018),
-    "ese": Entry(
+    "se": BlockEntry(SqueezeExcite, "channel", "Squeeze-and-Excitation Networks", 2018),
+    "ese": BlockEntry(
         EffectiveSqueezeExcite,
         "channel",
         "CenterMask: Real-Time Anchor-Free Instance Segmentation",
         2020,
     ),
-    "eca": Entry(
+    "eca": BlockEntry(
         EfficientChannelAttention,
         "channel",
         "ECA-Net: Efficient Channel Attention for Deep CNNs",
         2020,
     ),
-    "ge": Entry(GatherExcite, "both", "Gather-Excite: Exploiting Feature Context in CNNs", 2018),
-    "srm": Entry(
+    "ge": BlockEntry(
+        GatherExcite, "both", "Gather-Excite: Exploiting Feature Context in CNNs", 2018
+    ),
+    "srm": BlockEntry(
         StyleRecalibration, "channel", "SRM: A Style-based Recalibration Module for CNNs", 2019
     ),
-    "gct": Entry(
+    "gct": BlockEntry(
         GatedChannelTransform,
         "channel",
         "Gated Channel Transformation for Visual Recognition",
         2020,
     ),
-    "lct": Entry(LinearContextTransform, "channel", "Linear Context Transform Block", 2020),
-    "gaussian_gct": Entry(
+    "lct": BlockEntry(LinearContextTransform, "channel", "Linear Context Transform Block", 2020),
+    "gaussian_gct": BlockEntry(
         GaussianContextTransformer, "channel", "Gaussian Context Transformer", 2021
     ),
-    "fca": Entry(
+    "fca": BlockEntry(
         FrequencyChannelAttention, "channel", "FcaNet: Frequency Channel Attention Networks", 2021
     ),
-    "nam": Entry(NormalizationAttention, "both", "NAM: Normalization-based Attention Module", 2021),
-    "gsop": Entry(
+    "nam": BlockEntry(
+        NormalizationAttention, "both", "NAM: Normalization-based Attention Module", 2021
+    ),
+    "gsop": BlockEntry(
         SecondOrderPooling, "channel", "Global Second-order Pooling Convolutional Networks", 2019
     ),
-    "cbam": Entry(CBAM, "both", "CBAM: Convolutional Block Attention Module", 2018),
-    "bam": Entry(BAM, "both", "BAM: Bottleneck Attention Module", 2018),
-    "scse": Entry(
+    "cbam": BlockEntry(CBAM, "both", "CBAM: Convolutional Block Attention Module", 2018),
+    "bam": BlockEntry(BAM, "both", "BAM: Bottleneck Attention Module", 2018),
+    "scse": BlockEntry(
         ConcurrentSqueezeExcite,
         "both",
         "Concurrent Spatial and Channel Squeeze & Excitation in FCNs",
         2018,
     ),
-    "coord": Entry(
+    "coord": BlockEntry(
         CoordinateAttention,
         "both",
         "Coordinate Attention for Efficient Mobile Network Design",
         2021,
     ),
     # Gates over positions and over strips.
-    "ela": Entry(
+    "ela": BlockEntry(
         ELA, "both", "ELA: Efficient Local Attention for Deep Convolutional Neural Networks", 2024
     ),
-    "simam": Entry(SimAM, "both", "SimAM: A Simple, Parameter-Free Attention Module", 2021),
-    "triplet": Entry(
+    "simam": BlockEntry(SimAM, "both", "SimAM: A Simple, Parameter-Free Attention Module", 2021),
+    "triplet": BlockEntry(
         TripletAttention, "both", "Rotate to Attend: Convolutional Triplet Attention Module", 2021
     ),
-    "shuffle": Entry(ShuffleAttention, "both", "SA-Net: Shuffle Attention", 2021),
-    "sge": Entry(SpatialGroupEnhance, "both", "Spatial Group-wise Enhance", 2019),
-    "polarized": Entry(PolarizedAttention, "both", "Polarized Self-Attention", 2021),
-    "ema": Entry(
+    "shuffle": BlockEntry(ShuffleAttention, "both", "SA-Net: Shuffle Attention", 2021),
+    "sge": BlockEntry(SpatialGroupEnhance, "both", "Spatial Group-wise Enhance", 2019),
+    "polarized": BlockEntry(PolarizedAttention, "both", "Polarized Self-Attention", 2021),
+    "ema": BlockEntry(
         EMA, "both", "Efficient Multi-Scale Attention Module with Cross-Spatial Learning", 2023
     ),
-    "mca": Entry(MCA, "both", "MCA: Multidimensional collaborative attention", 2023),
-    "scsa": Entry(
+    "mca": BlockEntry(MCA, "both", "MCA: Multidimensional collaborative attention", 2023),
+    "scsa": BlockEntry(
         SCSA, "both", "SCSA: Synergistic Effects Between Spatial and Channel Attention", 2024
     ),
-    "ms_cam": Entry(MSCAM, "both", "Attentional Feature Fusion", 2021),
-    "aff": Entry(AFF, "both", "Attentional Feature Fusion", 2021),
-    "iaff": Entry(IAFF, "both", "Attentional Feature Fusion", 2021),
-    "attention_gate": Entry(
+    "ms_cam": BlockEntry(MSCAM, "both", "Attentional Feature Fusion", 2021),
+    "aff": BlockEntry(AFF, "both", "Attentional Feature Fusion", 2021),
+    "iaff": BlockEntry(IAFF, "both", "Attentional Feature Fusion", 2021),
+    "attention_gate": BlockEntry(
         AttentionGate, "spatial", "Attention U-Net: Learning Where to Look for the Pancreas", 2018
     ),
-    "lka": Entry(LKA, "spatial", "Visual Attention Network", 2022),
-    "lka_attention": Entry(VANAttention, "spatial", "Visual Attention Network", 2022),
-    "lska": Entry(LSKA, "spatial", "Large Separable Kernel Attention", 2023),
-    "msca": Entry(MSCA, "spatial", "SegNeXt: Rethinking Convolutional Attention Design", 2022),
-    "lsk": Entry(
+    "lka": BlockEntry(LKA, "spatial", "Visual Attention Network", 2022),
+    "lka_attention": BlockEntry(VANAttention, "spatial", "Visual Attention Network", 2022),
+    "lska": BlockEntry(LSKA, "spatial", "Large Separable Kernel Attention", 2023),
+    "msca": BlockEntry(MSCA, "spatial", "SegNeXt: Rethinking Convolutional Attention Design", 2022),
+    "lsk": BlockEntry(
         LSK, "spatial", "Large Selective Kernel Network for Remote Sensing Object Detection", 2023
     ),
-    "strip_pooling": Entry(
+    "strip_pooling": BlockEntry(
         StripPooling, "spatial", "Strip Pooling: Rethinking Spatial Pooling", 2020
     ),
     # Branches, context and tokens.
-    "sk": Entry(SelectiveKernel, "branch", "Selective Kernel Networks", 2019),
-    "split": Entry(SplitAttention, "branch", "ResNeSt: Split-Attention Networks", 2020),
-    "epsa": Entry(
+    "sk": BlockEntry(SelectiveKernel, "branch", "Selective Kernel Networks", 2019),
+    "split": BlockEntry(SplitAttention, "branch", "ResNeSt: Split-Attention Networks", 2020),
+    "epsa": BlockEntry(
         PyramidSqueezeAttention, "branch", "EPSANet: Efficient Pyramid Squeeze Attention", 2021
     ),
-    "cot": Entry(
+    "cot": BlockEntry(
         ContextualTransformer,
         "token",
         "Contextual Transformer Networks for Visual Recognition",
         2021,
     ),
-    "involution": Entry(
+    "involution": BlockEntry(
         Involution, "token", "Involution: Inverting the Inherence of Convolution", 2021
     ),
-    "outlook": Entry(
+    "outlook": BlockEntry(
         OutlookAttention, "token", "VOLO: Vision Outlooker for Visual Recognition", 2021
     ),
-    "gc": Entry(
+    "gc": BlockEntry(
         GlobalContext, "context", "GCNet: Non-local Networks Meet Squeeze-Excitation Networks", 2019
     ),
-    "non_local": Entry(NonLocal, "token", "Non-local Neural Networks", 2018),
-    "a2": Entry(DoubleAttention, "context", "A^2-Nets: Double Attention Networks", 2018),
-    "pam": Entry(PositionAttention, "token", "Dual Attention Network for Scene Segmentation", 2019),
-    "cam": Entry(
+    "non_local": BlockEntry(NonLocal, "token", "Non-local Neural Networks", 2018),
+    "a2": BlockEntry(DoubleAttention, "context", "A^2-Nets: Double Attention Networks", 2018),
+    "pam": BlockEntry(
+        PositionAttention, "token", "Dual Attention Network for Scene Segmentation", 2019
+    ),
+    "cam": BlockEntry(
         ChannelAttentionModule, "token", "Dual Attention Network for Scene Segmentation", 2019
     ),
-    "danet": Entry(DualAttention, "token", "Dual Attention Network for Scene Segmentation", 2019),
-    "criss_cross": Entry(
-        CrissCrossAttention, "token", "CCNet: Criss-Cross Attention for Semantic Segmentation", 2019
+    "danet": BlockEntry(
+        DualAttention, "token", "Dual Attention Network for Scene Segmentation", 2019
     ),
-    "efficient": Entry(
+    "criss_cross": BlockEntry(
+        CrissCrossAttention2d,
+        "token",
+        "CCNet: Criss-Cross Attention for Semantic Segmentation",
+        2019,
+    ),
+    "efficient": BlockEntry(
         EfficientAttention, "context", "Efficient Attention: Linear Complexities", 2021
     ),
-    "external": Entry(
+    "external": BlockEntry(
         ExternalAttention, "context", "Beyond Self-attention: External Attention", 2021
     ),
-    "bot": Entry(
+    "bot": BlockEntry(
         BottleneckAttention, "token", "Bottleneck Transformers for Visual Recognition", 2021
     ),
-    "axial": Entry(
-        AxialAttention, "token", "Axial Attention in Multidimensional Transformers", 2019
+    "axial": BlockEntry(
+        AxialAttention2d, "token", "Axial Attention in Multidimensional Transformers", 2019
     ),
-    "xca": Entry(
+    "xca": BlockEntry(
         CrossCovarianceAttention, "token", "XCiT: Cross-Covariance Image Transformers", 2021
     ),
 }
 
+BLOCKS = NamedTable(
+    _ENTRIES,
+    columns={
+        "class": lambda entry: entry.block.__name__,
+        "family": lambda entry: entry.family,
+        "year": lambda entry: entry.year,
+        "paper": lambda entry: entry.paper,
+    },
+)
 
-def create_block(name: str, channels: int, **options) -> nn.Module:
-    """Build the block called `name` for maps of `channels` channels; `options` are its constructor's."""
+
+def create_block(name: str, channels: int, **options: Any) -> nn.Module:
+    """Build the block `name` for maps of `channels` channels, with options of its constructor."""
     block = lookup(BLOCKS, name, "block").block
-    known = list(inspect.signature(block).parameters)[1:]
+    known = list(inspect.signature(block).parameters)[1:]  # without `channels`
     for option in options:
         if option not in known:
             raise ValueError(f"block {name!r} has no option {option!r}; {suggest(option, known)}")

@@ -62,7 +62,7 @@ class CrissCrossAttend(Attend):
         return self.similarity(q, k).unflatten(0, (-1, lines)).transpose(1, 2)
 
 
-class CrissCrossAttention(nn.Module):
+class CrissCrossAttention2d(nn.Module):
     r"""Add to each position what it attends in its row and column, R times over; two times reach every position.
 
     .. math::
@@ -90,7 +90,7 @@ class CrissCrossAttention(nn.Module):
 
     Example:
         >>> x = torch.rand(2, 12, 7, 11)
-        >>> torch.equal(CrissCrossAttention(12)(x), x)
+        >>> torch.equal(CrissCrossAttention2d(12)(x), x)
         True
     """
 

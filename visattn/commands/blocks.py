@@ -85,10 +85,10 @@ def _chosen(kind: str | None, block: str | None) -> list[str]:
     names = [
         name
         for name, entry in BLOCKS.items()
-        if kind in (None, entry.kind) and block in (None, name)
+        if kind in (None, entry.family) and block in (None, name)
     ]
     if not names:
-        kinds = ", ".join(dict.fromkeys(entry.kind for entry in BLOCKS.values()))
+        kinds = ", ".join(dict.fromkeys(entry.family for entry in BLOCKS.values()))
         raise ValueError(f"no block has class {kind!r}; classes are {kinds}")
     return names
 
@@ -96,7 +96,7 @@ def _chosen(kind: str | None, block: str | None) -> list[str]:
 def _row(name: str, shape: tuple[int, int, int, int], repeats: int, notes: list[str]) -> tuple:
     """One row of the table; why a block does not fit the channels goes to the notes."""
     entry = BLOCKS[name]
-    start = (name, entry.kind, entry.year)
+    start = (name, entry.family, entry.year)
     sources = ", ".join(KEY_MAPS.get(entry.block.__name__, {})) or "-"
     try:
         model = create_block(name, shape[1])

@@ -11,7 +11,7 @@ from visattn.core.attention.full import per_head
 from visattn.core.normalize import NORMALIZERS
 from visattn.core.position import POSITIONS
 from visattn.core.similarity import SIMILARITIES
-from visattn.models.stem import STEMS
+from visattn.models.stem import TOKEN_STEMS
 from visattn.models.vit import ViT, ViTBlock
 from visattn.names import lookup
 
@@ -109,7 +109,9 @@ def build_vit(
     )
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     per_head(dim, num_heads)
-    patches = lookup(STEMS, tokens.stem, "stem")(dim, tokens.patch_size, in_channels=in_channels)
+    patches = lookup(TOKEN_STEMS, tokens.stem, "stem")(
+        dim, tokens.patch_size, in_channels=in_channels
+    )
     grid, names = patches.grid(*size), mixing.names
     _check_extents(mixing.extents, names)
     blocks = [

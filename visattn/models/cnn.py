@@ -13,7 +13,7 @@ CONVOLUTIONS = ("sk", "split", "epsa", "cot", "involution")
 
 @dataclass(frozen=True)
 class ResNetConfig:
-    """One row of CNNS: stem (a row of STEMS), unit, depth and width of each stage."""
+    """One row of CNNS: stem (a row of CONV_STEMS), unit, depth and width of each stage."""
 
     stem: str
     unit: str
@@ -22,7 +22,7 @@ class ResNetConfig:
 
 
 # Kernel size and stride of the first convolution; "imagenet" pools behind it.
-STEMS = {"cifar": (3, 1), "half": (3, 2), "imagenet": (7, 2)}
+CONV_STEMS = {"cifar": (3, 1), "half": (3, 2), "imagenet": (7, 2)}
 CIFAR, IMAGENET = (16, 32, 64), (64, 128, 256, 512)
 CNNS = {
     "resnet8": ResNetConfig("cifar", "basic", (1, 1, 1), CIFAR),
@@ -222,7 +222,7 @@ class ResNet(nn.Module):
         super().__init__()
         self.config = config
         unit = {"basic": BasicUnit, "bottleneck": BottleneckUnit}[config.unit]
-        kernel, stride = STEMS[config.stem]
+        kernel, stride = CONV_STEMS[config.stem]
         channels = config.widths[0]
         self.conv1 = _conv(in_channels, channels, kernel, stride)
         self.bn1 = nn.BatchNorm2d(channels)

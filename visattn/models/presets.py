@@ -12,11 +12,11 @@ from visattn.models.build import build_vit, known_options
 from visattn.models.cnn import CNNS, build_resnet
 from visattn.models.glimpse import build_glimpse
 from visattn.models.weights import load_weights, read_weights
-from visattn.names import lookup
+from visattn.names import NamedTable, lookup
 
 
-class Entry(NamedTuple):
-    """One row of MODELS: who builds the model, and with which options where the caller names none."""
+class ModelEntry(NamedTuple):
+    """One row of MODELS: the function that builds the model, and its default options."""
 
     build: Callable[..., nn.Module]
     options: dict
@@ -31,32 +31,52 @@ _DINOV2 = {"patch_size": 14, "image_size": 518, "class_position": False, "layer_
 _REG4 = {**_DINOV2, "num_registers": 4}
 _CONV = {"stem": "conv", "patch_size": 8, "depth": 6, "mlp_ratio": 2.0}
 
-MODELS = {
+_ENTRIES = {
     # Small images, 32 to 96 pixels.
-    "vit_nano": Entry(build_vit, {**_CONV, "dim": 128, "num_heads": 4, "image_size": 48}),
-    "vit_micro": Entry(build_vit, {**_CONV, "dim": 192, "num_heads": 6, "image_size": 64}),
+    "vit_nano": ModelEntry(build_vit, {**_CONV, "dim": 128, "num_heads": 4, "image_size": 48}),
+    "vit_micro": ModelEntry(build_vit, {**_CONV, "dim": 192, "num_heads": 6, "image_size": 64}),
     # The sizes of the papers.
-    "vit_tiny_patch16": Entry(build_vit, _TINY),
-    "vit_small_patch16": Entry(build_vit, _SMALL),
-    "vit_base_patch16": Entry(build_vit, _BASE),
-    "vit_large_patch16": Entry(build_vit, _LARGE),
-    "vit_small_patch8": Entry(build_vit, {**_SMALL, "patch_size": 8}),
-    "vit_base_patch8": Entry(build_vit, {**_BASE, "patch_size": 8}),
-    "vit_small_patch32": Entry(build_vit, {**_SMALL, "patch_size": 32}),
-    "vit_base_patch32": Entry(build_vit, {**_BASE, "patch_size": 32}),
-    "deit3_small_patch16": Entry(build_vit, {**_SMALL, **_DEIT3}),
-    "deit3_base_patch16": Entry(build_vit, {**_BASE, **_DEIT3}),
-    "deit3_large_patch16": Entry(build_vit, {**_LARGE, **_DEIT3}),
-    "vit_small_patch14_dinov2": Entry(build_vit, {**_SMALL, **_DINOV2, "class_position": True}),
-    "vit_base_patch14_dinov2": Entry(build_vit, {**_BASE, **_DINOV2, "class_position": True}),
-    "vit_small_patch14_reg4_dinov2": Entry(build_vit, {**_SMALL, **_REG4}),
-    "vit_base_patch14_reg4_dinov2": Entry(build_vit, {**_BASE, **_REG4}),
-    "vit_large_patch14_reg4_dinov2": Entry(build_vit, {**_LARGE, **_REG4}),
+    "vit_tiny_patch16": ModelEntry(build_vit, _TINY),
+    "vit_small_patch16": ModelEntry(build_vit, _SMALL),
+    "vit_base_patch16": ModelEntry(build_vit, _BASE),
+    "vit_large_patch16": ModelEntry(build_vit, _LARGE),
+    "vit_small_patch8": ModelEntry(build_vit, {**_SMALL, "patch_size": 8}),
+    "vit_base_patch8": ModelEntry(build_vit, {**_BASE, "patch_size": 8}),
+    "vit_small_patch32": ModelEntry(build_vit, {**_SMALL, "patch_size": 32}),
+    "vit_base_patch32": ModelEntry(build_vit, {**_BASE, "patch_size": 32}),
+    "deit3_small_patch16": ModelEntry(build_vit, {**_SMALL, **_DEIT3}),
+    "deit3_base_patch16": ModelEntry(build_vit, {**_BASE, **_DEIT3}),
+    "deit3_large_patch16": ModelEntry(build_vit, {**_LARGE, **_DEIT3}),
+    "vit_small_patch14_dinov2": ModelEntry(
+        build_vit, {**_SMALL, **_DINOV2, "class_position": True}
+    ),
+    "vit_base_patch14_dinov2": ModelEntry(build_vit, {**_BASE, **_DINOV2, "class_position": True}),
+    "vit_small_patch14_reg4_dinov2": ModelEntry(build_vit, {**_SMALL, **_REG4}),
+    "vit_base_patch14_reg4_dinov2": ModelEntry(build_vit, {**_BASE, **_REG4}),
+    "vit_large_patch14_reg4_dinov2": ModelEntry(build_vit, {**_LARGE, **_REG4}),
     # Hosts for blocks: `block="cbam"`.
-    **{name: Entry(build_resnet, {"config": config}) for name, config in CNNS.items()},
+    **{name: ModelEntry(build_resnet, {"config": config}) for name, config in CNNS.items()},
     # Recurrent, one map per glimpse.
-    "glimpse": Entry(build_glimpse, {}),
+    "glimpse": ModelEntry(build_glimpse, {}),
 }
+
+
+def _describe_options(entry: ModelEntry) -> str:
+    """Write the default options of a model as `name=value` pairs."""
+    options = entry.options
+    config = options.get("config")
+    if config is not None:
+        options = vars(config)
+    return " ".join(f"{name}={value}".replace(" ", "") for name, value in options.items())
+
+
+MODELS = NamedTable(
+    _ENTRIES,
+    columns={
+        "built by": lambda entry: entry.build.__name__,
+        "default options": _describe_options,
+    },
+)
 
 
 def create_model(
@@ -157,7 +177,7 @@ def _timm_entry(name: str) -> Callable[..., nn.Module]:
     return build
 
 
-__all__ = ["MODELS", "Entry", "create_model"]
+__all__ = ["MODELS", "ModelEntry", "create_model"]
 for _name, _entry in MODELS.items():
     if _entry.build is build_vit:
         globals()[f"visattn_{_name}"] = register_model(_timm_entry(_name))

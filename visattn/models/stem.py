@@ -128,4 +128,4 @@ def _step(before: int, after: int, *, stride: int) -> tuple[nn.Module, ...]:
     )
 
 
-STEMS = {"patch": PatchStem, "conv": ConvStem}
+TOKEN_STEMS = {"patch": PatchStem, "conv": ConvStem}

@@ -66,7 +66,7 @@ TOKEN_KEYS = {
     },
     "PositionAttention": {"paper": _QKV_CONV},
     "ChannelAttentionModule": {"paper": {}},
-    "CrissCrossAttention": {"paper": _QKV_CONV},
+    "CrissCrossAttention2d": {"paper": _QKV_CONV},
     "EfficientAttention": {
         "paper": {"keys": "key", "queries": "query", "values": "value", "reprojection": "proj"},
     },
