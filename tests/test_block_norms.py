@@ -9,7 +9,7 @@ from block_cases import CASES
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from visattn.blocks import norm
+from visattn.blocks.parts import norm
 
 
 def norms(block):
