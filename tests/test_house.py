@@ -121,6 +121,18 @@ def test_unknown_names_are_refused():
         visattn.atend  # noqa: B018
 
 
+def test_type_checkers_see_every_public_name():
+    stub = ast.parse((ROOT / "__init__.pyi").read_text())
+    shown = {
+        f"{node.module}.{alias.name}"
+        for node in ast.walk(stub)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    promised = {f"visattn.{home}.{name}" for name, home in visattn._HOME.items()}
+    assert shown == promised | {"visattn.metrics"}
+
+
 def test_importing_costs_torch_at_most():
     code = "import sys, visattn, visattn.core; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     loaded = subprocess.run(
