@@ -10,8 +10,8 @@ from PIL import Image
 from training_cases import keys, refusal, same, weights
 
 from visattn.training import cli
-from visattn.training.average import AverageWeights
-from visattn.training.checkpoint import read_checkpoint
+from visattn.training.callbacks.weight_average import AverageWeights
+from visattn.training.checkpoint_io import read_checkpoint
 from visattn.training.classifier import load_classifier
 from visattn.training.module import ImageClassifier
 
@@ -69,7 +69,7 @@ def test_pictures_show_the_average_and_training_ends_with_it(shapes, tmp_path, m
         seen.append({key: value.clone() for key, value in model.state_dict().items()})
         raise ValueError("seen")
 
-    monkeypatch.setattr("visattn.training.attention.look", look)
+    monkeypatch.setattr("visattn.training.reports.attention_overlays.look", look)
     monkeypatch.setattr(cli.TrainingCLI, "after_fit", lambda self: modules.append(self.model))
     with pytest.raises(ValueError, match="seen"):
         cli.main(

@@ -17,7 +17,7 @@ from visattn.data.transform import EvalTransform
 from visattn.models.presets import create_model
 from visattn.training import cli
 from visattn.training.classifier import Classifier, load_classifier
-from visattn.training.saved import read_model
+from visattn.training.model_file import read_model
 
 CLASSES = ["alpha", "beta", "gamma"]
 TRANSFORM = {"image_size": [24, 40], "resize": "cover", "mean": [0.5] * 3, "std": [0.25] * 3}

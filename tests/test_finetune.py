@@ -16,14 +16,15 @@ from visattn.data.module import ImageData
 from visattn.models.presets import create_model
 from visattn.models.weights import last_layer
 from visattn.training import cli
-from visattn.training.checkpoint import build_network, read_checkpoint
+from visattn.training.callbacks.freezing import frozen_names
+from visattn.training.checkpoint_io import read_checkpoint
 from visattn.training.classifier import load_classifier
-from visattn.training.freeze import frozen_names
-from visattn.training.keys import image_classifier
 from visattn.training.module import ImageClassifier
 from visattn.training.neighbors import features, neighbors_accuracy, vote
-from visattn.training.predictions import PredictionWriter
+from visattn.training.network import build_network
+from visattn.training.parser import image_classifier
 from visattn.training.recipe import Recipe
+from visattn.training.reports.predictions import PredictionWriter
 
 
 def tiny(**options):

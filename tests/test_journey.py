@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from visattn.training import cli
-from visattn.training.checkpoint import read_checkpoint
+from visattn.training.checkpoint_io import read_checkpoint
 from visattn.training.classifier import load_classifier
 
 HOUSE = Path(__file__).parent.parent

@@ -5,9 +5,9 @@ import torch
 from training_cases import draw_folder, keys, refusal, weights
 
 from visattn.training import cli
-from visattn.training.checkpoint import find_checkpoint
+from visattn.training.checkpoint_io import find_checkpoint
 from visattn.training.classifier import load_classifier
-from visattn.training.keys import nearest
+from visattn.training.parser import nearest
 
 
 @pytest.mark.parametrize(

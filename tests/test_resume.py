@@ -13,9 +13,8 @@ from training_cases import keys, refusal, same, weights
 
 from visattn.data.loader import ImageSet
 from visattn.training import cli
-from visattn.training.checkpoint import find_checkpoint, read_checkpoint
+from visattn.training.checkpoint_io import AtomicCheckpointIO, find_checkpoint, read_checkpoint
 from visattn.training.resume import changes, chosen, refuse_other_optimizer, same_run
-from visattn.training.store import Store
 from visattn.training.tune import steepest
 
 # Signals.
@@ -24,13 +23,13 @@ from visattn.training.tune import steepest
 def test_usr1_saves_and_goes_on(run, shapes, tmp_path, at_step, monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     at_step(9, lambda: signal.raise_signal(signal.SIGUSR1))
-    steps, save = [], Store.save_checkpoint
+    steps, save = [], AtomicCheckpointIO.save_checkpoint
 
     def note(self, checkpoint, path, storage_options=None):
         steps.append(checkpoint["global_step"])
         save(self, checkpoint, path, storage_options)
 
-    monkeypatch.setattr(Store, "save_checkpoint", note)
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", note)
     cli.main(["fit", *keys(shapes, tmp_path / "run")])
     assert 10 in steps
     assert same(
@@ -62,7 +61,7 @@ def test_stopping_waits_for_the_epoch_and_the_accumulation(
 
 
 def test_no_checkpoint_in_the_middle_of_an_accumulation(shapes, tmp_path, monkeypatch):
-    batches, save = [], Store.save_checkpoint
+    batches, save = [], AtomicCheckpointIO.save_checkpoint
 
     def note(self, checkpoint, path, storage_options=None):
         batches.append(
@@ -72,7 +71,7 @@ def test_no_checkpoint_in_the_middle_of_an_accumulation(shapes, tmp_path, monkey
 
     several = {"trainer__accumulate_grad_batches": 3}
     cli.main(["fit", *keys(shapes, tmp_path / "run", **several, trainer__max_epochs=1)])
-    monkeypatch.setattr(Store, "save_checkpoint", note)
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", note)
     cli.main(
         [
             "fit",
@@ -155,7 +154,7 @@ def test_workers_can_be_spawned(run, shapes, tmp_path):
 
 
 def test_the_store_never_writes_over_what_stands(tmp_path, monkeypatch):
-    store, path = Store(), tmp_path / "checkpoints" / "last.ckpt"
+    store, path = AtomicCheckpointIO(), tmp_path / "checkpoints" / "last.ckpt"
     for step in (1, 2):
         store.save_checkpoint({"step": step}, path)
     kept = (
@@ -168,7 +167,7 @@ def test_the_store_never_writes_over_what_stands(tmp_path, monkeypatch):
         file.write(b"half a checkpoint")
         raise OSError(errno.ENOSPC, "no space")
 
-    monkeypatch.setattr("visattn.training.store.torch.save", full)
+    monkeypatch.setattr("visattn.training.checkpoint_io.torch.save", full)
     with pytest.raises(OSError, match=r"last.ckpt could not be saved: No space left on device"):
         store.save_checkpoint({"step": 3}, path)
     assert torch.load(path, weights_only=True) == {"step": 2}
@@ -183,7 +182,7 @@ def test_a_full_disk_stops_with_one_line(shapes, tmp_path, monkeypatch, capsys):
             raise OSError(errno.ENOSPC, "no space")
         save(content, file)
 
-    monkeypatch.setattr("visattn.training.store.torch.save", full)
+    monkeypatch.setattr("visattn.training.checkpoint_io.torch.save", full)
     assert "No space left" in refusal(["fit", *keys(shapes, tmp_path / "run")], capsys)
     assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 7
 

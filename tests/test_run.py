@@ -14,10 +14,10 @@ from PIL import Image
 from training_cases import keys, same, weights
 
 from visattn.training import cli
-from visattn.training.checkpoint import KEY, read_checkpoint
+from visattn.training.checkpoint_io import KEY, read_checkpoint
 from visattn.training.classifier import load_classifier
 from visattn.training.module import ImageClassifier
-from visattn.training.run import claim
+from visattn.training.run_folder import claim
 
 
 def test_run_folder_is_complete(run, shapes):

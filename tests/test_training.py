@@ -13,11 +13,11 @@ from training_cases import TINY
 from visattn.models.presets import create_model
 from visattn.models.weights import last_layer
 from visattn.training import cli
-from visattn.training.attention import look
-from visattn.training.keys import image_classifier
 from visattn.training.module import ImageClassifier, planned_steps
+from visattn.training.parser import image_classifier
 from visattn.training.recipe import Recipe
-from visattn.training.sharding import repeated_blocks
+from visattn.training.reports.attention_overlays import look
+from visattn.training.sharded_parameters import repeated_blocks
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

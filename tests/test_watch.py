@@ -18,15 +18,16 @@ from visattn.data.module import ImageData
 from visattn.models.presets import create_model
 from visattn.models.weights import last_layer
 from visattn.record import capture
-from visattn.training import cli, plots
-from visattn.training.attention import AttentionOverlays, look
-from visattn.training.bar import Bar
-from visattn.training.heads import add_rows, head_statistics, read_rows
+from visattn.training import cli
+from visattn.training.callbacks.progress_bar import Bar
+from visattn.training.callbacks.speed import Speed, forward_flops, peak_memory
+from visattn.training.invocation import command
 from visattn.training.measures import measures, write_classes
-from visattn.training.mistakes import Mistakes, collect, write_mistakes
 from visattn.training.recipe import Recipe
-from visattn.training.speed import Speed, forward_flops, peak_memory
-from visattn.training.started import command
+from visattn.training.reports import plots
+from visattn.training.reports.attention_overlays import AttentionOverlays, look
+from visattn.training.reports.head_statistics import add_rows, head_statistics, read_rows
+from visattn.training.reports.mistakes import Mistakes, collect, write_mistakes
 
 
 @pytest.mark.parametrize(
@@ -163,7 +164,7 @@ def test_flops_of_a_linear_layer():
 
 def test_speed_counts_every_process(monkeypatch):
     clock = iter([0.0, 2.0])
-    monkeypatch.setattr("visattn.training.speed.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("visattn.training.callbacks.speed.time.perf_counter", lambda: next(clock))
     progress = SimpleNamespace(batch_progress=SimpleNamespace(is_last_batch=True))
     loops, loader = SimpleNamespace(epoch_loop=progress), SimpleNamespace(waited=0.5)
     trainer = SimpleNamespace(world_size=3, fit_loop=loops, train_dataloader=loader)
@@ -316,7 +317,7 @@ def test_tiles_do_not_change_the_statistics(monkeypatch):
     with capture(model) as maps:
         model(torch.rand(2, 3, 24, 24))
     whole = head_statistics(maps)
-    monkeypatch.setattr("visattn.training.heads.TILE", 1)
+    monkeypatch.setattr("visattn.training.reports.head_statistics.TILE", 1)
     for row, again in zip(whole, head_statistics(maps), strict=True):
         assert (row["layer"], row["head"]) == (again["layer"], again["head"])
         assert (row["entropy"], row["distance"]) == pytest.approx(
@@ -370,10 +371,10 @@ def test_proposed_commands_fit_how_the_program_was_started(monkeypatch):
     monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
     assert command("visattn") == "uv run visattn"
     monkeypatch.delenv("UV_RUN_RECURSION_DEPTH")
-    monkeypatch.setattr("visattn.training.started.shutil.which", lambda name: f"/bin/{name}")
-    monkeypatch.setattr("visattn.training.started.sys.executable", "/bin/python")
+    monkeypatch.setattr("visattn.training.invocation.shutil.which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr("visattn.training.invocation.sys.executable", "/bin/python")
     assert command("visattn") == "visattn"
     assert command("train.py") == "python train.py"
-    monkeypatch.setattr("visattn.training.started.shutil.which", lambda name: None)
+    monkeypatch.setattr("visattn.training.invocation.shutil.which", lambda name: None)
     assert command("visattn") == "/bin/python -m visattn"
     assert command("train.py") == "/bin/python train.py"

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from visattn.training import cli
-from visattn.training.checkpoint import read_checkpoint
+from visattn.training.checkpoint_io import read_checkpoint
 
 SHAPES = {"bar": "rectangle", "disc": "ellipse", "line": "line"}
 SMALL = {"dim": 16, "depth": 2, "num_heads": 2}

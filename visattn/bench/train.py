@@ -21,7 +21,7 @@ from visattn.models.presets import create_model
 from visattn.training.cli import DEFAULTS
 from visattn.training.module import ImageClassifier
 from visattn.training.recipe import Recipe
-from visattn.training.wiring import callbacks, loggers
+from visattn.training.trainer import callbacks, loggers
 
 _PAIRS = {
     "vit_tiny_patch16": "vit_tiny_patch16_224",

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from visattn.training.classifier import Classifier, load_classifier
-from visattn.training.saved import write_model
+from visattn.training.model_file import write_model
 
 ENDINGS = {"safetensors": ".safetensors", "torch_export": ".pt2", "onnx": ".onnx"}
 TOLERANCE = 1e-3  # of the largest score: other kernels round otherwise

@@ -10,8 +10,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from visattn.data.transform import build_transform
-from visattn.training.checkpoint import FORMAT, KEY, build_network, find_checkpoint, read_checkpoint
-from visattn.training.saved import FILE, FOREIGN, read_model, write_model
+from visattn.training.checkpoint_io import FORMAT, KEY, find_checkpoint, read_checkpoint
+from visattn.training.model_file import FILE, FOREIGN, read_model, write_model
+from visattn.training.network import build_network
 
 
 class Classifier(ModelHubMixin, library_name="visattn", pipeline_tag="image-classification"):

@@ -14,22 +14,22 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from visattn.data.labels import check_same_classes
 from visattn.data.module import ImageData
-from visattn.training.bar import Bar
-from visattn.training.checkpoint import KEY, read_checkpoint
+from visattn.training.callbacks.progress_bar import Bar
+from visattn.training.callbacks.stopping import Interrupted, NotFinite, lost_worker
+from visattn.training.checkpoint_io import KEY, AtomicCheckpointIO, read_checkpoint
 from visattn.training.classifier import load_classifier
-from visattn.training.keys import Parser, image_classifier
-from visattn.training.mistakes import collect, write_mistakes
+from visattn.training.invocation import command
 from visattn.training.neighbors import neighbors_accuracy
-from visattn.training.plots import draw_rates
-from visattn.training.predictions import PredictionWriter
+from visattn.training.parser import Parser, image_classifier
+from visattn.training.reports.mistakes import collect, write_mistakes
+from visattn.training.reports.plots import draw_rates
+from visattn.training.reports.predictions import PredictionWriter
+from visattn.training.reports.run_report import RunReport
 from visattn.training.resume import changes, chosen, same_run
-from visattn.training.run import Report, claim
-from visattn.training.sharding import strategy_of_shards
-from visattn.training.started import command
-from visattn.training.stopping import Interrupted, NotFinite, lost_worker
-from visattn.training.store import Store
+from visattn.training.run_folder import claim
+from visattn.training.sharded_parameters import sharding_strategy
+from visattn.training.trainer import SavedConfig, callbacks, given_loggers, loggers
 from visattn.training.tune import Trainer
-from visattn.training.wiring import SavedConfig, callbacks, given_loggers, loggers
 
 QUIET = (  # warnings of Lightning about what is meant to be so
     "does not have many workers",
@@ -166,10 +166,10 @@ class TrainingCLI(LightningCLI):
         kwargs |= {
             "default_root_dir": str(self.folder),
             "enable_checkpointing": fit,
-            "plugins": Store(),
+            "plugins": AtomicCheckpointIO(),
         }
         if config.trainer.strategy == "fsdp":
-            kwargs["strategy"] = strategy_of_shards(config.model)
+            kwargs["strategy"] = sharding_strategy(config.model)
         if fit:
             added = callbacks(config, self.folder, config.model, self.resumed)
         else:
@@ -191,7 +191,7 @@ class TrainingCLI(LightningCLI):
 
     @rank_zero_only
     def after_fit(self) -> None:
-        best = next(part.best for part in self.trainer.callbacks if isinstance(part, Report))
+        best = next(part.best for part in self.trainer.callbacks if isinstance(part, RunReport))
         if self.resumed_step is not None and self.trainer.global_step == self.resumed_step:
             longer = f"--trainer.max_epochs {2 * self.trainer.current_epoch}"
             print(

@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from visattn.training.checkpoint import FORMAT, KEY, build_network
-from visattn.training.freeze import frozen_names
+from visattn.training.callbacks.freezing import frozen_names
+from visattn.training.checkpoint_io import FORMAT, KEY
 from visattn.training.measures import confusion, measures
+from visattn.training.network import build_network
 from visattn.training.recipe import Recipe, resized
 from visattn.training.resume import refuse_other_optimizer
-from visattn.training.sharding import any_has_batch, shard
+from visattn.training.sharded_parameters import any_has_batch, shard
 
 
 class ImageClassifier(pl.LightningModule):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from visattn.training.checkpoint import KEY, find_checkpoint, readable_checkpoint
+from visattn.training.checkpoint_io import KEY, find_checkpoint, readable_checkpoint
 
 ANEW = "or start anew from its weights: --model.weights CHECKPOINT"
 ASIDE = ("ckpt_path", "config", "out", "name", "trainer.callbacks", "verbose", "weights_only")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from visattn.training.checkpoint import KEY
+from visattn.training.checkpoint_io import KEY
 
 
 class PredictionWriter(BasePredictionWriter):

@@ -1,77 +1,22 @@
-"""The folder of a run: where it lies, what is kept of an earlier one, and how its training went."""
+"""RunReport: curves, confusion matrix, table of classes and result.json of a training."""
 
-import csv
-import errno
 import json
 import os
-import tempfile
 import time
 from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from visattn.training.callbacks.speed import Speed
 from visattn.training.measures import write_classes
-from visattn.training.plots import draw_confusion, draw_curves
-from visattn.training.speed import Speed
+from visattn.training.reports.plots import draw_confusion, draw_curves
+from visattn.training.run_folder import read_metrics
 
 
-def claim(folder: Path, resumed: bool) -> str:
-    """Make the folder of a run writable before any work is done; an earlier run there steps aside. Return a notice."""
-    notice = ""
-    if not resumed and any((folder / "checkpoints").glob("*.ckpt")):
-        number = next(
-            i for i in range(1, 10**6) if not folder.with_name(f"{folder.name}.{i}").exists()
-        )
-        notice = f"{folder} held an earlier run, now {folder.rename(folder.with_name(f'{folder.name}.{number}'))}"
-    try:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        reason = os.strerror(error.errno or errno.EIO)
-        raise OSError(
-            f"cannot write the run to {folder}: {reason}; name another folder with --out"
-        ) from error
-    return notice
-
-
-class RunLogger(CSVLogger):
-    """Write metrics.csv into the run's folder; after a resume the rows up to the resumed step stay.
-
-    Args:
-        folder: The run's folder.
-        resumed_step: Step of the checkpoint that training goes on from, or None for a new run.
-    """
-
-    def __init__(self, folder: Path, resumed_step: int | None = None):
-        super().__init__(folder, name="", version="", flush_logs_every_n_steps=50)
-        self._kept = _rows(folder / "metrics.csv", resumed_step) if resumed_step is not None else []
-
-    @property
-    def experiment(self):
-        writer = super().experiment
-        if self._kept and rank_zero_only.rank == 0:
-            writer.metrics.extend(self._kept)
-            self._kept = []
-        return writer
-
-
-def _rows(path: Path, last_step: int) -> list[dict]:
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        rows = [
-            {key: float(value) for key, value in row.items() if value}
-            for row in csv.DictReader(file)
-        ]
-    return [{**row, "step": int(row["step"])} for row in rows if row.get("step", 0) < last_step]
-
-
-class Report(Callback):
+class RunReport(Callback):
     """Write curves.png, confusion.png, classes.csv and result.json, and keep the numbers of the best epoch.
 
     Args:
@@ -135,7 +80,9 @@ class Report(Callback):
         for logger in trainer.loggers:
             logger.save()
         if (self.folder / "metrics.csv").is_file():
-            draw_curves(_rows(self.folder / "metrics.csv", 10**12), self.folder / "curves.png")
+            draw_curves(
+                read_metrics(self.folder / "metrics.csv", 10**12), self.folder / "curves.png"
+            )
         (self.folder / "result.json").write_text(
             json.dumps(self.result(trainer, pl_module), indent=2) + "\n"
         )

@@ -23,10 +23,15 @@ from visattn.methods.chain import EmptyMap
 from visattn.methods.explain import explain
 from visattn.methods.rollout import rollout
 from visattn.record.session import Maps, capture
-from visattn.training.heads import add_rows, draw_heads, head_statistics, read_rows
+from visattn.training.reports.head_statistics import (
+    add_rows,
+    draw_heads,
+    head_statistics,
+    read_rows,
+)
 
 
-class Look(NamedTuple):
+class BatchExplanation(NamedTuple):
     """What was seen of a batch: scores (B, C), where the network looked, and how widely each head attended."""
 
     scores: Tensor
@@ -34,7 +39,7 @@ class Look(NamedTuple):
     heads: list[dict]
 
 
-def look(model: nn.Module, images: Tensor) -> Look:
+def look(model: nn.Module, images: Tensor) -> BatchExplanation:
     """Look at a batch by rollout of a network's tokens, else its last gate, else Grad-CAM, even if that is zero."""
     with torch.inference_mode(False):
         images = images.clone()
@@ -45,7 +50,7 @@ def look(model: nn.Module, images: Tensor) -> Look:
             heat = _heat(model, images, maps, kinds)
         except EmptyMap as empty:  # a finding, and no reason to end a training
             heat = empty.heat
-        return Look(scores, heat, head_statistics(maps) if "token" in kinds else [])
+        return BatchExplanation(scores, heat, head_statistics(maps) if "token" in kinds else [])
 
 
 def _heat(model: nn.Module, images: Tensor, maps: Maps, kinds: list[str]) -> Map:

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from visattn.draw.overlay import overlay
-from visattn.training.attention import look, photographs
 from visattn.training.recipe import Recipe
+from visattn.training.reports.attention_overlays import look, photographs
 
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Mistakes of {title}</title>

@@ -58,7 +58,7 @@ def any_has_batch(here: bool, device: torch.device) -> bool:
     return bool(left)
 
 
-class Shards(ModelParallelStrategy):
+class ShardedParameters(ModelParallelStrategy):
     """Lightning's strategy for sharded parameters, with every process sharing the data and none a tensor."""
 
     def __init__(self):
@@ -71,7 +71,7 @@ class Shards(ModelParallelStrategy):
         super().setup_environment()
 
 
-def strategy_of_shards(module) -> Shards:
+def sharding_strategy(module) -> ShardedParameters:
     """Return the strategy meant by ``--trainer.strategy fsdp``, or say what does not work with it."""
     wrong = {
         "ema keeps a whole copy of the weights": module.recipe.ema,
@@ -82,4 +82,4 @@ def strategy_of_shards(module) -> Shards:
     for reason, asked in wrong.items():
         if asked:
             raise ValueError(f"{reason}: it does not work with --trainer.strategy fsdp")
-    return Shards()
+    return ShardedParameters()

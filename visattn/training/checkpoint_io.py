@@ -1,49 +1,50 @@
-"""What a checkpoint must hold to be used without the code that trained it, and how it is found and read."""
+"""Checkpoints: what they hold beside the weights, and how they are written, found and read."""
 
+import errno
+import os
 from pathlib import Path
 
 import torch
-from torch import nn
-
-from visattn.models.presets import create_model
-from visattn.models.weights import load_weights, read_weights
-from visattn.surgery.inserted import insert as insert_block
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 FORMAT = 1
 KEY = "visattn"
 LATEST = ("last", "previous")  # the one before the last is kept beside it
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 
-def build_network(
-    name: str,
-    *,
-    num_classes: int,
-    image_size: int | tuple[int, int],
-    pretrained: bool = False,
-    weights: str | None = None,
-    insert: str | None = None,
-    where: str = "blocks",
-    options: dict | None = None,
-) -> nn.Module:
-    """Return the network ``name`` of ``create_model``; a block named by ``insert`` is put into it at ``where``.
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write a checkpoint so that neither a kill nor a full disk can damage the one that was there.
 
-    ``weights`` may be those of the plain network, or of an earlier run that had the block too.
+    Lightning writes into the system's temporary folder and moves the file, which copies it wherever
+    the run lies on another disk; a kill then leaves half a file. When last.ckpt is written, the one
+    before stays as previous.ckpt.
+
+    Raises:
+        OSError: The disk is full; what was saved before is untouched.
     """
-    given = {
-        "num_classes": num_classes,
-        "image_size": image_size,
-        "pretrained": pretrained,
-        **(options or {}),
-    }
-    if insert is None or weights is None:
-        model = create_model(name, weights=weights, **given)
-        return model if insert is None else insert_block(model, insert, where)
-    model = create_model(name, **given)
-    plain = set(model.state_dict())
-    model, state = insert_block(model, insert, where), read_weights(weights)
-    if (model.state_dict().keys() - plain) & state.keys():
-        return load_weights(model, state, weights)
-    return insert_block(create_model(name, weights=weights, **given), insert, where)
+
+    def save_checkpoint(self, checkpoint: dict, path, storage_options=None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.partial")
+        try:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (
+            OSError,
+            RuntimeError,
+        ) as error:  # torch says RuntimeError where its writer comes to a full disk
+            partial.unlink(missing_ok=True)
+            reason = os.strerror(getattr(error, "errno", None) or errno.ENOSPC)
+            raise OSError(
+                f"{path} could not be saved: {reason}; what was saved before stays"
+            ) from error
+        if path.name == LAST and path.exists():
+            os.replace(path, path.with_name(PREVIOUS))
+        os.replace(partial, path)
 
 
 def find_checkpoint(run: str | Path, which: str = "best") -> Path:

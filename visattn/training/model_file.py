@@ -8,7 +8,8 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from visattn.training.checkpoint import FORMAT, KEY, build_network
+from visattn.training.checkpoint_io import FORMAT, KEY
+from visattn.training.network import build_network
 
 FILE = "model.safetensors"
 FOREIGN = {".pt2": "torch.export.load", ".onnx": "onnxruntime.InferenceSession"}

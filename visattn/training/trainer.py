@@ -12,14 +12,15 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from visattn.training.attention import AttentionOverlays
-from visattn.training.average import AverageWeights
-from visattn.training.bar import Bar
-from visattn.training.freeze import Freeze
+from visattn.training.callbacks.freezing import Freeze
+from visattn.training.callbacks.progress_bar import Bar
+from visattn.training.callbacks.speed import Speed
+from visattn.training.callbacks.stopping import BetweenSteps, StopOnNotFinite, StopOnSignal
+from visattn.training.callbacks.weight_average import AverageWeights
 from visattn.training.module import ImageClassifier
-from visattn.training.run import Report, RunLogger
-from visattn.training.speed import Speed
-from visattn.training.stopping import BetweenSteps, StopOnNotFinite, StopOnSignal
+from visattn.training.reports.attention_overlays import AttentionOverlays
+from visattn.training.reports.run_report import RunReport
+from visattn.training.run_folder import RunLogger
 
 
 def loggers(folder: Path, resumed_step: int | None) -> list:
@@ -45,7 +46,7 @@ def callbacks(
     if module.frozen:
         chosen.append(Freeze(module.frozen, module.recipe.unfreeze_epoch))
     chosen += [
-        Report(folder, resumed),
+        RunReport(folder, resumed),
         Speed(),
         StopOnNotFinite(),
         StopOnSignal(checkpoints / "last.ckpt"),
