@@ -142,7 +142,7 @@ def test_weights_of_another_timm_model_are_refused(tmp_path):
 
 def test_pretrained_without_network_names_the_way_out():
     with pytest.raises(
-        ValueError, match=r"timm:resnet10t: no pretrained weights .* give a file as weights"
+        ValueError, match=r"timm:resnet10t: no pretrained weights .* pass a file as weights"
     ):
         create_model("timm:resnet10t", pretrained=True)  # the tests are cut off from the hub
 

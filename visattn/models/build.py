@@ -1,8 +1,12 @@
-"""Plain words and numbers -> a ViT; the only place of the models where strings stand for objects."""
+"""build_vit: a ViT from plain words and numbers.
+
+Only here do the models turn names into objects; ViT itself takes modules.
+"""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -15,15 +19,17 @@ from visattn.models.stem import TOKEN_STEMS
 from visattn.models.vit import ViT, ViTBlock
 from visattn.names import lookup
 
-# Relations that give every token of the grid an output, and those of them that fold the grid, which
-# has no class token.
+T = TypeVar("T")
+
+# Relations that partition the grid of patches, in which a class token has no position.
 FOLDING = ("window", "shifted_window", "grid", "axial", "criss_cross", "neighborhood")
+# Relations that give an output for every token.
 MIXERS = {name: RELATIONS[name] for name in ("self", *FOLDING, "memory", "channel")}
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """How an image becomes tokens, and what is pooled from them; the words are those of ViT."""
+    """How an image becomes tokens, and which are pooled; see ViT for the options."""
 
     stem: str = "patch"
     patch_size: int = 16
@@ -34,7 +40,7 @@ class Tokens:
 
     @property
     def prefix(self) -> int:
-        """How many tokens stand before those of the image."""
+        """The number of tokens in front of the patches."""
         return self.class_token + self.num_registers
 
 
@@ -42,7 +48,7 @@ class Tokens:
 class Mixing:
     """How tokens attend to each other; names come from the tables of core.
 
-    Several relations take turns from block to block, such as ``["window", "shifted_window"]``.
+    Several relations alternate from block to block, such as ``["window", "shifted_window"]``.
     """
 
     relation: str | Sequence[str] = "self"
@@ -55,35 +61,36 @@ class Mixing:
 
     @property
     def names(self) -> list[str]:
-        """The relations that take turns."""
-        return [self.relation] if isinstance(self.relation, str) else list(self.relation)
+        """The relations that alternate."""
+        if isinstance(self.relation, str):
+            return [self.relation]
+        return list(self.relation)
 
     @property
     def extents(self) -> dict[str, int | None]:
         """The sizes that some relations take."""
         return {"window_size": self.window_size, "kernel_size": self.kernel_size}
 
-    def attention(
+    def build_relation(
         self, name: str, dim: int, num_heads: int, grid: tuple[int, int], prefix: int
     ) -> nn.Module:
-        """Make the relation of one block."""
+        """Build the relation of one block."""
         head_dim = per_head(dim, num_heads)
-        # What channel attention compares are channels, each a vector over the tokens.
-        width = prefix + grid[0] * grid[1] if name == "channel" else head_dim
-        return _make_relation(
-            name,
-            dim,
-            num_heads,
-            prefix,
-            similarity=make(SIMILARITIES, self.similarity, "similarity", width, num_heads),
-            normalize=make(NORMALIZERS, self.normalize, "normalize", num_heads),
-            position=_make_position(self.position, head_dim, num_heads, grid),
-            qk_norm=self.qk_norm or None,
-            **{word: size for word, size in self.extents.items() if word in _words(name)},
-        )
-
-
-GROUPS = (Tokens, Mixing)
+        vector_size = head_dim
+        if name == "channel":
+            # Channel attention compares channels, each a vector over all tokens.
+            vector_size = prefix + grid[0] * grid[1]
+        options = {
+            "similarity": make(SIMILARITIES, self.similarity, "similarity", vector_size, num_heads),
+            "normalize": make(NORMALIZERS, self.normalize, "normalize", num_heads),
+            "position": _build_position(self.position, head_dim, num_heads, grid),
+            "qk_norm": self.qk_norm or None,
+        }
+        accepted = _relation_options(name)
+        for option, size in self.extents.items():
+            if option in accepted:
+                options[option] = size
+        return _build_relation(name, dim, num_heads, prefix, options)
 
 
 def build_vit(
@@ -98,112 +105,131 @@ def build_vit(
     layer_scale: float | None = None,
     drop_path: float = 0.0,
     dropout: float = 0.0,
-    **options,
+    **options: Any,
 ) -> ViT:
-    """Build a ViT; further options are those of Tokens and Mixing, all on one level."""
-    for word in options:
-        lookup(dict.fromkeys(known_options(build_vit)), word, "option of a ViT")
-    tokens, mixing = (
-        group(**{word: options[word] for word in _fields(group) if word in options})
-        for group in GROUPS
-    )
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    per_head(dim, num_heads)
-    patches = lookup(TOKEN_STEMS, tokens.stem, "stem")(
-        dim, tokens.patch_size, in_channels=in_channels
-    )
-    grid, names = patches.grid(*size), mixing.names
+    """Build a ViT; the other options are the fields of Tokens and Mixing, all on one level."""
+    option_names = dict.fromkeys(known_options(build_vit))
+    for option in options:
+        lookup(option_names, option, "option of a ViT")
+    tokens = Tokens(**_select_fields(Tokens, options))
+    mixing = Mixing(**_select_fields(Mixing, options))
+    if isinstance(image_size, int):
+        image_size = (image_size, image_size)
+    height, width = image_size
+    per_head(dim, num_heads)  # refuses heads that do not divide dim
+    stem = lookup(TOKEN_STEMS, tokens.stem, "stem")(dim, tokens.patch_size, in_channels=in_channels)
+    grid = stem.grid(height, width)
+    names = mixing.names
     _check_extents(mixing.extents, names)
-    blocks = [
-        ViTBlock(
+    blocks = []
+    for index in range(depth):
+        name = names[index % len(names)]
+        block = ViTBlock(
             dim,
-            mixing.attention(names[i % len(names)], dim, num_heads, grid, tokens.prefix),
+            mixing.build_relation(name, dim, num_heads, grid, tokens.prefix),
             mlp_ratio=mlp_ratio,
             layer_scale=layer_scale,
-            drop_path=drop_path * i / max(depth - 1, 1),
+            drop_path=drop_path * index / max(depth - 1, 1),  # rises linearly with depth
         )
-        for i in range(depth)
-    ]
+        blocks.append(block)
     return ViT(
-        patches,
+        stem,
         blocks,
         dim=dim,
         num_classes=num_classes,
-        image_size=size,
-        positions=("all" if tokens.class_position else "patches")
-        if mixing.position == "learned"
-        else "none",
+        image_size=(height, width),
+        positions=_learned_positions(tokens, mixing),
         class_token=tokens.class_token,
         num_registers=tokens.num_registers,
-        pool=_make_pool(tokens.pool, dim, num_heads, mlp_ratio),
+        pool=_build_pool(tokens.pool, dim, num_heads, mlp_ratio),
         dropout=dropout,
     )
 
 
+def _learned_positions(tokens: Tokens, mixing: Mixing) -> str:
+    """Name the tokens that get a learned position, in the words of ViT."""
+    if mixing.position != "learned":
+        return "none"
+    return "all" if tokens.class_position else "patches"
+
+
 def known_options(build: Callable) -> list[str]:
-    """Return the words that a build function takes, those of its groups among them."""
-    parameters = inspect.signature(build).parameters
-    named = [
-        word
-        for word, parameter in parameters.items()
-        if parameter.kind is not parameter.VAR_KEYWORD
-    ]
-    return (
-        named + [word for group in GROUPS for word in _fields(group)]
-        if build is build_vit
-        else named
-    )
+    """List the options of a build function; build_vit also takes those of Tokens and Mixing."""
+    names = []
+    for name, parameter in inspect.signature(build).parameters.items():
+        if parameter.kind is not parameter.VAR_KEYWORD:
+            names.append(name)
+    if build is build_vit:
+        names += [field.name for field in (*fields(Tokens), *fields(Mixing))]
+    return names
 
 
-def _fields(group: type) -> list[str]:
-    return [field.name for field in fields(group)]
+def _select_fields(group: type[Tokens | Mixing], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the options that are fields of the dataclass."""
+    names = {field.name for field in fields(group)}
+    return {name: value for name, value in options.items() if name in names}
 
 
 def make(
-    table: Mapping, choice: str | Callable | None, argument: str, *sizes: int
-) -> nn.Module | None:
-    """Make the object that a name of the table, or a callable of the sizes, stands for."""
+    table: Mapping[str, Callable[..., T]],
+    choice: str | Callable[..., T] | None,
+    argument: str,
+    *sizes: int,
+) -> T | None:
+    """Call a class of the table by its name, or any callable, with the sizes."""
     if choice is None:
         return None
-    return (lookup(table, choice, argument) if isinstance(choice, str) else choice)(*sizes)
+    build = lookup(table, choice, argument) if isinstance(choice, str) else choice
+    return build(*sizes)
 
 
-def _make_position(
+def _build_position(
     position: str, head_dim: int, num_heads: int, grid: tuple[int, int]
 ) -> nn.Module | None:
-    """Make what gives positions to scores; learned positions live in the ViT itself."""
+    """Build the module that adds positions to the scores; learned ones belong to the ViT."""
     if position in ("learned", "none"):
         return None
-    known = {"learned": None, "none": None, **POSITIONS}
-    return lookup(known, position, "position")(head_dim, num_heads, grid)
+    if position not in POSITIONS:
+        # Raises, with all words that `position` may be.
+        lookup(dict.fromkeys(("learned", "none", *POSITIONS)), position, "position")
+    return POSITIONS[position](head_dim, num_heads, grid)
 
 
-def _make_pool(pool: str, dim: int, num_heads: int, mlp_ratio: float) -> str | nn.Module:
-    """Make the attention pool; the other two are words of the ViT."""
+def _build_pool(pool: str, dim: int, num_heads: int, mlp_ratio: float) -> str | nn.Module:
+    """Build the attention pool; the ViT knows "class" and "mean" by name."""
     lookup(dict.fromkeys(("class", "mean", "attention")), pool, "pool")
-    return RELATIONS["pool"](dim, num_heads, mlp_ratio=mlp_ratio) if pool == "attention" else pool
+    if pool != "attention":
+        return pool
+    return RELATIONS["pool"](dim, num_heads, mlp_ratio=mlp_ratio)
 
 
-def _check_extents(extents: Mapping, names: Sequence[str]) -> None:
-    """Refuse an extent that no relation takes."""
-    for word, size in extents.items():
-        if size is not None and not any(word in _words(name) for name in names):
-            raise ValueError(f"{word}={size} has no effect: relation {', '.join(names)} takes none")
+def _check_extents(extents: Mapping[str, int | None], names: Sequence[str]) -> None:
+    """Refuse a size that none of the relations takes."""
+    for option, size in extents.items():
+        accepted = any(option in _relation_options(name) for name in names)
+        if size is not None and not accepted:
+            raise ValueError(
+                f"{option}={size} has no effect: relation {', '.join(names)} takes none"
+            )
 
 
-def _words(name: str) -> Mapping:
-    """Return the options of a relation."""
+def _relation_options(name: str) -> Mapping[str, inspect.Parameter]:
+    """Return the constructor parameters of a relation."""
     return inspect.signature(lookup(MIXERS, name, "relation")).parameters
 
 
-def _make_relation(name: str, dim: int, num_heads: int, prefix: int, **options) -> nn.Module:
-    """Make a relation with the options that were given, or say which it does not take."""
-    given = {option: value for option, value in options.items() if value is not None}
-    for option in given:
-        if option not in _words(name):
+def _build_relation(
+    name: str, dim: int, num_heads: int, prefix: int, options: Mapping[str, Any]
+) -> nn.Module:
+    """Build a relation; an option that is None keeps the relation's default."""
+    chosen = {option: value for option, value in options.items() if value is not None}
+    accepted = _relation_options(name)
+    for option in chosen:
+        if option not in accepted:
             raise ValueError(f"relation {name!r} takes no {option}")
     if name in FOLDING and prefix:
         raise ValueError(
-            f"relation {name!r} folds the grid of patches: it needs class_token=False and no registers"
+            f"relation {name!r} folds the grid of patches: it needs class_token=False "
+            "and no registers"
         )
-    return MIXERS[name](dim, num_heads, **given)
+    return MIXERS[name](dim, num_heads, **chosen)

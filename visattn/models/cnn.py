@@ -1,19 +1,20 @@
 """ResNet: the host for blocks, with torchvision's parameter names, so that its weights load."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from visattn.blocks.catalog import create_block
 
-# These blocks are convolutions with attention inside: they take the place of a 3 x 3 convolution,
-# not one behind it.
+# Blocks that are convolutions with attention inside: they replace a 3 x 3 convolution, where the
+# blocks of other names stand in the slot at the end of a unit.
 CONVOLUTIONS = ("sk", "split", "epsa", "cot", "involution")
 
 
 @dataclass(frozen=True)
 class ResNetConfig:
-    """One row of CNNS: stem (a row of CONV_STEMS), unit, depth and width of each stage."""
+    """One row of CNNS: stem (a key of CONV_STEMS), unit, depth and width of each stage."""
 
     stem: str
     unit: str
@@ -23,7 +24,8 @@ class ResNetConfig:
 
 # Kernel size and stride of the first convolution; "imagenet" pools behind it.
 CONV_STEMS = {"cifar": (3, 1), "half": (3, 2), "imagenet": (7, 2)}
-CIFAR, IMAGENET = (16, 32, 64), (64, 128, 256, 512)
+CIFAR = (16, 32, 64)
+IMAGENET = (64, 128, 256, 512)
 CNNS = {
     "resnet8": ResNetConfig("cifar", "basic", (1, 1, 1), CIFAR),
     "resnet14": ResNetConfig("cifar", "basic", (2, 2, 2), CIFAR),
@@ -39,10 +41,11 @@ CNNS = {
 
 
 class BasicUnit(nn.Module):
-    r"""Two 3 x 3 convolutions around which the input is added, with a slot for a block before the sum.
+    r"""Two 3 x 3 convolutions and a slot for a block on a residual path.
 
     .. math::
-        y = \mathrm{ReLU}\bigl(\mathrm{slot}(\mathrm{BN}(W_2 * \mathrm{ReLU}(\mathrm{BN}(W_1 * x)))) + W_s x\bigr)
+        y = \mathrm{ReLU}\bigl(\mathrm{slot}(\mathrm{BN}(W_2 * \phi(W_1 * x))) + W_s x\bigr),
+        \qquad \phi = \mathrm{ReLU} \circ \mathrm{BN}
 
     Args:
         channels: Width of the input.
@@ -78,37 +81,30 @@ class BasicUnit(nn.Module):
         *,
         stride: int = 1,
         block: str | None = None,
-        block_options=None,
+        block_options: dict[str, Any] | None = None,
     ):
         super().__init__()
-        in_place = block in CONVOLUTIONS
         self.conv1 = _conv(channels, width, 3, stride)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = (
-            create_block(block, width, **(block_options or {}))
-            if in_place
-            else _conv(width, width, 3)
-        )
+        self.conv2 = _conv_or_block(width, 1, block, block_options)
         self.bn2 = nn.BatchNorm2d(width)
-        self.slot = (
-            create_block(block, width, **(block_options or {}))
-            if block and not in_place
-            else nn.Identity()
-        )
+        self.slot = _slot(width, block, block_options)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _shortcut(channels, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.slot(self.bn2(self.conv2(y)))
-        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return self.relu(y + shortcut)
 
 
 class BottleneckUnit(nn.Module):
-    r"""A 3 x 3 convolution between two 1 x 1, around which the input is added, with a slot for a block before the sum.
+    r"""A 3 x 3 convolution between two 1 x 1, and a slot for a block, on a residual path.
 
     .. math::
-        y = \mathrm{ReLU}\bigl(\mathrm{slot}(\mathrm{BN}(W_3\, \phi(W_2 * \phi(W_1 x)))) + W_s x\bigr),
+        y = \mathrm{ReLU}\bigl(\mathrm{slot}(\mathrm{BN}(W_3\,
+            \phi(W_2 * \phi(W_1 x)))) + W_s x\bigr),
         \qquad \phi = \mathrm{ReLU} \circ \mathrm{BN}
 
     Args:
@@ -145,40 +141,39 @@ class BottleneckUnit(nn.Module):
         *,
         stride: int = 1,
         block: str | None = None,
-        block_options=None,
+        block_options: dict[str, Any] | None = None,
     ):
         super().__init__()
-        out, options = width * self.expansion, block_options or {}
-        # A block keeps the size of its map, so where a convolution strides it stays.
-        in_place = block in CONVOLUTIONS and stride == 1
+        out_channels = width * self.expansion
         self.conv1 = _conv(channels, width, 1)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = (
-            create_block(block, width, **options) if in_place else _conv(width, width, 3, stride)
-        )
+        self.conv2 = _conv_or_block(width, stride, block, block_options)
         self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = _conv(width, out, 1)
-        self.bn3 = nn.BatchNorm2d(out)
-        self.slot = (
-            create_block(block, out, **options)
-            if block and block not in CONVOLUTIONS
-            else nn.Identity()
-        )
+        self.conv3 = _conv(width, out_channels, 1)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.slot = _slot(out_channels, block, block_options)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(channels, out, stride)
+        self.downsample = _shortcut(channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
         y = self.slot(self.bn3(self.conv3(y)))
-        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return self.relu(y + shortcut)
+
+
+UNITS: dict[str, type[BasicUnit | BottleneckUnit]] = {
+    "basic": BasicUnit,
+    "bottleneck": BottleneckUnit,
+}
 
 
 class ResNet(nn.Module):
     r"""A residual network with the same attention block in every unit, or with none.
 
     .. math::
-        \mathrm{logits} = W \cdot \mathrm{mean}_{hw}\bigl(\mathrm{stages}(\mathrm{stem}(x))\bigr) + b
+        y = W \cdot \mathrm{mean}_{hw}\bigl(\mathrm{stages}(\mathrm{stem}(x))\bigr) + b
 
     Args:
         config: Stem, unit, depths and widths: a row of ``CNNS``.
@@ -200,9 +195,9 @@ class ResNet(nn.Module):
 
     Reference:
         He et al. 2016, "Deep Residual Learning for Image Recognition",
-        https://arxiv.org/abs/1512.03385. Differs from
-        the paper in: the shortcut of the CIFAR nets is a 1 x 1 convolution (option B), not padding
-        with zeros.
+        https://arxiv.org/abs/1512.03385.
+        Differs from the paper in: the shortcut of the CIFAR nets is a 1 x 1 convolution (option
+        B), not padding with zeros.
 
     Example:
         >>> import torch
@@ -217,41 +212,48 @@ class ResNet(nn.Module):
         *,
         in_channels: int = 3,
         block: str | None = None,
-        block_options: dict | None = None,
+        block_options: dict[str, Any] | None = None,
     ):
         super().__init__()
         self.config = config
-        unit = {"basic": BasicUnit, "bottleneck": BottleneckUnit}[config.unit]
-        kernel, stride = CONV_STEMS[config.stem]
+        unit = UNITS[config.unit]
+        kernel_size, stride = CONV_STEMS[config.stem]
         channels = config.widths[0]
-        self.conv1 = _conv(in_channels, channels, kernel, stride)
+        self.conv1 = _conv(in_channels, channels, kernel_size, stride)
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if config.stem == "imagenet" else nn.Identity()
-        self.stages = [f"layer{i}" for i in range(1, len(config.depths) + 1)]
-        for i, (name, depth, width) in enumerate(
-            zip(self.stages, config.depths, config.widths, strict=True)
-        ):
+        self.stages: list[str] = []
+        for depth, width in zip(config.depths, config.widths, strict=True):
             units = []
-            for j in range(depth):
-                stride = 2 if i > 0 and j == 0 else 1
+            for index in range(depth):
+                # Every stage but the first halves the map in its first unit.
+                halves = bool(self.stages) and index == 0
                 units.append(
-                    unit(channels, width, stride=stride, block=block, block_options=block_options)
+                    unit(
+                        channels,
+                        width,
+                        stride=2 if halves else 1,
+                        block=block,
+                        block_options=block_options,
+                    )
                 )
                 channels = width * unit.expansion
-            self.add_module(name, nn.Sequential(*units))
+            self.stages.append(f"layer{len(self.stages) + 1}")
+            self.add_module(self.stages[-1], nn.Sequential(*units))
         self.num_features = channels
         self.fc = nn.Linear(channels, num_classes) if num_classes else nn.Identity()
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The last feature map, (B, num_features, h, w)."""
+        """Return the last feature map (B, num_features, h, w)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         for name in self.stages:
             x = getattr(self, name)(x)
         return x
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.forward_features(x).mean((2, 3)))
+        pooled = self.forward_features(x).mean((2, 3))  # (B, C, h, w) -> (B, C)
+        return self.fc(pooled)
 
 
 def build_resnet(
@@ -261,9 +263,12 @@ def build_resnet(
     image_size: int | tuple[int, int] | None = None,
     in_channels: int = 3,
     block: str | None = None,
-    block_options: dict | None = None,
+    block_options: dict[str, Any] | None = None,
 ) -> ResNet:
-    """Build a ResNet; any `image_size` will do, and without `num_classes` it has CIFAR-10's 10 or ImageNet's 1000."""
+    """Build a ResNet, by default with the 10 classes of CIFAR-10 or the 1000 of ImageNet.
+
+    It takes images of any size, so ``image_size`` has no effect.
+    """
     if num_classes is None:
         num_classes = 1000 if config.stem == "imagenet" else 10
     return ResNet(
@@ -272,14 +277,32 @@ def build_resnet(
 
 
 def _conv(channels: int, width: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
-    """A convolution without bias that keeps the size but for its stride, initialized as He et al. 2015 do."""
-    conv = nn.Conv2d(channels, width, kernel_size, stride, kernel_size // 2, bias=False)
+    """Build a padded convolution without bias, initialized as in He et al. 2015."""
+    padding = kernel_size // 2
+    conv = nn.Conv2d(channels, width, kernel_size, stride, padding, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return conv
 
 
+def _conv_or_block(
+    width: int, stride: int, block: str | None, options: dict[str, Any] | None
+) -> nn.Module:
+    """Build the 3 x 3 convolution of a unit, or the block that replaces it."""
+    # A block keeps the size of its map, so a convolution with a stride stays.
+    if block in CONVOLUTIONS and stride == 1:
+        return create_block(block, width, **(options or {}))
+    return _conv(width, width, 3, stride)
+
+
+def _slot(channels: int, block: str | None, options: dict[str, Any] | None) -> nn.Module:
+    """Build the block at the end of a unit; blocks that replace a convolution leave it empty."""
+    if not block or block in CONVOLUTIONS:
+        return nn.Identity()
+    return create_block(block, channels, **(options or {}))
+
+
 def _shortcut(channels: int, width: int, stride: int) -> nn.Sequential | None:
-    """Nothing where the shapes agree, else a strided 1 x 1 convolution."""
+    """Build a strided 1 x 1 convolution, or None where the shapes agree."""
     if stride == 1 and channels == width:
         return None
     return nn.Sequential(_conv(channels, width, 1, stride), nn.BatchNorm2d(width))

@@ -1,7 +1,8 @@
-"""The recurrent glimpse model: a state looks at a feature map again and again, and remembers what it saw."""
+"""The recurrent glimpse model: a state attends a feature map several times, one map per glimpse."""
 
 import math
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +18,27 @@ from visattn.models.build import make
 from visattn.models.cnn import CNNS, ResNet
 from visattn.names import lookup
 
+IGNORED = -100  # target of the glimpses behind the end mark
+
+
+class FeatureNetwork(Protocol):
+    """A module that turns images (B, C, H, W) into feature maps (B, num_features, h, w)."""
+
+    num_features: int
+
+    def forward_features(self, x: Tensor) -> Tensor: ...
+
 
 class Glimpses(nn.Module):
-    r"""Look T times at a feature map; each time the state so far is the query of one attention.
+    r"""Attend a feature map T times; the query is the recurrent state so far.
 
     .. math::
-        c_t = \sum_j \alpha_{tj} h_j, \quad \alpha_t = f_{norm}\bigl(f_{sim}(s_{t-1}, h_j)\bigr), \quad
+        c_t = \sum_j \alpha_{tj} h_j, \qquad
+        \alpha_t = f_{norm}\bigl(f_{sim}(s_{t-1}, h_j)\bigr), \qquad
         s_t = \mathrm{GRU}(c_t, s_{t-1}), \qquad s_0 = \tanh(W \bar h)
 
     Args:
-        features: A network with ``forward_features``, (B, C, H, W) -> (B, ``num_features``, h, w).
+        features: A module with ``forward_features``, (B, C, H, W) -> (B, ``num_features``, h, w).
         dim: D, the width of the tokens :math:`h_j` and of the state.
         glimpses: T.
         similarity: f_sim of one head; None is Additive.
@@ -34,7 +46,7 @@ class Glimpses(nn.Module):
 
     Shape:
         - Input: (B, C, H, W).
-        - Output: (B, T, 2 D), the state after each glimpse, then what the glimpse saw.
+        - Output: (B, T, 2 D), for each glimpse the state after it and its context c_t.
 
     Map:
         T of (B, 1, 1, h w), one per glimpse; each sums to one where the normalizer says so.
@@ -45,9 +57,9 @@ class Glimpses(nn.Module):
     Reference:
         Bahdanau, Cho, Bengio 2014, "Neural Machine Translation by Jointly Learning to Align and
         Translate", section 3 and appendix A.1.2, https://arxiv.org/abs/1409.0473; on a feature map
-        as in Xu et al. 2015, "Show, Attend and Tell", https://arxiv.org/abs/1502.03044. Differs
-        from: the annotations are those of a convolutional network, to which waves of their row and
-            column are added; the state does not hear which label was read before.
+        as in Xu et al. 2015, "Show, Attend and Tell", https://arxiv.org/abs/1502.03044.
+        Differs from: the annotations are those of a convolutional network, plus a projection of
+        sines and cosines of their row and column; the label read before is no input of the state.
 
     Example:
         >>> Glimpses(ResNet(CNNS["resnet8"], 0), 16, glimpses=3)(torch.rand(2, 3, 20, 28)).shape
@@ -58,7 +70,7 @@ class Glimpses(nn.Module):
 
     def __init__(
         self,
-        features: nn.Module,
+        features: FeatureNetwork,
         dim: int,
         *,
         glimpses: int = 4,
@@ -77,37 +89,46 @@ class Glimpses(nn.Module):
         self.cell = nn.GRUCell(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.proj(self.features.forward_features(x))
-        places = self._waves(*x.shape[-2:], x.device).to(x.dtype)
-        tokens = x.flatten(2).transpose(1, 2) + self.place(places)
-        state, seen = self.start(tokens.mean(1)).tanh(), []
+        x = self.proj(self.features.forward_features(x))  # (B, D, h, w)
+        rows, columns = x.shape[-2:]
+        waves = self._encode_positions(rows, columns, x.device).to(x.dtype)
+        # (B, D, h, w) -> (B, h w, D)
+        tokens = x.flatten(2).transpose(1, 2) + self.place(waves)
+        keys = tokens[:, None]  # (B, 1, h w, D): one head
+        state = self.start(tokens.mean(1)).tanh()
+        outputs = []
         for _ in range(self.glimpses):
-            context = self.attend(state[:, None, None], tokens[:, None], tokens[:, None])[:, 0, 0]
+            query = state[:, None, None]  # (B, D) -> (B, 1, 1, D)
+            context = self.attend(query, keys, keys)[:, 0, 0]
             state = self.cell(context, state)
-            seen.append(torch.cat([state, context], dim=1))
-        return torch.stack(seen, dim=1)
+            outputs.append(torch.cat([state, context], dim=1))
+        return torch.stack(outputs, dim=1)
 
-    def _waves(self, rows: int, columns: int, device: torch.device) -> Tensor:
-        """Return sines and cosines of row and column, (rows * columns, 4 WAVES); the longest is twice the image."""
-        turns = math.pi * 2.0 ** torch.arange(self.WAVES, device=device)
-        axes = [(torch.arange(n, device=device) + 0.5) / n for n in (rows, columns)]
-        angles = (
-            torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)[..., None]
-            * turns
-        )
+    def _encode_positions(self, rows: int, columns: int, device: torch.device) -> Tensor:
+        """Return sines and cosines of row and column, (rows * columns, 4 WAVES).
+
+        The longest wave is twice as long as the image, each further one half as long.
+        """
+        frequencies = math.pi * 2.0 ** torch.arange(self.WAVES, device=device)
+        # Centers of the cells, as fractions of the image.
+        y = (torch.arange(rows, device=device) + 0.5) / rows
+        x = (torch.arange(columns, device=device) + 0.5) / columns
+        centers = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1)
+        # (rows, columns, 2) -> (rows columns, 2, WAVES)
+        angles = centers.flatten(0, 1)[..., None] * frequencies
         return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)
 
 
 class GlimpseClassifier(nn.Module):
-    r"""Classify an image by what the last glimpse left in the state.
+    r"""Classify an image by the state and the context of the last glimpse.
 
     .. math::
         y = W [s_T;\, c_T] + b
 
     Args:
-        glimpses: The model that looks.
+        glimpses: The recurrent model.
         dim: Its D.
-        num_classes: Width of the output; 0 gives the state and the last glimpse themselves.
+        num_classes: Width of the output; 0 gives the state and the context themselves.
         dropout: Of the head's input.
 
     Shape:
@@ -135,20 +156,21 @@ class GlimpseClassifier(nn.Module):
         self.head = nn.Linear(2 * dim, num_classes) if num_classes else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.head_drop(self.glimpses(x)[:, -1]))
+        last = self.glimpses(x)[:, -1]  # (B, T, 2 D) -> (B, 2 D)
+        return self.head(self.head_drop(last))
 
 
 class GlimpseReader(nn.Module):
-    r"""Read the labels in an image one after another, one glimpse each, then a mark for the end.
+    r"""Read the labels in an image in sequence, one glimpse each, then an end mark.
 
     .. math::
         y_t = W [s_t;\, c_t] + b, \qquad t = 1 \dots T
 
     Args:
-        glimpses: The model that looks; it reads at most T labels, and T - 1 with the mark behind
-            them.
+        glimpses: The recurrent model; its T glimpses read at most T labels, or T - 1 labels and
+            the end mark.
         dim: Its D.
-        num_classes: K, the labels; the mark is class K.
+        num_classes: K, the labels; the end mark is class K.
 
     Shape:
         - Input: (B, C, H, W).
@@ -161,8 +183,8 @@ class GlimpseReader(nn.Module):
         Bahdanau, Cho, Bengio 2014, https://arxiv.org/abs/1409.0473. Differs from: as Glimpses.
 
     Example:
-        >>> looks = Glimpses(ResNet(CNNS["resnet8"], 0), 16, glimpses=3)
-        >>> GlimpseReader(looks, 16, 5)(torch.rand(2, 3, 20, 28)).shape
+        >>> glimpses = Glimpses(ResNet(CNNS["resnet8"], 0), 16, glimpses=3)
+        >>> GlimpseReader(glimpses, 16, 5)(torch.rand(2, 3, 20, 28)).shape
         torch.Size([2, 3, 6])
     """
 
@@ -176,24 +198,30 @@ class GlimpseReader(nn.Module):
         return self.head(self.glimpses(x))
 
     def loss(self, scores: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
-        """Return the cross-entropy with labels (B, L), of which the first ``lengths`` (B,) count, and the mark."""
-        steps = torch.arange(scores.shape[1], device=scores.device)
-        if lengths.min() < 0 or lengths.max() > min(labels.shape[1], len(steps)):
-            raise ValueError(
-                f"lengths must lie in 0 to {min(labels.shape[1], len(steps))}; got {lengths.tolist()}"
-            )
-        targets = F.pad(labels, (0, max(0, len(steps) - labels.shape[1])))[:, : len(steps)]
-        targets = targets.where(steps < lengths[:, None], -100)
+        """Return the cross-entropy with labels (B, L) and the end mark behind them.
+
+        The first ``lengths`` (B,) labels of each image count.
+        """
+        num_steps = scores.shape[1]
+        longest = min(labels.shape[1], num_steps)
+        if lengths.min() < 0 or lengths.max() > longest:
+            raise ValueError(f"lengths must lie in 0 to {longest}; got {lengths.tolist()}")
+        steps = torch.arange(num_steps, device=scores.device)
+        # (B, L) -> (B, T): one target per glimpse
+        padding = max(0, num_steps - labels.shape[1])
+        targets = F.pad(labels, (0, padding))[:, :num_steps]
+        targets = targets.where(steps < lengths[:, None], IGNORED)
         targets = targets.where(steps != lengths[:, None], self.num_classes)
-        return F.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=-100)
+        return F.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
 
     def read(self, scores: Tensor) -> list[list[int]]:
-        """Return the most likely labels of each image, up to the mark."""
-        read = scores.argmax(-1).tolist()
-        return [
-            line[: line.index(self.num_classes)] if self.num_classes in line else line
-            for line in read
-        ]
+        """Return the most likely labels of each image, up to the end mark."""
+        return [self._before_mark(labels) for labels in scores.argmax(-1).tolist()]
+
+    def _before_mark(self, labels: list[int]) -> list[int]:
+        if self.num_classes not in labels:
+            return labels
+        return labels[: labels.index(self.num_classes)]
 
 
 def build_glimpse(
@@ -208,12 +236,16 @@ def build_glimpse(
     normalize: str | Callable | None = None,
     dropout: float = 0.0,
 ) -> GlimpseClassifier:
-    """Build a glimpse classifier over the feature map of a ResNet of CNNS; any `image_size` will do."""
-    looks = Glimpses(
-        ResNet(lookup(CNNS, features, "features"), 0, in_channels=in_channels),
+    """Build a glimpse classifier over the feature map of a ResNet of CNNS.
+
+    It takes images of any size, so ``image_size`` has no effect.
+    """
+    config = lookup(CNNS, features, "features")
+    recurrent = Glimpses(
+        ResNet(config, 0, in_channels=in_channels),
         dim,
         glimpses=glimpses,
         similarity=make(SIMILARITIES, similarity, "similarity", dim, 1),
         normalize=make(NORMALIZERS, normalize, "normalize", 1),
     )
-    return GlimpseClassifier(looks, dim, num_classes, dropout=dropout)
+    return GlimpseClassifier(recurrent, dim, num_classes, dropout=dropout)

@@ -1,8 +1,11 @@
-"""MODELS: the networks by name; create_model, which also hands out timm's; and the own ViTs in timm's registry."""
+"""MODELS, the networks by name, and create_model, which also builds timm's models.
+
+Our ViTs are registered with timm as ``visattn_NAME``.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import timm
 from timm.models import register_model
@@ -19,7 +22,7 @@ class ModelEntry(NamedTuple):
     """One row of MODELS: the function that builds the model, and its default options."""
 
     build: Callable[..., nn.Module]
-    options: dict
+    options: dict[str, Any]
 
 
 _TINY = {"dim": 192, "num_heads": 3}
@@ -85,34 +88,45 @@ def create_model(
     num_classes: int | None = None,
     image_size: int | tuple[int, int] | None = None,
     weights: str | Path | None = None,
-    **options,
+    **options: Any,
 ) -> nn.Module:
-    """Build the model called `name`, or any of timm's as `timm:NAME`; what is not given keeps the model's default.
+    """Build the model `name` of MODELS, or timm's model NAME as `timm:NAME`.
 
-    ``weights`` is a file (safetensors, a state dict, or a checkpoint of visattn); a head for
-    another number of classes is left out of it. ``pretrained=True`` is for timm's models only, and
-    downloads.
+    ``weights`` is a file (safetensors, a state dict, or a checkpoint of visattn); its head is not
+    loaded if it is for another number of classes. ``pretrained=True`` downloads weights and is
+    for timm's models only. An option that is None keeps the model's default.
     """
-    given = {"num_classes": num_classes, "image_size": image_size}
-    options.update({key: value for key, value in given.items() if value is not None})
+    if num_classes is not None:
+        options["num_classes"] = num_classes
+    if image_size is not None:
+        options["image_size"] = image_size
     if name.startswith("timm:"):
         return _create_timm(name.removeprefix("timm:"), weights=weights, **options)
     entry = lookup(MODELS, name, "model")
     if options.pop("pretrained", False):
         raise ValueError(
-            f"there are no pretrained weights for {name!r}; give a file as weights, or name one of timm's"
+            f"there are no pretrained weights for {name!r}; pass a file as weights=, "
+            "or choose a model of timm"
         )
-    known = dict.fromkeys(known_options(entry.build))
+    option_names = dict.fromkeys(known_options(entry.build))
     for option in options:
-        lookup(known, option, f"{name} option")
+        lookup(option_names, option, f"{name} option")
     model = entry.build(**{**entry.options, **options})
-    return model if weights is None else load_weights(model, read_weights(weights), weights)
+    if weights is None:
+        return model
+    return load_weights(model, read_weights(weights), weights)
 
 
 def _create_timm(
-    name: str, *, pretrained=False, weights=None, image_size=None, in_channels=None, **options
-):
-    """Build a model of timm's; the size goes only to architectures that are built for one size."""
+    name: str,
+    *,
+    pretrained: bool = False,
+    weights: str | Path | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    in_channels: int | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Build a model of timm; only architectures of one fixed size are told the image size."""
     if not timm.is_model(name):
         lookup(dict.fromkeys(timm.list_models()), name, "timm model")
     config = timm.models.get_pretrained_cfg(name)
@@ -120,36 +134,45 @@ def _create_timm(
         options["img_size"] = image_size
     if in_channels is not None:
         options["in_chans"] = in_channels
-    if (
-        weights is not None
-    ):  # in place of the download, whose head, positions and input channels timm converts
+    if weights is not None:
+        # Passed as if downloaded, so that timm converts head, positions and input channels.
         options["pretrained_cfg_overlay"] = {"state_dict": read_weights(weights)}
+    loads_weights = pretrained or weights is not None
     try:
-        return timm.create_model(name, pretrained=pretrained or weights is not None, **options)
+        return timm.create_model(name, pretrained=loads_weights, **options)
     except Exception as error:
-        if isinstance(error, TypeError) and "unexpected keyword" in str(error):
-            raise ValueError(f"timm:{name} has no such option: {error}") from error
-        if weights is not None:
-            raise ValueError(
-                f"weights: {weights} does not fit timm:{name} ({_short(error)})"
-            ) from error
-        if pretrained and not isinstance(error, TypeError | AssertionError):
-            hint = "without network, or for a model that has none, give a file as weights"
-            raise ValueError(
-                f"timm:{name}: no pretrained weights could be had ({_short(error)}); {hint}"
-            ) from error
-        raise
+        message = _explain_timm_error(error, name, pretrained, weights)
+        if message is None:
+            raise
+        raise ValueError(message) from error
 
 
-def _short(error: Exception) -> str:
-    """Return the kind of an error and the start of what it says: torch and the hub fill pages."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    return f"{type(error).__name__}: {lines[1] if lines[0].endswith(':') and len(lines) > 1 else lines[0]}"[
-        :200
-    ]
+def _explain_timm_error(
+    error: Exception, name: str, pretrained: bool, weights: str | Path | None
+) -> str | None:
+    """Say in our terms why timm did not build a model, or None for its own message."""
+    if isinstance(error, TypeError) and "unexpected keyword" in str(error):
+        return f"timm:{name} has no such option: {error}"
+    if weights is not None:
+        return f"weights: {weights} does not fit timm:{name} ({_shorten(error)})"
+    if pretrained and not isinstance(error, TypeError | AssertionError):
+        return (
+            f"timm:{name}: no pretrained weights available ({_shorten(error)}); without network, "
+            "or for a model that has none, pass a file as weights="
+        )
+    return None
 
 
-# timm's word -> ours
+def _shorten(error: Exception) -> str:
+    """Return the type of an error and its first informative line: torch and the hub fill pages."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = lines[0] if lines else ""
+    if line.endswith(":") and len(lines) > 1:
+        line = lines[1]  # the first line is only a heading
+    return f"{type(error).__name__}: {line}"[:200]
+
+
+# timm's name of an option -> ours
 _FROM_TIMM = {
     "num_classes": "num_classes",
     "img_size": "image_size",
@@ -162,12 +185,12 @@ _POOLS = {"token": "class", "avg": "mean", "map": "attention"}
 
 
 def _timm_entry(name: str) -> Callable[..., nn.Module]:
-    """Return what timm calls to build the model `name`: timm's words in, the model out."""
+    """Return the function that timm calls to build the model `name`, with timm's options."""
 
-    def build(pretrained: bool = False, **options) -> nn.Module:
-        for word in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
-            options.pop(word, None)
-        options = {_FROM_TIMM.get(word, word): value for word, value in options.items()}
+    def build(pretrained: bool = False, **timm_options: Any) -> nn.Module:
+        for unused in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
+            timm_options.pop(unused, None)
+        options = {_FROM_TIMM.get(word, word): value for word, value in timm_options.items()}
         if "pool" in options:
             options["pool"] = _POOLS.get(options["pool"], options["pool"])
         return create_model(name, pretrained=pretrained, **options)

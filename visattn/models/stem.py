@@ -1,7 +1,5 @@
 """Stems: image (B, C, H, W) -> feature map (B, D, h, w) whose pixels become tokens."""
 
-from itertools import pairwise
-
 from torch import Tensor, nn
 from torch.compiler import is_exporting
 from torch.nn import functional as F
@@ -33,8 +31,8 @@ class PatchStem(nn.Module):
 
     Reference:
         Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", eq. 1,
-        https://arxiv.org/abs/2010.11929. Differs from
-        the paper in: the padding.
+        https://arxiv.org/abs/2010.11929.
+        Differs from the paper in: the padding.
 
     Example:
         >>> import torch
@@ -50,25 +48,27 @@ class PatchStem(nn.Module):
         self.proj = nn.Conv2d(in_channels, dim, patch_size, stride=patch_size)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Say how many tokens lie below and beside each other in an image of this size."""
-        return -(-height // self.stride), -(-width // self.stride)
+        """Count the rows and columns of tokens in an image of this size."""
+        return ceil_divide(height, self.stride), ceil_divide(width, self.stride)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         # While exporting, a test of the sizes would tie the graph to the example's size.
         if is_exporting() or height % self.stride or width % self.stride:
-            x = F.pad(x, (0, -width % self.stride, 0, -height % self.stride))
-        return self.proj(x)
+            right = -width % self.stride
+            below = -height % self.stride
+            x = F.pad(x, (0, right, 0, below))
+        return self.proj(x)  # (B, C, H, W) -> (B, D, h, w)
 
 
 class ConvStem(nn.Module):
-    r"""Halve the image a few times by pairs of 3 x 3 convolutions, then project each pixel.
+    r"""Halve the image by pairs of 3 x 3 convolutions, then project each pixel.
 
     .. math::
         x_0 = x, \qquad x_{i+1} = \mathrm{ReLU}(\mathrm{BN}(W_i * x_i)), \qquad z = W x_n + b
 
-    Strides of 2 and 1 take turns, and a stride of 2 doubles the channels: n halvings give the
-    stride :math:`2^n` and D channels; the last halving stands alone.
+    Strides of 2 and 1 alternate, and a stride of 2 doubles the channels: n halvings give the
+    stride :math:`2^n` and D channels. No stride of 1 follows the last halving.
 
     Args:
         dim: D, the width of a token; at least ``patch_size``.
@@ -99,33 +99,42 @@ class ConvStem(nn.Module):
 
     def __init__(self, dim: int, patch_size: int = 8, *, in_channels: int = 3):
         super().__init__()
-        steps = patch_size.bit_length() - 1
-        if patch_size < 2 or patch_size != 2**steps or patch_size > dim:
+        halvings = patch_size.bit_length() - 1
+        if patch_size < 2 or patch_size != 2**halvings or patch_size > dim:
             raise ValueError(
-                f"patch_size of a convolution stem must be a power of two from 2 to dim={dim}; got {patch_size}"
+                "patch_size of a convolution stem must be a power of two from 2 to "
+                f"dim={dim}; got {patch_size}"
             )
         self.stride = patch_size
-        widths = [in_channels, *(dim // 2**i for i in reversed(range(steps)))]
-        layers = []
-        for before, after in pairwise(widths):
-            layers += [*_step(before, after, stride=2), *_step(after, after, stride=1)]
+        layers: list[nn.Module] = []
+        channels = in_channels
+        for halving in reversed(range(halvings)):
+            width = dim // 2**halving
+            layers += _conv_norm_relu(channels, width, stride=2)
+            layers += _conv_norm_relu(width, width, stride=1)
+            channels = width
+        # No stride of 1 follows the last halving: drop that convolution, its norm and its ReLU.
         self.conv = nn.Sequential(*layers[:-3])
         self.proj = nn.Conv2d(dim, dim, 1)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Say how many tokens lie below and beside each other in an image of this size."""
-        return -(-height // self.stride), -(-width // self.stride)
+        """Count the rows and columns of tokens in an image of this size."""
+        return ceil_divide(height, self.stride), ceil_divide(width, self.stride)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(self.conv(x))
 
 
-def _step(before: int, after: int, *, stride: int) -> tuple[nn.Module, ...]:
-    return (
-        nn.Conv2d(before, after, 3, stride, padding=1, bias=False),
-        nn.BatchNorm2d(after),
-        nn.ReLU(),
-    )
+def ceil_divide(length: int, stride: int) -> int:
+    """Divide and round up, so that the rest of a side gets a token as well."""
+    return -(-length // stride)
 
 
-TOKEN_STEMS = {"patch": PatchStem, "conv": ConvStem}
+def _conv_norm_relu(channels: int, width: int, *, stride: int) -> list[nn.Module]:
+    """Build a 3 x 3 convolution, its batch norm and a ReLU."""
+    conv = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
+    return [conv, nn.BatchNorm2d(width), nn.ReLU()]
+
+
+TokenStem = PatchStem | ConvStem
+TOKEN_STEMS: dict[str, type[TokenStem]] = {"patch": PatchStem, "conv": ConvStem}

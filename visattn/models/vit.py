@@ -1,12 +1,19 @@
-"""The vision transformer: a stem, blocks of attention and MLP, a pooled head. Parameter names are timm's."""
+"""The vision transformer: stem, blocks, pooled head. Parameter names are timm's."""
 
+import math
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from timm.layers import DropPath, LayerScale, Mlp
 from torch import Tensor, nn
 from torch.compiler import is_exporting
 from torch.nn import functional as F
+
+from visattn.models.stem import TokenStem
+
+EPS = 1e-6  # of every layer norm, as in timm
 
 
 class ViTBlock(nn.Module):
@@ -20,7 +27,7 @@ class ViTBlock(nn.Module):
         dim: D, the width of a token.
         attention: A relation of ``visattn.core.attention`` over ``dim``.
         mlp_ratio: The MLP's hidden width over D.
-        layer_scale: First value of :math:`\lambda`; None for :math:`\lambda = 1` without a parameter.
+        layer_scale: First value of :math:`\lambda`; None for no such parameter.
         drop_path: Probability of dropping a residual branch of one image in training.
 
     Shape:
@@ -51,32 +58,47 @@ class ViTBlock(nn.Module):
         drop_path: float = 0.0,
     ):
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm1 = nn.LayerNorm(dim, eps=EPS)
         self.attn = attention
-        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
-        self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.ls1 = _make_layer_scale(dim, layer_scale)
+        self.drop_path1 = _make_drop_path(drop_path)
+        self.norm2 = nn.LayerNorm(dim, eps=EPS)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
-        self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
+        self.ls2 = _make_layer_scale(dim, layer_scale)
+        self.drop_path2 = _make_drop_path(drop_path)
 
     def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), grid=grid)))
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        mixed = self.attn(self.norm1(x), grid=grid)
+        x = x + self.drop_path1(self.ls1(mixed))
+        hidden = self.mlp(self.norm2(x))
+        return x + self.drop_path2(self.ls2(hidden))
+
+
+def _make_layer_scale(dim: int, layer_scale: float | None) -> nn.Module:
+    if layer_scale is None:
+        return nn.Identity()
+    return LayerScale(dim, layer_scale)
+
+
+def _make_drop_path(probability: float) -> nn.Module:
+    if probability == 0:
+        return nn.Identity()
+    return DropPath(probability)
 
 
 class ViT(nn.Module):
-    r"""Turn an image into tokens, let them attend to each other, and classify what is pooled from them.
+    r"""Turn an image into tokens that attend to each other, pool them, and classify.
 
     .. math::
         z_0 = [z_\mathrm{class};\, z_\mathrm{registers};\, \mathrm{stem}(x)] + p, \qquad
         z_l = \mathrm{block}_l(z_{l-1}), \qquad y = W\,\mathrm{pool}(\mathrm{LN}(z_L)) + b
 
-    Images of another size than ``image_size`` are welcome: the learned positions p are resized
-    (bicubic, antialiased).
+    For images of another size than ``image_size`` the learned positions p are resized (bicubic,
+    antialiased).
 
     Args:
-        stem: Image to feature map (B, D, h, w), with ``grid(height, width)`` as PatchStem.
+        stem: Image to feature map (B, D, h, w); its method ``grid(height, width)`` gives (h, w),
+            as in PatchStem.
         blocks: Token mixers called as ``block(x, grid)``, such as ViTBlock.
         dim: D, the width of a token.
         num_classes: Width of the output; 0 gives the pooled features themselves.
@@ -101,20 +123,20 @@ class ViT(nn.Module):
 
     Reference:
         Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", https://arxiv.org/abs/2010.11929.
-        Differs from the
-        paper in: the options named above; positions are resized for another image size and on
-        loading.
+        Differs from the paper in: the options named above; positions are resized for another
+        image size and on loading.
 
     Example:
         >>> from visattn.models.presets import create_model
-        >>> create_model("vit_nano", num_classes=5, image_size=(24, 32))(torch.rand(2, 3, 24, 32)).shape
+        >>> model = create_model("vit_nano", num_classes=5, image_size=(24, 32))
+        >>> model(torch.rand(2, 3, 24, 32)).shape
         torch.Size([2, 5])
     """
 
     def __init__(
         self,
-        stem: nn.Module,
-        blocks: list[nn.Module],
+        stem: TokenStem,
+        blocks: Sequence[nn.Module],
         *,
         dim: int,
         num_classes: int = 1000,
@@ -126,68 +148,86 @@ class ViT(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        _check(positions, pool, class_token)
-        self.num_classes, self.num_features = num_classes, dim
+        _check_options(positions, pool, class_token)
+        self.num_classes = num_classes
+        self.num_features = dim
         self.num_prefix_tokens = class_token + num_registers
         self.grid_size = stem.grid(*image_size)
         self.patch_embed = stem
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None
-        self.reg_token = nn.Parameter(torch.zeros(1, num_registers, dim)) if num_registers else None
+        self.cls_token = _make_tokens(int(class_token), dim)
+        self.reg_token = _make_tokens(num_registers, dim)
         self.prefix_positions = self.num_prefix_tokens if positions == "all" else 0
-        count = self.grid_size[0] * self.grid_size[1] + self.prefix_positions
-        self.pos_embed = None if positions == "none" else nn.Parameter(torch.zeros(1, count, dim))
+        self.pos_embed = None
+        if positions != "none":
+            rows, columns = self.grid_size
+            self.pos_embed = _make_tokens(self.prefix_positions + rows * columns, dim)
         self.blocks = nn.ModuleList(blocks)
-        self.norm = nn.Identity() if pool == "mean" else nn.LayerNorm(dim, eps=1e-6)
-        self.attn_pool = pool if isinstance(pool, nn.Module) else None
-        self.fc_norm = nn.LayerNorm(dim, eps=1e-6) if pool == "mean" else nn.Identity()
-        self.pool = "attention" if isinstance(pool, nn.Module) else pool
+        self._set_pool(pool)
         self.head_drop = nn.Dropout(dropout)
-        self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
+        self.head = _make_head(dim, num_classes)
         self._init_weights()
         self.register_load_state_dict_pre_hook(_resize_on_load)
 
+    def _set_pool(self, pool: str | nn.Module) -> None:
+        """Place the norms: before the pool, or behind it where the mean is pooled."""
+        self.norm: nn.Module = nn.LayerNorm(self.num_features, eps=EPS)
+        self.fc_norm: nn.Module = nn.Identity()
+        self.attn_pool: nn.Module | None = None
+        if isinstance(pool, nn.Module):
+            self.attn_pool = pool
+            self.pool = "attention"
+            return
+        self.pool = pool
+        if pool == "mean":
+            self.norm = nn.Identity()
+            self.fc_norm = nn.LayerNorm(self.num_features, eps=EPS)
+
     def _init_weights(self) -> None:
-        """Draw weights as timm does; what a similarity or normalizer learns keeps its own start."""
+        """Draw weights as timm does; similarities, normalizers and positions keep their own."""
         for name, module in self.named_modules():
-            if (
-                isinstance(module, nn.Linear)
-                and ".attend." not in name
-                and ".position." not in name
-            ):
+            belongs_to_core = ".attend." in name or ".position." in name
+            if isinstance(module, nn.Linear) and not belongs_to_core:
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for token in (self.cls_token, self.reg_token):
-            if token is not None:
-                nn.init.normal_(token, std=1e-6)
+        for token in self._prefix():
+            nn.init.normal_(token, std=1e-6)
         if self.pos_embed is not None:
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
+    def _prefix(self) -> list[nn.Parameter]:
+        """List the learned tokens in front of the patches: class token, then registers."""
+        return [token for token in (self.cls_token, self.reg_token) if token is not None]
+
     def _to_tokens(self, x: Tensor) -> Tensor:
         """Flatten a feature map (B, D, h, w) to (B, prefix + h w, D), with positions."""
-        grid = x.shape[-2:]
-        x = x.flatten(2).transpose(1, 2)
-        if self.pos_embed is not None:
-            positions = self.pos_embed
-            # While exporting, a comparison would tie the graph to the example's size.
-            if is_exporting() or grid != self.grid_size:
-                positions = resize_positions(
-                    positions, self.grid_size, grid, prefix=self.prefix_positions
-                )
-            if not self.prefix_positions:
-                x = x + positions
-        prefix = [
-            t.expand(x.shape[0], -1, -1) for t in (self.cls_token, self.reg_token) if t is not None
-        ]
-        if prefix:
-            x = torch.cat([*prefix, x], dim=1)
-        return x + positions if self.prefix_positions and self.pos_embed is not None else x
+        height, width = x.shape[-2:]
+        positions = self._positions_for((height, width))
+        x = x.flatten(2).transpose(1, 2)  # (B, D, h, w) -> (B, h w, D)
+        prefix = [token.expand(x.shape[0], -1, -1) for token in self._prefix()]
+        if positions is None:
+            return torch.cat([*prefix, x], dim=1) if prefix else x
+        if self.prefix_positions:
+            return torch.cat([*prefix, x], dim=1) + positions
+        x = x + positions
+        return torch.cat([*prefix, x], dim=1) if prefix else x
+
+    def _positions_for(self, grid: tuple[int, int]) -> Tensor | None:
+        """Return the learned positions laid out for this grid, if there are any."""
+        if self.pos_embed is None:
+            return None
+        # While exporting, a comparison would tie the graph to the example's size.
+        if is_exporting() or grid != self.grid_size:
+            return resize_positions(
+                self.pos_embed, self.grid_size, grid, prefix=self.prefix_positions
+            )
+        return self.pos_embed
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Turn images into normalized tokens (B, prefix + h w, D)."""
         x = self.patch_embed(x)
         grid = tuple(x.shape[-2:])
-        x = self._to_tokens(x)
+        x = self._to_tokens(x)  # (B, D, h, w) -> (B, prefix + h w, D)
         for block in self.blocks:
             x = block(x, grid)
         return self.norm(x)
@@ -198,8 +238,9 @@ class ViT(nn.Module):
             x = x[:, 0]
         elif self.pool == "mean":
             x = x[:, self.num_prefix_tokens :].mean(1)
-        else:
+        elif self.attn_pool is not None:
             x = self.attn_pool(x[:, self.num_prefix_tokens :])[:, 0]
+        # (B, D) -> (B, num_classes)
         return self.head(self.head_drop(self.fc_norm(x)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -210,16 +251,16 @@ class ViT(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Put a fresh last layer for another number of classes."""
+        """Replace the last layer by an untrained one for another number of classes."""
         self.num_classes = num_classes
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.head = _make_head(self.num_features, num_classes)
 
     def no_weight_decay(self) -> set[str]:
-        """Name the parameters that weight decay must leave alone."""
+        """Return the names of the parameters that are not decayed."""
         tokens = re.compile(r"^(cls_token|reg_token|pos_embed|attn_pool\.latent)$|\.position\.")
         return {name for name, _ in self.named_parameters() if tokens.search(name)}
 
-    def group_matcher(self, coarse: bool = False) -> dict:
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Group parameters by depth for layer-wise learning rates, in timm's notation."""
         return {
             "stem": r"^cls_token|reg_token|pos_embed|patch_embed",
@@ -227,37 +268,66 @@ class ViT(nn.Module):
         }
 
 
+def _make_head(dim: int, num_classes: int) -> nn.Module:
+    """Build the last layer; without classes the model returns its features."""
+    if num_classes == 0:
+        return nn.Identity()
+    return nn.Linear(dim, num_classes)
+
+
+def _make_tokens(count: int, dim: int) -> nn.Parameter | None:
+    """Allocate learned tokens (1, count, D), or None where there are none."""
+    if count == 0:
+        return None
+    return nn.Parameter(torch.zeros(1, count, dim))
+
+
 def resize_positions(
-    positions: Tensor, old: tuple[int, int], new: tuple[int, int], *, prefix: int = 0
+    positions: Tensor,
+    grid: tuple[int, int],
+    target_grid: tuple[int, int],
+    *,
+    prefix: int = 0,
 ) -> Tensor:
-    """Lay learned positions (1, prefix + h w, D) out for another grid; those of prefix tokens stay."""
-    kept, patches = positions[:, :prefix], positions[:, prefix:]
-    sheet = patches.reshape(1, *old, -1).permute(0, 3, 1, 2).float()
-    sheet = F.interpolate(sheet, size=tuple(new), mode="bicubic", antialias=True)
-    return torch.cat([kept, sheet.flatten(2).transpose(1, 2).to(positions.dtype)], dim=1)
+    """Resize learned positions (1, prefix + h w, D) to another grid; those of the prefix stay."""
+    prefix_positions = positions[:, :prefix]
+    patches = positions[:, prefix:]
+    # (1, h w, D) -> (1, D, h, w)
+    plane = patches.reshape(1, *grid, -1).permute(0, 3, 1, 2).float()
+    plane = F.interpolate(plane, size=target_grid, mode="bicubic", antialias=True)
+    # (1, D, h', w') -> (1, h' w', D)
+    patches = plane.flatten(2).transpose(1, 2).to(positions.dtype)
+    return torch.cat([prefix_positions, patches], dim=1)
 
 
-def _resize_on_load(model: ViT, state: dict, prefix: str, *_) -> None:
-    """Fit the positions of weights that were trained at another image size; their grid is taken to be square."""
+def _resize_on_load(model: ViT, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Resize the positions of weights trained at another image size, on a square grid."""
     key = prefix + "pos_embed"
-    if model.pos_embed is None or key not in state or state[key].shape == model.pos_embed.shape:
+    if model.pos_embed is None or key not in state:
         return
-    count = state[key].shape[1] - model.prefix_positions
-    side = round(max(count, 0) ** 0.5)
-    if side * side != count or not count or state[key].shape[2] != model.num_features:
-        return  # load_state_dict then names the two shapes
+    positions = state[key]
+    if positions.shape == model.pos_embed.shape:
+        return
+    # Where the shapes cannot be matched, load_state_dict names both in its error.
+    num_patches = positions.shape[1] - model.prefix_positions
+    if num_patches <= 0 or positions.shape[2] != model.num_features:
+        return
+    edge = math.isqrt(num_patches)
+    if edge * edge != num_patches:
+        return
     state[key] = resize_positions(
-        state[key], (side, side), model.grid_size, prefix=model.prefix_positions
+        positions, (edge, edge), model.grid_size, prefix=model.prefix_positions
     )
 
 
-def _check(positions: str, pool: str | nn.Module, class_token: bool) -> None:
-    """Refuse words the ViT does not know."""
+def _check_options(positions: str, pool: str | nn.Module, class_token: bool) -> None:
+    """Refuse unknown words and a pool that the tokens cannot serve."""
     if positions not in ("all", "patches", "none"):
         raise ValueError(f"positions must be 'all', 'patches' or 'none'; got {positions!r}")
     if not isinstance(pool, nn.Module) and pool not in ("class", "mean"):
         raise ValueError(f"pool must be 'class', 'mean' or a module; got {pool!r}")
     if pool == "class" and not class_token:
         raise ValueError(
-            "pool='class' needs class_token=True; without a class token use pool='mean' or an attention pool"
+            "pool='class' needs class_token=True; without a class token use pool='mean' "
+            "or an attention pool"
         )

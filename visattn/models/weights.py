@@ -1,4 +1,4 @@
-"""Weights from a file on this machine: read whatever form they have, and give them to a network with a new head."""
+"""Weights from a local file: read the common formats, and load them into a network."""
 
 from pathlib import Path
 
@@ -7,62 +7,68 @@ from torch import Tensor, nn
 
 
 def last_layer(model: nn.Module) -> tuple[str, nn.Module]:
-    """Return the name and module of the layer that gives class scores, by timm's convention or as the last linear."""
-    told = model.get_classifier() if hasattr(model, "get_classifier") else None
-    linear = [
-        (name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)
-    ]
-    found = [(name, module) for name, module in model.named_modules() if module is told] or linear[
-        -1:
-    ]
-    if not found:
-        raise ValueError(
-            f"{type(model).__name__} has no last linear layer that could be told from its backbone"
-        )
-    return found[0]
+    """Return the name and module of the layer that gives the class scores.
+
+    That is the one ``get_classifier`` returns, as in timm, or else the last linear layer.
+    """
+    named = list(model.named_modules())
+    get_classifier = getattr(model, "get_classifier", None)
+    if get_classifier is not None:
+        classifier = get_classifier()
+        for name, module in named:
+            if module is classifier:
+                return name, module
+    for name, module in reversed(named):
+        if isinstance(module, nn.Linear):
+            return name, module
+    raise ValueError(
+        f"{type(model).__name__} has no linear layer and no get_classifier, so its head is unknown"
+    )
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Return the state dict of a .safetensors, .pt, .pth or .bin file, or of a checkpoint of visattn's training."""
+    """Return the state dict of a .safetensors, .pt, .pth or .bin file, or visattn checkpoint."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"weights: there is no file {str(path)!r}")
     try:
         state = load_state_dict(str(path))
-    except Exception as error:  # torch and safetensors raise a dozen types for what is damaged or no weights at all
+    # torch and safetensors raise a dozen types for damaged files and files of another format.
+    except Exception as error:
         raise ValueError(
             f"weights: {path} is damaged or holds no weights ({type(error).__name__})"
         ) from error
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"weights: {path} holds no weights")
-    inner = {
-        key.removeprefix("model."): value
-        for key, value in state.items()
-        if key.startswith("model.")
-    }
-    return inner or state
+    # A checkpoint of the training holds the network as the attribute `model`.
+    network = {}
+    for key, value in state.items():
+        if key.startswith("model."):
+            network[key.removeprefix("model.")] = value
+    return network or state
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], source: str | Path) -> nn.Module:
-    """Load all but a head of another number of classes; what else does not fit is an error that names it."""
+    """Load a state dict, without its head if that is for another number of classes.
+
+    Any other difference is an error that names the first key.
+    """
     name, head = last_layer(model)
-    heads = {f"{name}.{key}": value.shape for key, value in head.state_dict().items()}
-    kept = {
-        key: value for key, value in state.items() if key not in heads or heads[key] == value.shape
-    }
+    head_shapes = {f"{name}.{key}": value.shape for key, value in head.state_dict().items()}
+    fitting = {}
+    for key, value in state.items():
+        if key not in head_shapes or head_shapes[key] == value.shape:
+            fitting[key] = value
+    misfit = f"weights: {source} does not fit {type(model).__name__}"
     try:
-        found = model.load_state_dict(kept, strict=False)
+        result = model.load_state_dict(fitting, strict=False)
     except RuntimeError as error:  # a size mismatch
-        line = str(error).splitlines()[-1].strip()
-        raise ValueError(
-            f"weights: {source} does not fit {type(model).__name__}: {line}"
-        ) from error
-    missing = [key for key in found.missing_keys if key not in heads]
-    if missing or found.unexpected_keys:
-        first = (
-            f"has no {missing[0]!r}" if missing else f"has a foreign {found.unexpected_keys[0]!r}"
-        )
-        counts = f"{len(missing)} missing, {len(found.unexpected_keys)} foreign"
-        raise ValueError(
-            f"weights: {source} does not fit {type(model).__name__}: it {first} ({counts})"
-        )
+        reason = str(error).splitlines()[-1].strip()
+        raise ValueError(f"{misfit}: {reason}") from error
+    missing = [key for key in result.missing_keys if key not in head_shapes]
+    unexpected = result.unexpected_keys
+    counts = f"{len(missing)} missing, {len(unexpected)} foreign"
+    if missing:
+        raise ValueError(f"{misfit}: it has no {missing[0]!r} ({counts})")
+    if unexpected:
+        raise ValueError(f"{misfit}: it has a foreign {unexpected[0]!r} ({counts})")
     return model
