@@ -13,7 +13,7 @@ from run_cases import untrained_run
 
 from visattn.__main__ import COMMANDS, main
 from visattn.commands.bench import PARTS
-from visattn.commands.opened import Source, open_classifier
+from visattn.commands.inputs import ModelSource, open_classifier
 from visattn.methods.explain import explain
 
 MODEL = ["--model", "timm:test_vit", "--random"]
@@ -77,7 +77,7 @@ def test_map_writes_pictures_numbers_index_page_and_heads(tmp_path, photos, caps
         "grey",
         "noise",
     ]
-    classifier = open_classifier(Source("timm:test_vit", random=True))
+    classifier = open_classifier(ModelSource("timm:test_vit", random=True))
     with Image.open(photos / "noise.png") as photo:
         image = classifier.transform(photo)
         probabilities = classifier(photo)
@@ -173,7 +173,7 @@ def test_weights_from_a_file(tmp_path, photos):
     out = tmp_path / "out"
     options = ["--model", "timm:test_vit", "--weights", tmp_path / "weights.pt", "--out", out]
     assert call("map", photos / "noise.png", *options) == 0
-    transform = open_classifier(Source("timm:test_vit", random=True)).transform
+    transform = open_classifier(ModelSource("timm:test_vit", random=True)).transform
     with Image.open(photos / "noise.png") as photo, torch.no_grad():
         best = model(transform(photo)[None]).softmax(1).max().item()
     assert json.loads((out / "index.json").read_text())["images"][0][

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
+from cyclopts import Parameter
 from PIL import Image
 from torch import Tensor, nn
 
-from visattn.commands.opened import (
-    Source,
+from visattn.commands.inputs import (
+    ModelSource,
     batches,
     class_number,
     complained,
@@ -31,6 +32,7 @@ from visattn.training.classifier import Classifier
 _MOST_ON_A_PAGE, _MOST_LINES = 12, 20
 
 
+@Parameter(name="*")
 @dataclass(frozen=True)
 class Question:
     """What is asked of the model.
@@ -50,8 +52,9 @@ class Question:
     target: str | None = None
 
 
+@Parameter(name="*")
 @dataclass(frozen=True)
-class Look:
+class DrawOptions:
     """How maps are drawn.
 
     Args:
@@ -74,9 +77,9 @@ class Look:
 def run(
     photos: list[str],
     *,
-    source: Source,
-    question: Question,
-    look: Look,
+    source: ModelSource,
+    question: Question = Question(),
+    look: DrawOptions = DrawOptions(),
     out: str = "maps",
     page: bool = False,
     grid: Literal["heads"] | None = None,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from visattn.commands.opened import complained, tracked
+from visattn.commands.inputs import complained, tracked
 from visattn.data.images import FileImages, list_classes
 from visattn.data.shards import CLASSES, write_index
 

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from visattn.bench.timing import table as markdown
-from visattn.commands.opened import (
-    Source,
+from visattn.commands.inputs import (
+    ModelSource,
     batches,
     complained,
     open_classifier,
@@ -41,7 +41,7 @@ _RESAMPLES = 1000
 
 def run(
     *,
-    source: Source,
+    source: ModelSource,
     data: str,
     methods: str = "rollout,gae,gradcam",
     out: str = "scores",

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import torch
+from cyclopts import Parameter
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -18,8 +19,9 @@ from visattn.models.presets import create_model
 from visattn.training.classifier import Classifier, load_classifier
 
 
+@Parameter(name="*")
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """Which model a command looks at.
 
     Args:
@@ -37,7 +39,7 @@ class Source:
     random: bool = False
 
 
-def open_classifier(source: Source) -> Classifier:
+def open_classifier(source: ModelSource) -> Classifier:
     """Return a run's or checkpoint's classifier, or a model of timm's with the weights that were asked for."""
     ways = {
         "--pretrained": source.pretrained,
@@ -136,7 +138,7 @@ def _resized(classifier: Classifier, image_size: int | None) -> Classifier:
     return classifier
 
 
-def _of_timm(source: Source) -> Classifier:
+def _of_timm(source: ModelSource) -> Classifier:
     from timm.data import resolve_model_data_config
 
     network = _network(source)
@@ -146,7 +148,7 @@ def _of_timm(source: Source) -> Classifier:
     return Classifier(network, EvalTransform(size, mean=facts["mean"], std=facts["std"]), names)
 
 
-def _network(source: Source) -> nn.Module:
+def _network(source: ModelSource) -> nn.Module:
     torch.manual_seed(0)
     # timm converts and resizes what its own loader reads, so a file takes the place of its download
     options = {"pretrained_cfg_overlay": {"file": source.weights}} if source.weights else {}
