@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 
-from visattn.arguments import parse
+from visattn.__main__ import make_app
 from visattn.bench import maps
 from visattn.bench.timing import Timing
 
@@ -30,10 +30,16 @@ def test_the_row_chain_and_the_eager_way_agree(small):
         torch.testing.assert_close(maps._plain(*small), logits)
 
 
-def test_sizes_may_be_given_or_left_out():
-    assert parse(maps.run, "visattn bench maps", [])["sizes"] == [224, 768]
-    given = parse(maps.run, "visattn bench maps", ["64", "96", "--largest", "0"])
-    assert (given["sizes"], given["largest"]) == ([64, 96], 0)
+@pytest.mark.parametrize(
+    ("words", "sizes", "options"),
+    [([], (), {}), (["64", "96", "--largest", "0"], (64, 96), {"largest": 0})],
+    ids=["left out", "given"],
+)
+def test_sizes_may_be_given_or_left_out(words, sizes, options):
+    words = ["bench", "maps", *words]
+    command, bound, _ = make_app(words).parse_args(words)
+    assert command is maps.run
+    assert (bound.args, bound.kwargs) == ((sizes,) if sizes else (), options)
 
 
 def test_rows_are_compared_in_percent_and_methods_in_times():

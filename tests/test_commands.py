@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from importlib import import_module
 
 import numpy as np
@@ -11,8 +13,8 @@ import torch
 from PIL import Image
 from run_cases import untrained_run
 
-from visattn.__main__ import COMMANDS, main
-from visattn.commands.bench import PARTS
+import visattn
+from visattn.__main__ import BENCHMARKS, COMMANDS, main
 from visattn.commands.inputs import ModelSource, open_classifier
 from visattn.methods.explain import explain
 
@@ -44,29 +46,40 @@ def test_help_names_every_command(capsys):
     assert all(name in text and about in text for name, about in COMMANDS.items())
 
 
-WORDS = [[name] for name in COMMANDS if name != "bench"] + [["bench", name] for name in PARTS]
+WORDS = [[name] for name in COMMANDS] + [["bench", name] for name in BENCHMARKS]
 
 
 @pytest.mark.parametrize("words", WORDS, ids=" ".join)
 def test_every_command_of_the_table_exists_and_explains_its_options(words, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        call(*words, "--help")
+    assert call(*words, "--help") == 0
     text = capsys.readouterr().out
-    assert stopped.value.code == 0 and f"usage: visattn {' '.join(words)}" in text
-    options = re.findall(r"^  (--[\w-]+)(.*?)(?=^  --|\Z)", text, re.MULTILINE | re.DOTALL)
+    assert f"Usage: visattn {' '.join(words)}" in text
+    options = re.findall(r"^│[* ]+(--[\w-]+)(.*?)(?=^│[* ]+--|╰)", text, re.MULTILINE | re.DOTALL)
     assert options, "no option"
-    for name, about in options:
-        assert len(re.sub(r"\(.*\)|[A-Z_]{2,}|\{.*\}", "", about, flags=re.DOTALL).split()) >= 2, (
-            f"{name} has no help"
-        )
+    for name, line in options:
+        described = re.sub(r"\[[^]]*\]|\b[A-Z]{2,}\b|│", "", line)
+        assert len(described.split()) >= 2, f"{name} has no help"
+
+
+def test_the_version_is_the_packages(capsys):
+    assert call("--version") == 0
+    assert capsys.readouterr().out.strip() == visattn.__version__
+
+
+def test_a_name_that_does_not_exist_imports_no_command():
+    code = (
+        "import sys; from visattn.__main__ import main; assert main(['mpa']) == 2; "
+        "assert not any(name.startswith('visattn.commands.') for name in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_bench_lists_its_parts(capsys):
     assert call("bench") == 0
     text = capsys.readouterr().out
-    assert all(name in text and about in text for name, about in PARTS.items())
+    assert all(name in text for name in BENCHMARKS)
     assert call("bench", "atention") == 2
-    assert "did you mean 'attention'?" in capsys.readouterr().err
+    assert "did you mean 'attention'" in capsys.readouterr().err
 
 
 def test_map_writes_pictures_numbers_index_page_and_heads(tmp_path, photos, capsys):
@@ -204,20 +217,20 @@ def test_what_needs_attention_is_refused_before_anything_is_drawn(tmp_path, phot
 
 
 WRONG = {
-    "command": (["mpa"], "did you mean 'map'?"),
+    "command": (["mpa"], "did you mean 'map'"),
     "option": (
         ["map", "x.png", *MODEL, "--metod", "gae"],
-        "there is no option --metod; did you mean --method?",
+        "Unknown option: --metod. Did you mean --method?",
     ),
-    "no model": (["map", "x.png"], "required: model"),
-    "no photograph": (["map", *MODEL], "required: photos"),
+    "no model": (["map", "x.png"], "--model requires an argument"),
+    "no photograph": (["map", *MODEL], "PHOTOS requires an argument"),
     "number": (
         ["map", "x.png", *MODEL, "--head", "two"],
-        "--head must be a whole number, got 'two'",
+        '--head: unable to convert "two" into int',
     ),
     "choice": (
         ["map", "x.png", *MODEL, "--blend", "maks"],
-        "--blend must be one of alpha, contour, mask",
+        'Choose from: "alpha", "contour", "mask". Did you mean "mask"?',
     ),
     "photograph": (["map", "PHOTOS/nois.png", *MODEL], "did you mean"),
     "empty folder": (["map", "EMPTY", *MODEL], "holds no image"),

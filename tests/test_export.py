@@ -119,7 +119,7 @@ def classifier_of(model: nn.Module) -> Classifier:
 
 def test_a_network_of_one_size_is_exported_for_any_batch(tmp_path, monkeypatch, capsys):
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 24 * 40, 3))
-    monkeypatch.setattr(export, "load", lambda path: classifier_of(flat))
+    monkeypatch.setattr(export, "load_classifier", lambda path: classifier_of(flat))
     assert call(tmp_path / "run", "--to", "torch_export", "--out", tmp_path / "x.pt2") == 0
     assert "(B, 3, 24, 40): any batch;" in capsys.readouterr().out
 
@@ -127,7 +127,7 @@ def test_a_network_of_one_size_is_exported_for_any_batch(tmp_path, monkeypatch, 
 def test_an_operator_that_onnx_lacks_names_the_module(tmp_path, monkeypatch, capsys):
     pytest.importorskip("onnxscript")
     model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Sequential(nn.ReLU(), Spectrum()), nn.Linear(3, 3))
-    monkeypatch.setattr(export, "load", lambda path: classifier_of(model))
+    monkeypatch.setattr(export, "load_classifier", lambda path: classifier_of(model))
     assert call(tmp_path / "run", "--to", "onnx", "--out", tmp_path / "x.onnx") == 2
     told = capsys.readouterr().err
     assert (
@@ -145,7 +145,7 @@ class Branching(nn.Module):
 
 
 def test_what_cannot_be_traced_is_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(export, "load", lambda path: classifier_of(Branching()))
+    monkeypatch.setattr(export, "load_classifier", lambda path: classifier_of(Branching()))
     assert call(tmp_path / "run", "--to", "torch_export", "--out", tmp_path / "x") == 2
     told = capsys.readouterr().err
     assert (
@@ -187,7 +187,7 @@ def test_refusals(run_folder, tmp_path, capsys):
         ((tmp_path / "none.ckpt", "--to", "onnx"), "none.ckpt does not exist"),
         ((tmp_path, "--to", "onnx"), "holds no checkpoint"),
         (("timm:resnet18", "--to", "onnx"), "export needs a trained checkpoint"),
-        ((run_folder, "--to", "onx"), "did you mean onnx?"),
+        ((run_folder, "--to", "onx"), "Did you mean "onnx"?"),
         ((tmp_path / "text.safetensors", "--to", "onnx"), "damaged or no safetensors file"),
         ((tmp_path / "bare.safetensors", "--to", "onnx"), "holds weights alone"),
         ((tmp_path / "whole.safetensors", "--to", "safetensors"), "would overwrite"),
@@ -225,7 +225,7 @@ def test_folder_of_the_hub(run_folder, tmp_path):
         )
         torch.testing.assert_close(probabilities(again), expected, rtol=0, atol=0)
     with pytest.raises(
-        ValueError, match=r"only a classifier that visattn\.load returned can be saved"
+        ValueError, match=r"only a classifier that visattn\.load_classifier returned can be saved"
     ):
         Classifier(nn.Identity(), classifier.transform, CLASSES).save_pretrained(tmp_path / "other")
 

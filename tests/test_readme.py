@@ -37,7 +37,7 @@ def test_pictures_exist():
 
 
 def test_commands_and_files_exist():
-    assert set(re.findall(r"visattn ([a-z]+) ", TEXT)) <= set(COMMANDS)
+    assert set(re.findall(r"visattn ([a-z]+) ", TEXT)) <= {*COMMANDS, "bench"}
     assert all((ROOT / name).exists() for name in re.findall(r"configs/\w+\.yaml", TEXT))
 
 

@@ -169,7 +169,7 @@ def test_center_and_even_choice():
         (["--limit", "0"], "--limit must be 1 or more"),
         (["--batch-size", "0"], "--batch-size must be 1 or more, got 0"),
         (["--data", "nowhere"], "nowhere"),
-        ([], "required: data"),
+        ([], "--data requires an argument"),
     ],
 )
 def test_refusals(tmp_path, run_folder, capsys, arguments, message):

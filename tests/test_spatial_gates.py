@@ -9,8 +9,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from visattn.blocks.parts import products
 from visattn.blocks.catalog import create_block
+from visattn.blocks.parts import products
 from visattn.blocks.parts.norm import BatchNorm
 from visattn.blocks.parts.plane_conv import PlaneConv
 from visattn.blocks.parts.pool import max_and_mean

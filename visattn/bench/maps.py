@@ -25,6 +25,7 @@ _AGAINST = {"class-token rows": "plain forward", "rollout": "eager rollout", "GA
 
 def run(
     sizes: tuple[int, ...] = (224, 768),
+    /,
     *,
     largest: int = 1536,
     repeats: int = 3,

@@ -13,7 +13,13 @@ HEADER = ("block", "accuracy %", "difference to none", "parameters", "seconds pe
 
 
 def run(
-    config: str, *, blocks: str = "", seeds: int = 3, first_seed: int = 0, out: str = "runs/compare"
+    config: str,
+    /,
+    *,
+    blocks: str = "",
+    seeds: int = 3,
+    first_seed: int = 0,
+    out: str = "runs/compare",
 ) -> None:
     """Train one network with each block in its slots, several seeds each, and print an honest table.
 

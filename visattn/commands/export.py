@@ -26,7 +26,11 @@ NAMES = {0: "batch", 2: "height", 3: "width"}
 
 
 def run(
-    checkpoint: str, *, to: Literal["safetensors", "torch_export", "onnx"], out: str | None = None
+    checkpoint: str,
+    /,
+    *,
+    to: Literal["safetensors", "torch_export", "onnx"],
+    out: str | None = None,
 ) -> None:
     """Write a trained classifier in another form, and compare what that gives with the original.
 

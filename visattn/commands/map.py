@@ -76,6 +76,7 @@ class DrawOptions:
 
 def run(
     photos: list[str],
+    /,
     *,
     source: ModelSource,
     question: Question = Question(),

@@ -15,7 +15,7 @@ from visattn.data.images import FileImages, list_classes
 from visattn.data.shards import CLASSES, write_index
 
 
-def run(folder: str, out: str, *, shard_mib: int = 256, seed: int = 0) -> int:
+def run(folder: str, out: str, /, *, shard_mib: int = 256, seed: int = 0) -> int:
     """Pack a folder or zip of class folders into tar shards, which train.py takes as --data.root.
 
     The files keep their bytes. Their order is shuffled, so that a reader that streams a shard meets

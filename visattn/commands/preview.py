@@ -45,7 +45,7 @@ class Unrun(TrainingCLI):
 
 
 def run(
-    config: str, *, change: str = "", images: int = 6, versions: int = 7, out: str = "preview"
+    config: str, /, *, change: str = "", images: int = 6, versions: int = 7, out: str = "preview"
 ) -> None:
     """Draw augmented training images and the learning rate of a configuration, without training.
 

@@ -25,7 +25,7 @@ class Calls(TorchFunctionMode):
         >>> class Listener:
         ...     listening = staticmethod(lambda: True)
         ...     fused = staticmethod(lambda q, k, v, output, options: print("attends",
-        tuple(q.shape)))
+        ...     tuple(q.shape)))
         >>> x = torch.rand(1, 2, 3, 5)
         >>> with Calls(Listener()):
         ...     y = F.scaled_dot_product_attention(x, x, x)
