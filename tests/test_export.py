@@ -187,7 +187,7 @@ def test_refusals(run_folder, tmp_path, capsys):
         ((tmp_path / "none.ckpt", "--to", "onnx"), "none.ckpt does not exist"),
         ((tmp_path, "--to", "onnx"), "holds no checkpoint"),
         (("timm:resnet18", "--to", "onnx"), "export needs a trained checkpoint"),
-        ((run_folder, "--to", "onx"), "Did you mean "onnx"?"),
+        ((run_folder, "--to", "onx"), 'Did you mean "onnx"?'),
         ((tmp_path / "text.safetensors", "--to", "onnx"), "damaged or no safetensors file"),
         ((tmp_path / "bare.safetensors", "--to", "onnx"), "holds weights alone"),
         ((tmp_path / "whole.safetensors", "--to", "safetensors"), "would overwrite"),

@@ -1,11 +1,11 @@
-"""The `visattn` command: typed functions behind subcommands, each imported only when it is called."""
+"""The `visattn` command: typed functions as subcommands, each imported when it is called."""
 
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 
 from cyclopts import App, CycloptsError, Parameter
 
-import visattn
 from visattn.names import lookup
 
 COMMANDS = {
@@ -32,7 +32,7 @@ USER_ERRORS = (CycloptsError, ValueError, OSError, ImportError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``visattn NAME ...``; return the exit code: 0, 1 for a part left out, 2 for a wrong call."""
+    """Run ``visattn NAME ...``; return 0, 1 for a part left out, or 2 for a wrong call."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         check_names(words)
@@ -59,7 +59,7 @@ def make_app(words: Sequence[str] = ()) -> App:
     app = App(
         name="visattn",
         help="Attention for images: maps, scores, blocks and data from the command line.",
-        version=visattn.__version__,
+        version=lambda: version("visattn"),
         # A flag has no --no-flag beside it.
         default_parameter=Parameter(negative=()),
         help_format="markdown",
@@ -76,7 +76,7 @@ def make_app(words: Sequence[str] = ()) -> App:
 
 
 def register(app: App, package: str, table: Mapping[str, str], typed: Sequence[str]) -> None:
-    """Add the functions ``run`` of a package's modules; the typed one shows its docstring as help."""
+    """Add ``run`` of each module in a package; the typed one shows its docstring as help."""
     for name, summary in table.items():
         text = None if name in typed else summary
         app.command(f"{package}.{name}:run", name=name, help=text)
