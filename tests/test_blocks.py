@@ -361,7 +361,7 @@ def test_load_reference_refuses_what_does_not_fit():
     block = create_block("se", 32, reduction=8)
     with pytest.raises(ValueError, match="known sources: paper, timm"):
         load_reference(block, {}, "tim")
-    with pytest.raises(ValueError, match=r"not given \['fc1.bias', .*without a place \['extra'\]"):
+    with pytest.raises(ValueError, match=r"missing \['fc1.bias', .*unexpected \['extra'\]"):
         load_reference(block, {"fc.0.weight": torch.zeros(4, 32), "extra": torch.zeros(1)}, "paper")
     with pytest.raises(ValueError, match=r"fc1.weight: expected shape \(4, 32\), got \(8, 32\)"):
         weights = {"fc1.weight": torch.zeros(8, 32), "fc1.bias": torch.zeros(4)}

@@ -1,1 +1,1 @@
-"""Attention blocks for feature maps (B, C, H, W), one file per paper; `table` lists them."""
+"""Attention blocks for feature maps (B, C, H, W), one file per paper; `catalog` lists them."""

@@ -1,4 +1,4 @@
-"""Double attention of A2-Nets: gather features into a few descriptors, then hand them out again."""
+"""Double attention of A2-Nets: gather global descriptors, then distribute them."""
 
 from torch import Tensor, nn
 
@@ -9,7 +9,7 @@ from visattn.core.tap import Tap
 
 
 class DoubleAttention(nn.Module):
-    r"""Gather the map into n global descriptors by second-order pooling and distribute them to the positions.
+    r"""Gather the map into n global descriptors and distribute them to the positions.
 
     .. math::
         y = W_o\, G\, \mathrm{softmax}_n(V), \qquad G = A\, \mathrm{softmax}_{hw}(B)^\top,
@@ -25,8 +25,7 @@ class DoubleAttention(nn.Module):
 
     Map:
         ``tap_gather``, kind spatial: (B, n, H, W), each of the n sums to one over the positions.
-        ``tap_distribute``, kind
-        spatial: (B, n, H, W), sums to one over the n at each position.
+        ``tap_distribute``, kind spatial: (B, n, H, W), sums to one over the n at each position.
 
     Raises:
         ValueError: A size is below 1.
@@ -44,22 +43,26 @@ class DoubleAttention(nn.Module):
         super().__init__()
         self.channels = channels
         width = hidden_width(channels, reduction)
-        number = width if num_descriptors is None else num_descriptors
-        require_positive(num_descriptors=number)
+        if num_descriptors is None:
+            num_descriptors = width
+        require_positive(num_descriptors=num_descriptors)
         self.value = nn.Conv2d(channels, width, 1)
-        self.gather = nn.Conv2d(channels, number, 1)
-        self.distribute = nn.Conv2d(channels, number, 1)
+        self.gather = nn.Conv2d(channels, num_descriptors, 1)
+        self.distribute = nn.Conv2d(channels, num_descriptors, 1)
         self.proj = nn.Conv2d(width, channels, 1)
         self.tap_gather = Tap("spatial")
         self.tap_distribute = Tap("spatial")
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
+        # (B, width, N), (B, n, N), (B, n, N)
         value, gather, distribute = project(x, self.value, self.gather, self.distribute)
         distribute = self.tap_distribute(distribute.softmax(1).unflatten(2, x.shape[2:]))
-        gather = self.tap_gather(gather.softmax(2).unflatten(2, x.shape[2:])).flatten(2)
-        # The projection goes to the few descriptors first: the same product in another order, and
-        # no map in between.
-        descriptors = self.proj.weight.flatten(1) @ product(value, gather.mT)
-        y = product(descriptors, distribute.flatten(2)).add(self.proj.bias[:, None])
+        gather = self.tap_gather(gather.softmax(2).unflatten(2, x.shape[2:]))
+        # Project the few descriptors, not the map: the same product in another order.
+        descriptors = product(value, gather.flatten(2).mT)  # (B, width, n)
+        descriptors = self.proj.weight.flatten(1) @ descriptors  # (B, C, n)
+        y = product(descriptors, distribute.flatten(2))  # (B, C, N)
+        if self.proj.bias is not None:
+            y = y.add(self.proj.bias[:, None])
         return like_format(y.unflatten(2, x.shape[2:]).to(x.dtype), x)

@@ -1,9 +1,9 @@
-"""Multi-head self-attention of BoTNet: every position attends every other, with relative positions."""
+"""Multi-head self-attention of BoTNet, with relative positions."""
 
 from torch import Tensor, nn
 
 from visattn.blocks.parts.check import require_divisible, require_map
-from visattn.blocks.parts.tokens import to_map, to_tokens
+from visattn.blocks.parts.tokens import map_size, to_map, to_tokens
 from visattn.core.formula import Attend
 from visattn.core.normalize.exponential import Softmax
 from visattn.core.position.decomposed import Decomposed, widen
@@ -20,8 +20,8 @@ class BottleneckAttention(nn.Module):
     Args:
         channels: C.
         num_heads: H, each of width D = C / H.
-        grid: (rows, columns) whose offsets have a learned vector; larger maps get theirs by
-            interpolation.
+        grid: (rows, columns) of the map that the learned vectors are for, one per offset; they
+            are interpolated for other maps.
 
     Shape:
         - Input and output: (B, C, H, W).
@@ -35,8 +35,8 @@ class BottleneckAttention(nn.Module):
     Reference:
         Srinivas et al. 2021, "Bottleneck Transformers for Visual Recognition",
         https://arxiv.org/abs/2101.11605.
-        Differs from the paper in: q is not scaled in the terms of the positions, as in timm; any
-        map size will do.
+        Differs from the paper in: q is not scaled in the terms of the positions, as in timm; maps
+        of any size.
 
     Example:
         >>> import torch
@@ -47,7 +47,8 @@ class BottleneckAttention(nn.Module):
     def __init__(self, channels: int, *, num_heads: int = 4, grid: tuple[int, int] = (14, 14)):
         super().__init__()
         require_divisible(channels, num_heads, groups_name="num_heads")
-        self.channels, self.num_heads = channels, num_heads
+        self.channels = channels
+        self.num_heads = num_heads
         head_dim = channels // num_heads
         self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
         self.position = Decomposed(head_dim, num_heads, grid)
@@ -56,5 +57,5 @@ class BottleneckAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
         q, k, v = (to_tokens(y, self.num_heads) for y in self.qkv(x).chunk(3, 1))
-        q, k, _ = self.position(q, k, grid_places(tuple(x.shape[2:]), x.device))
+        q, k, _ = self.position(q, k, grid_places(map_size(x), x.device))
         return to_map(self.attend(q, k, v), x).to(x.dtype)

@@ -1,4 +1,4 @@
-"""Contextual transformer block: a local convolution whose kernel is computed from keys and queries."""
+"""Contextual transformer block: local kernels computed from keys and queries."""
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from visattn.core.tap import Tap
 
 
 class ContextualTransformer(nn.Module):
-    r"""Weigh the neighbors of a position by a kernel made of its key's context, and fuse the sum with that context.
+    r"""Weigh the neighbors by a kernel made of the key's context; fuse the sum with that context.
 
     .. math::
         K = \mathrm{ReLU}(\mathrm{BN}(W_K * x)), \qquad
@@ -60,18 +60,23 @@ class ContextualTransformer(nn.Module):
         require_odd(kernel_size=kernel_size)
         require_divisible(channels, share, groups_name="share")
         require_divisible(channels, 4, groups_name="the 4 groups of the key")
-        self.channels, self.kernel_size, self.kernels = channels, kernel_size, channels // share
-        wide, hidden = self.kernels * kernel_size**2, max(channels // 2, 32)
-        conv = nn.Conv2d(
-            channels, channels, kernel_size, padding=kernel_size // 2, groups=4, bias=False
+        self.channels = channels
+        self.kernel_size = kernel_size
+        self.num_kernels = channels // share
+        num_weights = self.num_kernels * kernel_size**2
+        hidden = max(channels // 2, 32)
+        padding = kernel_size // 2
+        self.key = nn.Sequential(
+            nn.Conv2d(channels, channels, kernel_size, padding=padding, groups=4, bias=False),
+            make_norm(norm, channels),
+            nn.ReLU(),
         )
-        self.key = nn.Sequential(conv, make_norm(norm, channels), nn.ReLU())
         self.embed = nn.Sequential(
             nn.Conv2d(2 * channels, channels // 2, 1, bias=False),
             make_norm(norm, channels // 2),
             nn.ReLU(),
-            nn.Conv2d(channels // 2, wide, 1),
-            nn.GroupNorm(self.kernels, wide),
+            nn.Conv2d(channels // 2, num_weights, 1),
+            nn.GroupNorm(self.num_kernels, num_weights),
         )
         self.value = nn.Sequential(
             nn.Conv2d(channels, channels, 1, bias=False), make_norm(norm, channels)
@@ -89,13 +94,26 @@ class ContextualTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
-        key = self.key(x)
-        weights = self.embed(torch.cat([x, key], 1)).flatten(2).unflatten(1, (self.kernels, -1))
-        weights = self.tap(weights.transpose(2, 3)).transpose(2, 3).unflatten(3, x.shape[2:])
-        local = self.act(
-            self.norm(weighted_shifts(self.value(x), weights[:, None], self.kernel_size))
-        )
-        # The authors' logits alternate between the two branches.
-        logits = self.fuse((global_mean(local) + global_mean(key))[:, :, None, None])
-        branch = self.tap_branch(logits.unflatten(1, (-1, 2)).softmax(2).transpose(1, 2))
-        return like_format(torch.addcmul(branch[:, 0] * local, branch[:, 1], key).to(x.dtype), x)
+        static = self.key(x)
+        weights = self._weigh_neighbors(x, static)
+        local = weighted_shifts(self.value(x), weights[:, None], self.kernel_size)
+        local = self.act(self.norm(local))
+        branches = self._weigh_branches(local, static)
+        y = torch.addcmul(branches[:, 0] * local, branches[:, 1], static)
+        return like_format(y.to(x.dtype), x)
+
+    def _weigh_neighbors(self, x: Tensor, static: Tensor) -> Tensor:
+        """Return the kernel of every position, (B, kernels, k^2, H, W)."""
+        weights = self.embed(torch.cat([x, static], 1))
+        # (B, kernels k^2, H, W) -> (B, kernels, k^2, N); the map has the neighbors last
+        weights = weights.flatten(2).unflatten(1, (self.num_kernels, -1))
+        weights = self.tap(weights.transpose(2, 3)).transpose(2, 3)
+        return weights.unflatten(3, x.shape[2:])
+
+    def _weigh_branches(self, local: Tensor, static: Tensor) -> Tensor:
+        """Return the shares of the local and the static branch, (B, 2, C, 1, 1)."""
+        summary = global_mean(local) + global_mean(static)  # (B, C)
+        logits = self.fuse(summary[:, :, None, None])
+        # The authors' logits alternate between the branches: (B, 2 C, 1, 1) -> (B, C, 2, 1, 1)
+        shares = logits.unflatten(1, (-1, 2)).softmax(2)
+        return self.tap_branch(shares.transpose(1, 2))

@@ -1,4 +1,4 @@
-"""Efficient attention: keys gather values into a few contexts first, so that cost is linear in the positions."""
+"""Efficient attention: keys pool the values into contexts first, at linear cost."""
 
 from torch import Tensor, nn
 
@@ -10,7 +10,7 @@ from visattn.core.similarity.features import Efficient
 
 
 class EfficientAttention(nn.Module):
-    r"""Add to each position a mixture of global contexts, at a cost linear in the number of positions.
+    r"""Add to each position a mixture of global contexts, at a cost linear in N.
 
     .. math::
         y = x + W_o\, \bigl[\rho_q(Q)\,(\rho_k(K)^\top V)\bigr], \qquad
@@ -44,7 +44,8 @@ class EfficientAttention(nn.Module):
         super().__init__()
         inner = hidden_width(channels, reduction)
         require_divisible(channels, reduction * num_heads, groups_name="reduction * num_heads")
-        self.channels, self.num_heads = channels, num_heads
+        self.channels = channels
+        self.num_heads = num_heads
         self.query = nn.Conv2d(channels, inner, 1)
         self.key = nn.Conv2d(channels, inner, 1)
         self.value = nn.Conv2d(channels, inner, 1)
@@ -54,4 +55,5 @@ class EfficientAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
         q, k, v = project_tokens(x, self.query, self.key, self.value, num_heads=self.num_heads)
-        return x + project_back(self.attend(q, k, v), self.proj, x).to(x.dtype)
+        m = self.attend(q, k, v)  # (B, heads, N, D)
+        return x + project_back(m, self.proj, x).to(x.dtype)

@@ -16,7 +16,8 @@ class ExternalAttention(nn.Module):
 
     .. math::
         y = \mathrm{ReLU}\bigl(x + \mathrm{BN}(W_o\, (\alpha M_v))\bigr), \qquad
-        \alpha_{ns} = \frac{p_{ns}}{\sum_s p_{ns}}, \quad p = \mathrm{softmax}_n\bigl((W_i x)\, M_k^\top\bigr)
+        \alpha_{ns} = \frac{p_{ns}}{\sum_s p_{ns}}, \qquad
+        p = \mathrm{softmax}_n\bigl((W_i x)\, M_k^\top\bigr)
 
     Args:
         channels: C.
@@ -60,8 +61,8 @@ class ExternalAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
         q = to_tokens(self.query(x))
-        k, v = (
-            memory.to(q.dtype).expand(x.shape[0], 1, -1, -1)
-            for memory in (self.memory_key, self.memory_value)
-        )
-        return self.act(x + self.norm(self.proj(to_map(self.attend(q, k, v), x))).to(x.dtype))
+        # (S, C) -> (B, 1, S, C), without a copy
+        k = self.memory_key.to(q.dtype).expand(x.shape[0], 1, -1, -1)
+        v = self.memory_value.to(q.dtype).expand(x.shape[0], 1, -1, -1)
+        m = to_map(self.attend(q, k, v), x)
+        return self.act(x + self.norm(self.proj(m)).to(x.dtype))

@@ -1,4 +1,4 @@
-"""Global context: one attended average of the map, transformed, for every position."""
+"""Global context: one attended average of the map, transformed, is added to every position."""
 
 from torch import Tensor, nn
 
@@ -12,7 +12,7 @@ FUSIONS = ("add", "scale", "both")
 
 
 class GlobalContext(nn.Module):
-    r"""Average the map with attention weights that all positions share, and add what a bottleneck makes of it.
+    r"""Average the map by attention, transform it by a bottleneck, and add it to every position.
 
     .. math::
         y = x + W_2\,\mathrm{ReLU}\bigl(\mathrm{LN}(W_1 c)\bigr), \qquad
@@ -61,31 +61,40 @@ class GlobalContext(nn.Module):
         self.add = _bottleneck(channels, hidden) if fusion != "scale" else None
         if self.score is not None:
             nn.init.kaiming_normal_(self.score.weight, nonlinearity="relu")
-        self.tap_spatial = Tap("spatial") if self.score is not None else None
-        self.tap_scale = Tap("channel") if self.scale is not None else None
-        self.tap_add = Tap("channel") if self.add is not None else None
+        if self.score is not None:
+            self.tap_spatial = Tap("spatial")
+        if self.scale is not None:
+            self.tap_scale = Tap("channel")
+        if self.add is not None:
+            self.tap_add = Tap("channel")
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
-        context, y = self._context(x), x
+        context = self._pool(x)
+        y = x
         if self.scale is not None:
-            y = scaled(y, self.tap_scale(self.scale(context).sigmoid()[:, :, None, None]))
+            gate = self.scale(context).sigmoid()[:, :, None, None]  # (B, C) -> (B, C, 1, 1)
+            y = scaled(y, self.tap_scale(gate))
         if self.add is not None:
             y = y + self.tap_add(self.add(context)[:, :, None, None])
         return y.to(x.dtype)
 
-    def _context(self, x: Tensor) -> Tensor:
-        """The average of the map, (B, C)."""
+    def _pool(self, x: Tensor) -> Tensor:
+        """Return the average of the map, (B, C)."""
         if self.score is None:
             return global_mean(x)
-        weight = self.score.weight.view(1, -1).expand(x.size(0), -1)
-        score = contracted(x.flatten(2), weight, 1) + self.score.bias
-        alpha = self.tap_spatial(score.softmax(1).unflatten(1, (1, *x.shape[2:])))
-        return contracted(x.flatten(2), alpha.flatten(1).to(x.dtype), 2)
+        flat = x.flatten(2)  # (B, C, N)
+        weight = self.score.weight.view(1, -1).expand(x.size(0), -1)  # (B, C)
+        scores = contracted(flat, weight, 1)  # (B, N)
+        if self.score.bias is not None:
+            scores = scores + self.score.bias
+        alpha = scores.softmax(1).unflatten(1, (1, *x.shape[2:]))
+        alpha = self.tap_spatial(alpha)  # (B, 1, H, W)
+        return contracted(flat, alpha.flatten(1).to(x.dtype), 2)
 
 
 def _bottleneck(channels: int, hidden: int) -> nn.Sequential:
-    """W2 ReLU(LN(W1 c)), with W2 zero at first."""
+    """Build W2 ReLU(LN(W1 c)); W2 starts at zero."""
     last = nn.Linear(hidden, channels)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)

@@ -13,7 +13,8 @@ class Involution(nn.Module):
     r"""Weigh the neighbors of a position by a kernel that its own features generate.
 
     .. math::
-        y_{pc} = \sum_{k} w_{p g(c) k}\, x_{p + k, c}, \qquad w_p = W_2\, \mathrm{ReLU}(\mathrm{BN}(W_1 x_p)) + b
+        y_{pc} = \sum_{k} w_{p g(c) k}\, x_{p + k, c}, \qquad
+        w_p = W_2\, \mathrm{ReLU}(\mathrm{BN}(W_1 x_p)) + b
 
     The block stands where a convolution stood.
 
@@ -58,11 +59,9 @@ class Involution(nn.Module):
         require_odd(kernel_size=kernel_size)
         require_divisible(channels, group_channels, groups_name="group_channels")
         hidden = hidden_width(channels, reduction)
-        self.channels, self.kernel_size, self.groups = (
-            channels,
-            kernel_size,
-            channels // group_channels,
-        )
+        self.channels = channels
+        self.kernel_size = kernel_size
+        self.groups = channels // group_channels
         self.reduce = nn.Conv2d(channels, hidden, 1, bias=False)
         self.norm = make_norm(norm, hidden)
         self.act = nn.ReLU()
@@ -71,10 +70,11 @@ class Involution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
-        weights = (
-            self.span(self.act(self.norm(self.reduce(x))))
-            .flatten(2)
-            .unflatten(1, (self.groups, -1))
-        )
-        weights = self.tap(weights.transpose(2, 3)).transpose(2, 3).unflatten(3, x.shape[2:])
-        return like_format(weighted_shifts(x, weights[:, :, None], self.kernel_size).to(x.dtype), x)
+        weights = self.span(self.act(self.norm(self.reduce(x))))
+        # (B, G k^2, H, W) -> (B, G, k^2, N); the map has the neighbors last
+        weights = weights.flatten(2).unflatten(1, (self.groups, -1))
+        weights = self.tap(weights.transpose(2, 3)).transpose(2, 3)
+        # (B, G, k^2, N) -> (B, G, 1, k^2, H, W): the channels of a group share their kernel
+        weights = weights.unflatten(3, x.shape[2:])[:, :, None]
+        y = weighted_shifts(x, weights, self.kernel_size)
+        return like_format(y.to(x.dtype), x)

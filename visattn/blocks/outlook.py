@@ -1,15 +1,15 @@
-"""Outlook attention of VOLO: each position hands out the attention of its whole neighborhood."""
+"""Outlook attention of VOLO: each position predicts the attention within its neighborhood."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visattn.blocks.parts.check import require_divisible, require_map, require_odd
-from visattn.blocks.parts.tokens import like_format
+from visattn.blocks.parts.tokens import like_format, map_size
 from visattn.core.tap import Tap
 
 
 class OutlookAttention(nn.Module):
-    r"""Let each position compute the attention among its k x k neighbors, and add up what all windows give a position.
+    r"""Predict the attention among the k x k neighbors of each position; add up the windows.
 
     .. math::
         Y^{(p)} = \mathrm{softmax}\bigl(A(x_p) / \sqrt{D}\bigr)\, V^{(p)}, \qquad
@@ -48,9 +48,12 @@ class OutlookAttention(nn.Module):
     def __init__(self, channels: int, *, kernel_size: int = 3, num_heads: int | None = None):
         super().__init__()
         require_odd(kernel_size=kernel_size)
-        num_heads = max(1, channels // 32) if num_heads is None else num_heads
+        if num_heads is None:
+            num_heads = max(1, channels // 32)
         require_divisible(channels, num_heads, groups_name="num_heads")
-        self.channels, self.kernel_size, self.num_heads = channels, kernel_size, num_heads
+        self.channels = channels
+        self.kernel_size = kernel_size
+        self.num_heads = num_heads
         self.value = nn.Conv2d(channels, channels, 1, bias=False)
         self.weigh = nn.Conv2d(channels, num_heads * kernel_size**4, 1)
         self.proj = nn.Conv2d(channels, channels, 1)
@@ -60,13 +63,25 @@ class OutlookAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
-        size, area, pad = x.shape[2:], self.kernel_size**2, self.kernel_size // 2
-        scale = (self.channels // self.num_heads) ** -0.5
-        weights = self.weigh(x).flatten(2).unflatten(1, (self.num_heads, area, area)) * scale
-        weights = weights.permute(0, 1, 4, 2, 3).softmax(-1)
-        weights = self.tap(weights.flatten(2, 3)).unflatten(2, (-1, area))
-        value = F.unfold(self.value(x), self.kernel_size, padding=pad)
-        value = value.unflatten(1, (self.num_heads, -1, area)).permute(0, 1, 4, 3, 2)
-        y = (weights @ value.to(weights.dtype)).permute(0, 1, 4, 3, 2).flatten(1, 3)
-        y = F.fold(y, size, self.kernel_size, padding=pad)
+        weights = self._weigh_neighbors(x)
+        padding = self.kernel_size // 2
+        value = F.unfold(self.value(x), self.kernel_size, padding=padding)
+        # (B, C k^2, N) -> (B, heads, D, k^2, N) -> (B, heads, N, k^2, D)
+        value = value.unflatten(1, (self.num_heads, -1, self.kernel_size**2))
+        value = value.permute(0, 1, 4, 3, 2)
+        m = weights @ value.to(weights.dtype)
+        # (B, heads, N, k^2, D) -> (B, C k^2, N) -> (B, C, H, W), where windows overlap added up
+        y = m.permute(0, 1, 4, 3, 2).flatten(1, 3)
+        y = F.fold(y, map_size(x), self.kernel_size, padding=padding)
         return like_format(self.proj(like_format(y.to(x.dtype), x)), x)
+
+    def _weigh_neighbors(self, x: Tensor) -> Tensor:
+        """Return the attention of every window, (B, heads, N, k^2 queries, k^2 keys)."""
+        area = self.kernel_size**2
+        head_dim = self.channels // self.num_heads
+        # (B, heads k^4, H, W) -> (B, heads, k^2, k^2, N) -> (B, heads, N, k^2, k^2)
+        scores = self.weigh(x).flatten(2).unflatten(1, (self.num_heads, area, area))
+        scores = scores * head_dim**-0.5
+        weights = scores.permute(0, 1, 4, 2, 3).softmax(-1)
+        # The map has the queries of all windows in one axis: (B, heads, N k^2, k^2)
+        return self.tap(weights.flatten(2, 3)).unflatten(2, (-1, area))

@@ -1,4 +1,4 @@
-"""Cross-covariance attention: channels attend channels, as directions over the positions."""
+"""Cross-covariance attention: channels attend channels by their cosine over the positions."""
 
 import torch
 import torch.nn.functional as F
@@ -47,17 +47,21 @@ class CrossCovarianceAttention(nn.Module):
     def __init__(self, channels: int, *, num_heads: int = 4, qkv_bias: bool = False):
         super().__init__()
         require_divisible(channels, num_heads, groups_name="num_heads")
-        self.channels, self.num_heads = channels, num_heads
+        self.channels = channels
+        self.num_heads = num_heads
         self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=qkv_bias)
         self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
-        # D x D is small beside the map, so the matrix is formed.
+        # The D x D matrix is small compared to the map.
         self.attend = Attend(Dot(1), Softmax(num_heads), impl="dense")
         self.proj = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
         layout = Channels()
+        # (B, 3 C, H, W) -> 3 x (B, heads, D, N)
         q, k, v = (to_channels(y, self.num_heads) for y in self.qkv(x).chunk(3, 1))
         q = F.normalize(q, dim=-1) * self.temperature.to(q.dtype)
-        m = self.attend(q, F.normalize(k, dim=-1), v, layout=layout)
-        return like_format(self.proj(to_map(layout.unfold(m), x).to(x.dtype)), x)
+        k = F.normalize(k, dim=-1)
+        m = self.attend(q, k, v, layout=layout)
+        y = to_map(layout.unfold(m), x)
+        return like_format(self.proj(y.to(x.dtype)), x)

@@ -1,14 +1,16 @@
-"""Key maps of the gates over channels, alone or with positions: {class: {source: {their prefix: our prefix}}}."""
+"""Key maps of the gates over channels, alone or with positions: {class: {source: key map}}."""
+
+from typing import Any
 
 from torch import Tensor
 
 
 def swap_two(weight: Tensor) -> Tensor:
-    """Exchange the two input channels of a convolution: [mean, max] there is [max, mean] here."""
+    """Swap the two input channels of a convolution: their [mean, max] is our [max, mean]."""
     return weight.flip(1)
 
 
-CHANNEL_KEYS = {
+CHANNEL_KEYS: dict[str, dict[str, Any]] = {
     "SqueezeExcite": {
         "paper": {"fc.0": "fc1", "fc.2": "fc2"},
         "timm": {},

@@ -1,57 +1,62 @@
-"""Key maps of the gates over positions and strips: {class: {source: {their prefix: our prefix}}}.
-
-In place of a map there may be a pair (function of the state dict, map).
-"""
+"""Key maps of the gates over positions and strips: {class: {source: key map}}."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor
 
+StateDict = Mapping[str, Tensor]
 
-def _folding(*pairs: tuple[str, str]) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
-    """Fold the bias of each convolution into the running mean of the batch norm behind it: the values stay."""
 
-    def fold(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _fold_biases(*pairs: tuple[str, str]) -> Callable[[StateDict], StateDict]:
+    """Return a function that folds the bias of each (convolution, batch norm) into the norm.
+
+    Subtracted from the running mean, it leaves the values as they are.
+    """
+
+    def fold(state_dict: StateDict) -> StateDict:
         folded = dict(state_dict)
         for conv, norm in pairs:
-            folded[f"{norm}.running_mean"] = folded[f"{norm}.running_mean"] - folded.pop(
-                f"{conv}.bias"
-            )
+            bias = folded.pop(f"{conv}.bias")
+            folded[f"{norm}.running_mean"] = folded[f"{norm}.running_mean"] - bias
         return folded
 
     return fold
 
 
-def _shared_strips(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give rows and columns each their copy of a convolution and norm that they shared; both get two spatial axes."""
-    weight = state_dict["conv.weight"]
+def _copy_shared_strips(state_dict: StateDict) -> StateDict:
+    """Copy the convolution and norm that rows and columns share; both have two spatial axes."""
+    weight = state_dict["conv.weight"]  # (C, 1, k)
     copies = {"conv_h.weight": weight[..., None], "conv_w.weight": weight[:, :, None]}
-    return copies | {
-        f"norm_{axis}.{key}": state_dict[f"gn.{key}"] for axis in "hw" for key in ("weight", "bias")
-    }
+    for axis in ("h", "w"):
+        for key in ("weight", "bias"):
+            copies[f"norm_{axis}.{key}"] = state_dict[f"gn.{key}"]
+    return copies
 
 
-def _turned(weight: Tensor) -> Tensor:
-    """A kernel for the plane with its two axes swapped."""
+def _swap_axes(weight: Tensor) -> Tensor:
+    """Transpose a kernel to that of the plane with its two axes swapped."""
     return weight.transpose(2, 3)
 
 
-_MS_CAM_LOCAL = [("0", "1"), ("3", "4")]
-_MS_CAM_GLOBAL = [("1", "2"), ("4", "5")]
-_AFF_PAIRS = [(f"local_att.{conv}", f"local_att.{norm}") for conv, norm in _MS_CAM_LOCAL]
-_AFF_PAIRS += [(f"global_att.{conv}", f"global_att.{norm}") for conv, norm in _MS_CAM_GLOBAL]
-_IAFF_PAIRS = [
-    *_AFF_PAIRS,
-    *((f"local_att2.{conv}", f"local_att2.{norm}") for conv, norm in _MS_CAM_LOCAL),
+def _pairs_below(prefix: str, *pairs: tuple[str, str]) -> list[tuple[str, str]]:
+    """Prepend a module's name to (convolution, batch norm) pairs."""
+    return [(f"{prefix}.{conv}", f"{prefix}.{norm}") for conv, norm in pairs]
+
+
+# (convolution, batch norm) in the two branches of MS-CAM, by their index in a Sequential.
+_LOCAL_PAIRS = (("0", "1"), ("3", "4"))
+_GLOBAL_PAIRS = (("1", "2"), ("4", "5"))
+_AFF_PAIRS = [
+    *_pairs_below("local_att", *_LOCAL_PAIRS),
+    *_pairs_below("global_att", *_GLOBAL_PAIRS),
 ]
+_IAFF_PAIRS = [*_AFF_PAIRS, *_pairs_below("local_att2", *_LOCAL_PAIRS)]
 
 
-def _global_keys(theirs: str, ours: str) -> dict[str, str]:
-    """The global branch of MS-CAM, which pools in its first layer."""
-    return {
-        f"{theirs}.{there}": f"{ours}.{here}"
-        for there, here in [("1", "0"), ("2", "1"), ("4", "3"), ("5", "4")]
-    }
+def _global_keys(source: str, target: str) -> dict[str, str]:
+    """Map the global branch of MS-CAM; theirs pools in its first layer, so ours are one less."""
+    return {f"{source}.{index}": f"{target}.{index - 1}" for index in (1, 2, 4, 5)}
 
 
 _POLARIZED_CODE = {
@@ -62,14 +67,14 @@ _POLARIZED_CODE = {
     "conv_up": "channel.excite",
 }
 
-SPATIAL_KEYS = {
-    "ELA": {"timm": {}, "shared": (_shared_strips, {})},
+SPATIAL_KEYS: dict[str, dict[str, Any]] = {
+    "ELA": {"timm": {}, "shared": (_copy_shared_strips, {})},
     "SimAM": {"paper": {}},
     "TripletAttention": {
         "paper": {
             "ChannelGateH.spatial.conv": "gate_cw.conv",
             "ChannelGateH.spatial.bn": "gate_cw.norm",
-            "ChannelGateW.spatial.conv": ("gate_ch.conv", _turned),
+            "ChannelGateW.spatial.conv": ("gate_ch.conv", _swap_axes),
             "ChannelGateW.spatial.bn": "gate_ch.norm",
             "SpatialGate.spatial.conv": "gate_hw.conv",
             "SpatialGate.spatial.bn": "gate_hw.norm",
@@ -113,13 +118,13 @@ SPATIAL_KEYS = {
     },
     "AFF": {
         "paper": (
-            _folding(*_AFF_PAIRS),
+            _fold_biases(*_AFF_PAIRS),
             {"local_att": "local_gate", **_global_keys("global_att", "global_gate")},
         )
     },
     "IAFF": {
         "paper": (
-            _folding(*_IAFF_PAIRS),
+            _fold_biases(*_IAFF_PAIRS),
             {
                 "local_att": "local_gate1",
                 "local_att2": "local_gate2",
@@ -130,7 +135,7 @@ SPATIAL_KEYS = {
     },
     "AttentionGate": {
         "paper": (
-            _folding(("W.0", "W.1")),
+            _fold_biases(("W.0", "W.1")),
             {"theta": "project_x", "phi": "project_gate", "psi": "score", "W": "project"},
         ),
     },

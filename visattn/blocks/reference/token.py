@@ -1,8 +1,10 @@
-"""Key maps of branches, context and token blocks: {class: {source: {their prefix: our prefix}}}."""
+"""Key maps of branches, context and token blocks: {class: {source: key map}}."""
+
+from typing import Any
 
 _QKV_CONV = {"query_conv": "query", "key_conv": "key", "value_conv": "value"}
 
-TOKEN_KEYS = {
+TOKEN_KEYS: dict[str, dict[str, Any]] = {
     "SelectiveKernel": {
         "timm": {
             **{f"paths.{i}.conv": f"branches.{i}.0" for i in range(8)},
@@ -33,11 +35,12 @@ TOKEN_KEYS = {
         "paper": {"conv_mask": "score", "channel_add_conv": "add", "channel_mul_conv": "scale"},
         "timm": {
             "conv_attn": "score",
-            **{
-                f"mlp_{name}.{theirs}": f"{name}.{ours}"
-                for name in ("add", "scale")
-                for theirs, ours in (("fc1", 0), ("norm", 1), ("fc2", 3))
-            },
+            "mlp_add.fc1": "add.0",
+            "mlp_add.norm": "add.1",
+            "mlp_add.fc2": "add.3",
+            "mlp_scale.fc1": "scale.0",
+            "mlp_scale.norm": "scale.1",
+            "mlp_scale.fc2": "scale.3",
         },
     },
     "NonLocal": {
