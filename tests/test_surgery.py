@@ -1,24 +1,33 @@
 """insert, remove, replace: nothing renamed, nothing changed at the start, nothing left behind."""
 
 import copy
-import inspect
 import io
 import pickle
+from collections import Counter
 
 import pytest
 import timm
 import torch
 import torchvision
+from surgery_cases import (
+    TINY,
+    count_hooks,
+    fade_in,
+    image,
+    inserted_blocks,
+    inserted_names,
+    takes_many,
+    tiny,
+)
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from torchvision.models.convnext import CNBlockConfig
 
 from visattn.blocks.catalog import BLOCKS
-from visattn.models.cnn import ResNet, ResNetConfig
-from visattn.surgery import Inserted, insert, remove, replace
+from visattn.models.cnn import ResNet
+from visattn.surgery import insert, remove, replace
 
-TINY = ResNetConfig("cifar", "basic", (1, 2), (8, 16))
 # Behind 8 and 16 channels some papers' groups do not fit.
 OPTIONS = {name: {"groups": 2} for name in ("shuffle", "sge", "ema", "lct")} | {
     "sk": {"groups": 4},
@@ -26,31 +35,6 @@ OPTIONS = {name: {"groups": 2} for name in ("shuffle", "sge", "ema", "lct")} | {
     "involution": {"group_channels": 4},
     "outlook": {"num_heads": 4},
 }
-
-
-def tiny():
-    torch.manual_seed(0)
-    return ResNet(TINY, 5).eval()
-
-
-def takes_many(block):
-    return len(inspect.signature(BLOCKS[block].block.forward).parameters) > 2
-
-
-def image(*size, seed=1):
-    return torch.randn(*(size or (2, 3, 19, 16)), generator=torch.Generator().manual_seed(seed))
-
-
-def places(model):
-    return [name for name, part in model.named_modules() if isinstance(part, Inserted)]
-
-
-def opened(model):
-    """Gammas away from zero, so that the blocks act."""
-    for part in model.modules():
-        if isinstance(part, Inserted) and part.gamma is not None:
-            nn.init.constant_(part.gamma, 0.3)
-    return model
 
 
 class Plain(nn.Module):
@@ -93,14 +77,30 @@ def small_vgg():
     return model
 
 
-MODELS = {  # name: (build, number of stages, number of blocks)
-    "tv-resnet18": (lambda: torchvision.models.resnet18(), 4, 8),
-    "tv-resnext": (lambda: torchvision.models.resnet.ResNet(
-        torchvision.models.resnet.Bottleneck, [1, 1, 1, 1], groups=8, width_per_group=4), 4, 4),
-    "tv-convnext": (lambda: torchvision.models.ConvNeXt([CNBlockConfig(8, 16, 2), CNBlockConfig(16, None, 1)]), 2, 3),
-    "tv-efficientnet": (lambda: torchvision.models.efficientnet_b0(), 5, 16),
-    "tv-mobilenet": (lambda: torchvision.models.mobilenet_v3_small(), 4, 11),
-    "tv-regnet": (lambda: torchvision.models.regnet_y_400mf(), 4, 16),
+def small_resnext():
+    bottleneck = torchvision.models.resnet.Bottleneck
+    return torchvision.models.ResNet(bottleneck, [1, 1, 1, 1], groups=8, width_per_group=4)
+
+
+def small_convnext():
+    return torchvision.models.ConvNeXt([CNBlockConfig(8, 16, 2), CNBlockConfig(16, None, 1)])
+
+
+def small_timm_densenet():
+    return timm.models.densenet.DenseNet(growth_rate=8, block_config=(1, 2, 1))
+
+
+def small_timm_vgg():
+    return timm.models.vgg.VGG([8, "M", 16, "M", 16, "M", 16, "M", 16, "M"])
+
+
+NETWORKS = {  # name: (build, number of stages, number of blocks)
+    "tv-resnet18": (torchvision.models.resnet18, 4, 8),
+    "tv-resnext": (small_resnext, 4, 4),
+    "tv-convnext": (small_convnext, 2, 3),
+    "tv-efficientnet": (torchvision.models.efficientnet_b0, 5, 16),
+    "tv-mobilenet": (torchvision.models.mobilenet_v3_small, 4, 11),
+    "tv-regnet": (torchvision.models.regnet_y_400mf, 4, 16),
     "tv-densenet": (lambda: torchvision.models.DenseNet(8, (1, 2, 1), 16), 3, 3),
     "tv-vgg": (small_vgg, 2, 2),
     "timm-resnet10t": (lambda: timm.create_model("resnet10t"), 4, 4),
@@ -108,28 +108,28 @@ MODELS = {  # name: (build, number of stages, number of blocks)
     "timm-efficientnet": (lambda: timm.create_model("efficientnet_lite0"), 5, 16),
     "timm-mobilenet": (lambda: timm.create_model("mobilenetv3_small_050"), 4, 11),
     "timm-regnet": (lambda: timm.create_model("regnety_002"), 4, 13),
-    "timm-densenet": (lambda: timm.models.densenet.DenseNet(growth_rate=8, block_config=(1, 2, 1)), 3, 3),
-    "timm-vgg": (lambda: timm.models.vgg.VGG([8, "M", 16, "M", 16, "M", 16, "M", 16, "M"]), 5, 5),
+    "timm-densenet": (small_timm_densenet, 3, 3),
+    "timm-vgg": (small_timm_vgg, 5, 5),
     "own": (tiny, 2, 3),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("rule", ["stages", "blocks"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_everyones_networks(name, rule):
-    build, stages, blocks = MODELS[name]
+    build, stages, blocks = NETWORKS[name]
     model, x = build().eval(), image(1, 3, 64, 64)
     keys, modules, hooks = set(model.state_dict()), dict(model.named_modules()), count_hooks(model)
     with torch.no_grad():
         before = model(x)
         assert insert(model, "se", where=rule, reduction=4, example=(1, 3, 64, 64)) is model
-        found = places(model)
-        assert len(found) == (stages if rule == "stages" else blocks)
+        names = inserted_names(model)
+        assert len(names) == (stages if rule == "stages" else blocks)
         assert keys < set(model.state_dict())
         assert all("inserted" in key for key in set(model.state_dict()) - keys)
         torch.testing.assert_close(model(x), before, rtol=0, atol=0)
-        calls = count_calls(opened(model), x)
-        assert calls == dict.fromkeys(found, 1)
+        calls = count_calls(fade_in(model), x)
+        assert calls == dict.fromkeys(names, 1)
         assert not torch.equal(model(x), before)
         assert remove(model) is model
         torch.testing.assert_close(model(x), before, rtol=0, atol=0)
@@ -137,20 +137,18 @@ def test_everyones_networks(name, rule):
     assert not model.training
 
 
-def count_hooks(model):
-    return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules())
-
-
 def count_calls(model, x):
-    calls, handles = {}, []
-    for name, part in model.named_modules():
-        if isinstance(part, Inserted):
-            count = lambda *_, name=name: calls.update({name: calls.get(name, 0) + 1})  # noqa: E731
-            handles.append(part.register_forward_hook(count))
+    """How often each inserted block runs, by name."""
+    names = {module: name for name, module in model.named_modules()}
+    counts = Counter()
+    handles = []
+    for block in inserted_blocks(model):
+        count = lambda module, *_: counts.update([names[module]])  # noqa: E731
+        handles.append(block.register_forward_hook(count))
     model(x)
     for handle in handles:
         handle.remove()
-    return calls
+    return counts
 
 
 @pytest.mark.parametrize(
@@ -165,7 +163,9 @@ def count_calls(model, x):
     ],
 )
 def test_where(where, expected):
-    assert places(insert(tiny(), "se", where=where)) == [f"{name}.inserted" for name in expected]
+    assert inserted_names(insert(tiny(), "se", where=where)) == [
+        f"{name}.inserted" for name in expected
+    ]
 
 
 def test_a_host_that_runs_its_children_runs_the_block_once():
@@ -179,7 +179,7 @@ def test_a_host_that_runs_its_children_runs_the_block_once():
 def test_example_and_input_channels():
     with torch.no_grad():
         model = ResNet(TINY, 5, in_channels=1).eval()
-        assert len(places(insert(model, "se"))) == 3
+        assert len(inserted_names(insert(model, "se"))) == 3
         fixed = nn.Sequential(
             nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 6, 3)
         ).eval()
@@ -188,7 +188,7 @@ def test_example_and_input_channels():
         x = torch.randn(2, 1, 8, 8)
         before = fixed(x)
         assert torch.equal(insert(fixed, "se", where="1", example=x)(x), before)
-        assert places(fixed) == ["1.inserted"]
+        assert inserted_names(fixed) == ["1.inserted"]
 
 
 def test_dry_run_leaves_no_trace():
@@ -217,8 +217,8 @@ def test_identity_then_everything_learns(block):
         torch.manual_seed(seed)
         insert(model, block, where="layer2.0", **OPTIONS.get(block, {}))
         assert torch.equal(model(x), before)
-        still = without_gradient_at_second_step(model, model.layer2[0].inserted.train())
-        silent = still if silent is None else silent & still
+        names = without_gradient_at_second_step(model, model.layer2[0].inserted.train())
+        silent = names if silent is None else silent & names
         if not silent:
             break
     assert not silent, f"no gradient at the second step: {sorted(silent)}"
@@ -261,7 +261,7 @@ def test_old_weights_load_with_only_the_blocks_missing():
 
 
 def test_copies_act_on_their_own():
-    model = opened(insert(tiny(), "se"))
+    model = fade_in(insert(tiny(), "se"))
     x = image()
     expected = model(x)
     buffer = io.BytesIO()
@@ -275,15 +275,14 @@ def test_copies_act_on_their_own():
     ):
         assert torch.equal(twin(x), expected)
         with torch.no_grad():
-            for part in twin.modules():
-                if isinstance(part, Inserted):
-                    part.gamma.zero_()
+            for block in inserted_blocks(twin):
+                block.gamma.zero_()
         assert not torch.equal(twin(x), expected) and torch.equal(model(x), expected)
         assert torch.equal(remove(twin)(x), remove(copy.deepcopy(model))(x))
 
 
 def test_timm_ema_follows():
-    model = opened(insert(tiny(), "se"))
+    model = fade_in(insert(tiny(), "se"))
     ema = timm.utils.ModelEmaV3(model, decay=0.5)
     with torch.no_grad():
         model.layer1[0].inserted.gamma.fill_(0.7)
@@ -298,9 +297,7 @@ def test_distributed(tmp_path):
     try:
         model = insert(tiny(), "se").train()
         DistributedDataParallel(model)(image()).sum().backward()
-        assert all(
-            part.gamma.grad is not None for part in model.modules() if isinstance(part, Inserted)
-        )
+        assert all(block.gamma.grad is not None for block in inserted_blocks(model))
     finally:
         torch.distributed.destroy_process_group()
 
@@ -308,7 +305,7 @@ def test_distributed(tmp_path):
 @pytest.mark.parametrize("where", ["blocks", "stages"])
 def test_compiles_to_one_graph(where):
     torch._dynamo.reset()
-    model = opened(insert(tiny(), "se", where=where)).train()
+    model = fade_in(insert(tiny(), "se", where=where)).train()
     twin = copy.deepcopy(model)
     x = image()
     output = torch.compile(model, fullgraph=True, backend="aot_eager")(x)
@@ -319,7 +316,7 @@ def test_compiles_to_one_graph(where):
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_exports(strict):
-    model = opened(insert(tiny(), "se"))
+    model = fade_in(insert(tiny(), "se"))
     dynamic = {
         0: torch.export.Dim.DYNAMIC,
         2: torch.export.Dim.DYNAMIC,

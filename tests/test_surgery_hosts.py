@@ -1,8 +1,8 @@
-"""The block that insert makes: in the dtype, on the device and for the size of the maps that its host gives."""
+"""The block that insert builds: the dtype, device and size of the maps that its host gives."""
 
 import pytest
 import torch
-from test_surgery import count_hooks, image, opened, places, tiny
+from surgery_cases import count_hooks, fade_in, image, inserted_names, tiny
 from torch import nn
 
 from visattn.blocks.catalog import create_block
@@ -33,7 +33,7 @@ def test_a_host_without_weights_gives_its_block_the_dtype_of_its_map(host, dtype
     insert(model, "se", where="1", reduction=2)
     assert {p.dtype for p in model[1].parameters()} == {dtype}
     assert torch.equal(model(x), before)
-    assert opened(model)(x).dtype == dtype
+    assert fade_in(model)(x).dtype == dtype
 
 
 @pytest.mark.gpu
@@ -56,4 +56,4 @@ def test_a_block_of_one_size_is_asked_at_the_size_of_its_maps(identity):
         ValueError, match=r"maps \(1, 16, 48, 48\).*must be \(B, 16, 9, 8\).*example="
     ):
         insert(model, "ge", where="layer2.*", **options)
-    assert not places(model) and count_hooks(model) == 0
+    assert not inserted_names(model) and count_hooks(model) == 0

@@ -1,7 +1,7 @@
 """What insert and replace refuse, and that a refusal leaves the network as it was."""
 
 import pytest
-from test_surgery import TINY, count_hooks, places, takes_many, tiny
+from surgery_cases import TINY, count_hooks, inserted_names, takes_many, tiny
 from torch import nn
 
 from visattn.blocks.catalog import BLOCKS
@@ -11,25 +11,25 @@ from visattn.surgery import insert, replace
 
 def test_refusals():
     with pytest.raises(
-        ValueError, match=r"where='layer9.\*' matches no module.*candidates: conv1.*layer1"
+        ValueError, match=r"where='layer9.\*' matches no module.*known: conv1.*layer1"
     ):
         insert(tiny(), "se", where="layer9.*")
     with pytest.raises(ValueError, match=r"did you mean 'layer1.0'"):
         insert(tiny(), "se", where="layr1.0")
     with pytest.raises(
-        ValueError, match=r"'after:Bottleneck' matches no module.*classes here: .*BasicUnit"
+        ValueError, match=r"'after:Bottleneck' matches no module.*class: .*known: .*BasicUnit"
     ):
         insert(tiny(), "se", where="after:Bottleneck")
     with pytest.raises(ValueError, match=r"'fc' must give a map \(B, C, H, W\).*gives \(1, 5\)"):
         insert(tiny(), "se", where="fc")
     with pytest.raises(ValueError, match=r"unknown block 'sse'; did you mean .*'se'"):
         insert(tiny(), "sse")
-    with pytest.raises(ValueError, match=r"has no layer 'se'.*found here: no known"):
+    with pytest.raises(ValueError, match=r"has no layer 'se'.*attention layers in it: none"):
         replace(tiny(), "se", "se")
     model = insert(tiny(), "se", where="layer1.0")
     with pytest.raises(ValueError, match=r"'layer1.0' has an inserted block"):
         insert(model, "se", where="blocks")
-    assert places(model) == ["layer1.0.inserted"]
+    assert inserted_names(model) == ["layer1.0.inserted"]
 
 
 def test_a_refused_insert_changes_nothing():
@@ -41,7 +41,11 @@ def test_a_refused_insert_changes_nothing():
         keys = list(model.state_dict())
         with pytest.raises(ValueError, match=message):
             insert(model, "se", where=where, **options)
-        assert list(model.state_dict()) == keys and not places(model) and count_hooks(model) == 0
+        assert (
+            list(model.state_dict()) == keys
+            and not inserted_names(model)
+            and count_hooks(model) == 0
+        )
 
 
 class Pair(nn.Module):

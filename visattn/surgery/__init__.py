@@ -1,4 +1,4 @@
-"""Put attention blocks into networks that stand, take them out again, and swap the ones they have."""
+"""Insert attention blocks into any network, remove them, and replace the ones it has."""
 
 from visattn.surgery.inserted import Inserted, insert, remove
 from visattn.surgery.swap import replace

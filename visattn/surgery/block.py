@@ -1,20 +1,21 @@
 """The block that insert and replace put into a network."""
 
 import inspect
+from typing import Any
 
 from torch import nn
 
 from visattn.blocks.catalog import create_block
 
 
-def one_map_block(name: str, channels: int, options: dict) -> nn.Module:
-    """The block called `name`; refused if it takes more than one map, as a place in a network gives it one."""
+def create_map_block(name: str, channels: int, options: dict[str, Any]) -> nn.Module:
+    """Build the block `name`; refuse one that takes more than one map, as a site has only one."""
     block = create_block(name, channels, **options)
-    needed = [
-        p for p in inspect.signature(block.forward).parameters.values() if p.default is p.empty
-    ]
-    if len(needed) != 1:
+    parameters = inspect.signature(block.forward).parameters.values()
+    num_inputs = sum(parameter.default is parameter.empty for parameter in parameters)
+    if num_inputs != 1:
         raise ValueError(
-            f"block {name!r} takes {len(needed)} maps and a place in a network gives one; choose another"
+            f"block {name!r} takes {num_inputs} maps, but a site in a network gives one; "
+            "choose another block"
         )
     return block

@@ -1,24 +1,27 @@
-"""insert and remove: a block into any network and out again, no key of the network renamed."""
+"""insert and remove: put a block into any network and take it out; no key is renamed."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from visattn.surgery.block import one_map_block
-from visattn.surgery.places import dry_run, find, walk
+from visattn.surgery.block import create_map_block
+from visattn.surgery.calls import dry_run, walk
+from visattn.surgery.sites import InsertionSite, find_sites
 
-CHILD = "inserted"
+CHILD = "inserted"  # the name of the block in its host
 
 
 class Inserted(nn.Module):
-    r"""A block behind a host module, faded in from zero where it would change the network at the start.
+    r"""A block behind a host module, faded in from zero so that the network starts unchanged.
 
     .. math::
         y = x + \gamma\,\bigl(\mathrm{block}(x) - x\bigr)
 
     Args:
         block: The block; its output has the shape of its input.
-        fade: Whether there is a gamma, one learned number that starts at zero. Without it y =
-            block(x).
+        fade: Whether there is a gamma, one learned number that starts at zero. Without it
+            y = block(x).
 
     Shape:
         - Input and output: (B, C, H, W).
@@ -49,19 +52,20 @@ class Inserted(nn.Module):
         return torch.lerp(x, y.to(x.dtype), self.gamma.to(x.dtype))
 
 
-def run_inserted(host: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-    """The forward hook of a host: its output goes through the block inserted behind it."""
-    return host.inserted(output)
+def run_inserted(host: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    """Pass the output of a host through the block behind it; a forward hook."""
+    block: nn.Module = getattr(host, CHILD)
+    return block(output)
 
 
 def insert(
     model: nn.Module,
-    block_name: str,
+    block: str,
     where: str = "blocks",
     identity: bool = True,
     *,
     example: Tensor | tuple[int, ...] | None = None,
-    **options,
+    **options: Any,
 ) -> nn.Module:
     r"""Insert a block behind modules of a network, in place, and return the network.
 
@@ -70,21 +74,21 @@ def insert(
 
     Args:
         model: Any network that takes one tensor: torchvision's, timm's, your own.
-        block_name: A name of ``BLOCKS``.
-        where: A pattern of module names, matched part by part between the dots (``"layer[1-4].*"``:
+        block: A name of ``BLOCKS``.
+        where: A pattern of module names, matched word by word between dots (``"layer[1-4].*"``:
             every residual block; ``"layer*.*.bn3"``: inside the residual branch, where most papers
             put their block); or a rule: ``"stages"`` (behind the last block at each resolution),
             ``"blocks"`` (behind every residual block), ``"after:ClassName"``.
-        identity: Start as the network was: a block that is not the identity at its own init is
-            faded in from zero, and weights of its own that start at zero are moved a little, so
-            that one zero is left on the path.
+        identity: Leave the output unchanged at the start: a block that is not the identity when
+            initialized is faded in from zero, and its own weights that start at zero get small
+            random values, as behind two zeros nothing would learn.
         example: An input of the model or its shape, for the one dry run that finds the maps; 96 x
             96 by default.
         **options: The block's.
 
     Raises:
         ValueError: ``where`` matches nothing or a module that gives no (B, C, H, W) map, the block
-            is unknown, takes more than one map or does not fit, or a place is taken.
+            is unknown, takes more than one map or does not fit, or a module already has one.
 
     Example:
         >>> from torchvision.models import resnet18
@@ -94,104 +98,127 @@ def insert(
         >>> any("inserted" in key for key in remove(model).state_dict())
         False
     """
-    root = dry_run(model, example)
-    added = {}
-    for name, given in find(root, where).items():
-        host = model.get_submodule(name)
-        _refuse_taken(name, host)
-        added[name] = _build(block_name, name, given, identity, options).train(host.training)
-    placed = {}
+    blocks = {}
+    for site in find_sites(dry_run(model, example), where):
+        host = model.get_submodule(site.name)
+        _refuse_second_block(site.name, host)
+        blocks[site.name] = _build_for(site, block, identity, options).train(host.training)
+    attached: dict[str, Inserted] = {}
     try:
-        for name, block in added.items():
-            placed[_place(model, name, block)] = block
-        _hook(model, placed, example)
+        for host_name, inserted in blocks.items():
+            attached[_attach(model, host_name, inserted)] = inserted
+        _hook_hosts(model, attached, example)
     except Exception:
-        _take_out(model, set(placed.values()))
+        _detach(model, set(attached.values()))
         raise
     return model
 
 
 def remove(model: nn.Module) -> nn.Module:
-    """Take every inserted block out again, in place, and return the network as it was."""
-    _take_out(model, {part for part in model.modules() if isinstance(part, Inserted)})
+    """Remove every inserted block, in place, and return the network as it was."""
+    _detach(model, {module for module in model.modules() if isinstance(module, Inserted)})
     return model
 
 
-def _build(block_name: str, name: str, given: Tensor, identity: bool, options: dict) -> Inserted:
-    """The block for the map that a host gave: on its device, in its dtype, with a zero gamma if the block needs one."""
-    block = one_map_block(block_name, given.shape[1], options)
-    # Asked in any case: a block that does not take these maps is refused before the network is
-    # touched.
-    same = _is_identity(block, block_name, name, given)
-    fade = identity and not same
+def _build_for(
+    site: InsertionSite, block_name: str, identity: bool, options: dict[str, Any]
+) -> Inserted:
+    """Build the block for the map of a site: on its device, in its dtype, faded in if need be."""
+    x = site.feature_map
+    block = create_map_block(block_name, x.shape[1], options)
+    # Always tested, so that a block that does not fit is refused before the network changes.
+    is_identity = _is_identity(block, block_name, site)
+    fade = identity and not is_identity
     if fade:
-        _open(block)
-    # Of the map, not of the weights of the host: a pooling has none.
-    return Inserted(block, fade=fade).to(device=given.device, dtype=given.dtype)
+        _fill_zero_weights(block)
+    # The map has a device and dtype even where the host, such as a pooling, has no weights.
+    return Inserted(block, fade=fade).to(device=x.device, dtype=x.dtype)
 
 
-def _is_identity(block: nn.Module, block_name: str, name: str, given: Tensor) -> bool:
-    """Whether a block gives back exactly what it takes; asked before it leaves the CPU."""
-    size = given.shape[1:]
+def _is_identity(block: nn.Module, block_name: str, site: InsertionSite) -> bool:
+    """Test on the CPU whether a block returns exactly its input, at the size of the site's map."""
+    size = site.feature_map.shape[1:]
     x = torch.linspace(-2, 2, 2 * size.numel()).reshape(2, *size)
     try:
         with torch.no_grad():
             return torch.equal(block.eval()(x), x)
     except (RuntimeError, ValueError) as error:
         raise ValueError(
-            f"block {block_name!r} does not take the maps {tuple(given.shape)} of module {name!r} ({error}); "
-            "change its options, or pass example=, an input of the model or its shape"
+            f"block {block_name!r} does not take the maps {tuple(site.feature_map.shape)} of "
+            f"module {site.name!r} ({error}); change its options, or pass example=, an input of "
+            "the model or its shape"
         ) from error
 
 
-def _open(block: nn.Module) -> None:
-    """Move weights that start at zero a little: behind gamma they would be a second zero, and hide what is behind."""
+def _fill_zero_weights(block: nn.Module) -> None:
+    """Draw small values for weights that are all zero: behind gamma = 0 they would not learn."""
     for name, parameter in block.named_parameters():
         if "bias" not in name and not parameter.detach().any():
             nn.init.normal_(parameter, std=0.02)
 
 
-def _refuse_taken(name: str, host: nn.Module) -> None:
+def _refuse_second_block(name: str, host: nn.Module) -> None:
     if isinstance(getattr(host, CHILD, None), Inserted) or isinstance(host, Inserted):
         raise ValueError(
             f"module {name!r} has an inserted block; remove(model) first, or insert elsewhere"
         )
 
 
-def _place(model: nn.Module, name: str, block: Inserted) -> str:
-    """Register the block as a child of its host, or behind it in the Sequential around it; return the block's name."""
-    host = model.get_submodule(name)
+def _attach(model: nn.Module, host_name: str, block: Inserted) -> str:
+    """Register the block as a child of its host and return its name in the model.
+
+    A ModuleDict or ModuleList with a forward of its own (a dense block) would run a new child as
+    one of its layers; there the block goes behind the host, into the Sequential around it.
+    """
+    host = model.get_submodule(host_name)
     if not isinstance(host, (nn.ModuleDict, nn.ModuleList)):
         host.add_module(CHILD, block)
-        return f"{name}.{CHILD}"
-    # A container with a forward of its own (a dense block) would call a new child as one of its
-    # layers.
-    outer, _, own = name.rpartition(".")
-    around = model.get_submodule(outer)
-    if not isinstance(around, nn.Sequential):
+        return f"{host_name}.{CHILD}"
+    outer_name, _, index = host_name.rpartition(".")
+    outer = model.get_submodule(outer_name)
+    if not isinstance(outer, nn.Sequential):
         raise ValueError(
-            f"module {name!r} runs its own children, so a block cannot be its child; choose the module around it"
+            f"module {host_name!r} runs its own children, so a block cannot be its child; "
+            "choose the module around it"
         )
-    names = [child for child, _ in around.named_children()]
-    around.add_module(f"{own}_{CHILD}", block)
-    for later in names[names.index(own) + 1 :]:
-        part = getattr(around, later)
-        delattr(around, later)
-        around.add_module(later, part)
-    return f"{outer}.{own}_{CHILD}".removeprefix(".")
+    block_name = f"{index}_{CHILD}"
+    _add_behind(outer, index, block_name, block)
+    return f"{outer_name}.{block_name}".removeprefix(".")
 
 
-def _hook(model: nn.Module, placed: dict[str, Inserted], example) -> None:
-    """Hook the hosts that do not run their new child by themselves; a Sequential does, and so do some stages."""
-    ran = {call.module for call in walk(dry_run(model, example))}
-    for name, block in placed.items():
-        if block not in ran:
-            model.get_submodule(name.rpartition(".")[0]).register_forward_hook(run_inserted)
+def _add_behind(sequential: nn.Sequential, index: str, name: str, block: Inserted) -> None:
+    """Add a child behind the child `index`: those that follow are registered anew, in order."""
+    names = [child_name for child_name, _ in sequential.named_children()]
+    sequential.add_module(name, block)
+    for follower_name in names[names.index(index) + 1 :]:
+        follower = sequential.get_submodule(follower_name)
+        delattr(sequential, follower_name)
+        sequential.add_module(follower_name, follower)
 
 
-def _take_out(model: nn.Module, blocks: set[Inserted]) -> None:
+def _hook_hosts(
+    model: nn.Module,
+    attached: dict[str, Inserted],
+    example: Tensor | tuple[int, ...] | None,
+) -> None:
+    """Hook the hosts that do not run their new child; a Sequential does, and so do some stages."""
+    modules_run = {call.module for call in walk(dry_run(model, example))}
+    for name, block in attached.items():
+        if block not in modules_run:
+            host = model.get_submodule(name.rpartition(".")[0])
+            host.register_forward_hook(run_inserted)
+
+
+def _detach(model: nn.Module, blocks: set[Inserted]) -> None:
+    """Delete the blocks from their hosts, with the hooks that run them."""
     for host in list(model.modules()):
-        for name in [name for name, child in host.named_children() if child in blocks]:
-            delattr(host, name)
-            for key in [key for key, hook in host._forward_hooks.items() if hook is run_inserted]:
-                del host._forward_hooks[key]
+        for name, child in list(host.named_children()):
+            if child in blocks:
+                delattr(host, name)
+                _remove_hook(host)
+
+
+def _remove_hook(host: nn.Module) -> None:
+    for key, hook in list(host._forward_hooks.items()):
+        if hook is run_inserted:
+            del host._forward_hooks[key]

@@ -1,15 +1,16 @@
-"""replace: swap the attention layers a network has for another block."""
+"""replace: exchange the attention layers of a network for another block."""
 
-from difflib import get_close_matches
+from typing import Any
 
 from torch import Tensor, nn
 
 from visattn.blocks.catalog import BLOCKS
-from visattn.surgery.block import one_map_block
-from visattn.surgery.places import dry_run, walk
+from visattn.names import suggest
+from visattn.surgery.block import create_map_block
+from visattn.surgery.calls import ModuleCall, dry_run, walk
 
-# How timm and torchvision call their layers.
-OTHERS = {
+# Class names of the same layers in timm and torchvision.
+PEER_CLASSES = {
     "se": ("SEModule", "SqueezeExcite", "SqueezeExcitation"),
     "ese": ("EffectiveSEModule",),
     "eca": ("EcaModule", "CecaModule"),
@@ -29,13 +30,13 @@ def replace(
     new: str,
     *,
     example: Tensor | tuple[int, ...] | None = None,
-    **options,
+    **options: Any,
 ) -> nn.Module:
-    r"""Replace every attention layer of one kind by a new block, in place, and return the network.
+    r"""Replace every attention layer of one class by a new block, in place; return the network.
 
     Args:
         model: A network of torchvision, timm, this library or your own.
-        old: A name of ``BLOCKS`` (torchvision's and timm's layers of that kind count) or a class
+        old: A name of ``BLOCKS`` (includes the same layers of torchvision and timm) or a class
             name.
         new: A name of ``BLOCKS``.
         example: An input of the model or its shape, for the one dry run that finds the channels; 96
@@ -52,43 +53,46 @@ def replace(
         >>> sum(type(part).__name__ == "EfficientChannelAttention" for part in model.modules())
         9
     """
-    classes = {old, *OTHERS.get(old, ())} | (
-        {BLOCKS[old].block.__name__} if old in BLOCKS else set()
-    )
-    shapes = {
-        call.name: (call.taken, call.given)
-        for call in walk(dry_run(model, example))
-        if type(call.module).__name__ in classes
-    }
-    if not shapes:
+    class_names = _class_names(old)
+    calls = {}
+    for call in walk(dry_run(model, example)):
+        if type(call.module).__name__ in class_names:
+            calls[call.name] = call
+    if not calls:
         raise ValueError(
-            f"{type(model).__name__} has no layer {old!r} that runs; {_present(model, old)}"
+            f"{type(model).__name__} has no layer {old!r} that runs; {_hint(model, old)}"
         )
-    built = {
-        name: _build(new, model, name, taken, given, options)
-        for name, (taken, given) in shapes.items()
-    }
-    for name, block in built.items():
+    # All are built before the first is placed: an error leaves the network as it was.
+    blocks = {name: _build_for(call, new, options) for name, call in calls.items()}
+    for name, block in blocks.items():
         model.set_submodule(name, block)
     return model
 
 
-def _build(
-    new: str, model: nn.Module, name: str, taken: Tensor, given: Tensor, options: dict
-) -> nn.Module:
-    """The new block on the device and in the dtype and mode of the layer that leaves."""
-    if taken is None or given is None or taken.ndim != 4 or taken.shape != given.shape:
+def _class_names(name: str) -> set[str]:
+    """Return the class names of a block, here and elsewhere; any other name is a class itself."""
+    names = {name, *PEER_CLASSES.get(name, ())}
+    if name in BLOCKS:
+        names.add(BLOCKS[name].block.__name__)
+    return names
+
+
+def _build_for(call: ModuleCall, name: str, options: dict[str, Any]) -> nn.Module:
+    """Build the block `name` with the channels, device, dtype and mode of the layer it replaces."""
+    x = call.input
+    y = call.output
+    if x is None or y is None or x.ndim != 4 or x.shape != y.shape:
         raise ValueError(
-            f"layer {name!r} must take and give one map of the same shape (B, C, H, W) to be replaced"
+            f"layer {call.name!r} must take and give one map of the same shape (B, C, H, W) "
+            "to be replaced"
         )
-    old = model.get_submodule(name)
-    block = one_map_block(new, taken.shape[1], options).train(old.training)
-    return block.to(device=taken.device, dtype=taken.dtype)
+    block = create_map_block(name, x.shape[1], options).train(call.module.training)
+    return block.to(device=x.device, dtype=x.dtype)
 
 
-def _present(model: nn.Module, old: str) -> str:
-    """The attention layers that are there, and the nearest class names."""
-    present = {type(part).__name__ for part in model.modules()}
-    known = [name for name, names in OTHERS.items() if present & set(names)]
-    near = get_close_matches(old, sorted(present), n=3, cutoff=0.4)
-    return f"found here: {', '.join(known) or 'no known attention layer'}; near class names: {', '.join(near) or 'none'}"
+def _hint(model: nn.Module, name: str) -> str:
+    """Name the attention layers of the network, and the nearest class names."""
+    classes = {type(module).__name__ for module in model.modules()}
+    present = [block for block, peers in PEER_CLASSES.items() if not classes.isdisjoint(peers)]
+    layers = ", ".join(present) or "none of timm or torchvision"
+    return f"attention layers in it: {layers}; class: {suggest(name, sorted(classes))}"

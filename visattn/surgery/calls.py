@@ -1,0 +1,126 @@
+"""The calls of a network's modules, recorded in one dry run."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# 96 pixels leave 3 x 3 positions after five halvings, as most networks have.
+EXAMPLE_SIZE = 96
+
+
+@dataclass(eq=False)
+class ModuleCall:
+    """One call of one module, with the calls inside it.
+
+    ``input`` is the first tensor among the arguments; ``output`` is None where the module returns
+    no single tensor. The versions tell whether two calls saw the same values.
+    """
+
+    name: str
+    module: nn.Module
+    input: Tensor | None = None
+    output: Tensor | None = None
+    input_version: tuple[int, int] | None = None
+    output_version: tuple[int, int] | None = None
+    inner: list["ModuleCall"] = field(default_factory=list)
+
+    @property
+    def output_map(self) -> Tensor | None:
+        """The output, if it is a map (B, C, H, W)."""
+        if self.output is None or self.output.ndim != 4:
+            return None
+        return self.output
+
+
+def dry_run(model: nn.Module, example: Tensor | tuple[int, ...] | None = None) -> ModuleCall:
+    """Run the model once in eval mode without gradients; return its call."""
+    example = _make_example(model, example)
+    root = ModuleCall("", model)
+    with _evaluating(model), _recording(model, root), torch.no_grad():
+        try:
+            model(example)
+        except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+            raise ValueError(
+                f"the dry run of {type(model).__name__} on an input of {tuple(example.shape)} "
+                f"failed ({error}); pass example=, an input of the model or its shape"
+            ) from error
+    return root.inner[0]
+
+
+def walk(call: ModuleCall) -> Iterator[ModuleCall]:
+    """Yield every call inside a call, outermost first."""
+    for inner in call.inner:
+        yield inner
+        yield from walk(inner)
+
+
+def _make_example(model: nn.Module, example: Tensor | tuple[int, ...] | None) -> Tensor:
+    """Return the example, or zeros of its shape on the device and in the dtype of the weights."""
+    if isinstance(example, Tensor):
+        return example
+    if example is None:
+        example = (1, _count_input_channels(model), EXAMPLE_SIZE, EXAMPLE_SIZE)
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            return torch.zeros(example, dtype=parameter.dtype, device=parameter.device)
+    return torch.zeros(example)
+
+
+def _count_input_channels(model: nn.Module) -> int:
+    """Return the input channels of the first convolution; 3 where there is none."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+    return 3
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model in eval mode, then restore the mode of every module."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def _recording(model: nn.Module, root: ModuleCall) -> Iterator[None]:
+    """Append the tree of calls to `root` by hooks, which are removed at the end."""
+    names = {module: name for name, module in model.named_modules()}
+    stack = [root]
+
+    def enter(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        call = ModuleCall(names[module], module)
+        call.input = next((x for x in inputs if isinstance(x, Tensor)), None)
+        call.input_version = _version(call.input)
+        stack[-1].inner.append(call)
+        stack.append(call)
+
+    def leave(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        call = stack.pop()
+        call.output = output if isinstance(output, Tensor) else None
+        call.output_version = _version(call.output)
+
+    handles = []
+    for module in names:
+        handles.append(module.register_forward_pre_hook(enter))
+        handles.append(module.register_forward_hook(leave))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _version(x: Tensor | None) -> tuple[int, int] | None:
+    """Identify a tensor and its values: torch counts the operations in place."""
+    if x is None:
+        return None
+    return id(x), x._version
