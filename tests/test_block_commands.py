@@ -78,7 +78,7 @@ def test_blocks_measures_and_notes_what_does_not_fit(capsys):
     ("arguments", "message"),
     [
         (["blocks", "--block", "cbm"], "did you mean 'cbam'"),
-        (["blocks", "--kind", "chanel"], "classes are channel"),
+        (["blocks", "--family", "chanel"], "classes are channel"),
         (["blocks", "--batch", "1"], "batch must be 2 or more"),
         (["compare", "nowhere.yaml"], "there is no config 'nowhere.yaml'"),
         (["compare", "configs/blocks_compare.yaml", "--blocks", "none,cbm"], "did you mean 'cbam'"),
@@ -132,7 +132,7 @@ def test_compare_takes_options_from_the_config_and_keeps_configs_apart(
     trained = []
     monkeypatch.setattr("visattn.training.cli.main", lambda arguments: trained.append(arguments))
     monkeypatch.setattr(
-        compare, "_result", lambda *_: {"val_accuracy": 0.5, "seconds": 1.0, "parameters": 1}
+        compare, "read_result", lambda *_: {"val_accuracy": 0.5, "seconds": 1.0, "parameters": 1}
     )
     for options, code in (({"groups": 4}, 0), ({"groups": 2}, 2)):
         config.write_text(
@@ -157,7 +157,7 @@ def test_compare_gives_no_network_the_block_of_the_config(tmp_path, monkeypatch)
     config, out = tmp_path / "host.yaml", tmp_path / "out"
     monkeypatch.setattr("visattn.training.cli.main", lambda arguments: None)
     monkeypatch.setattr(
-        compare, "_result", lambda *_: {"val_accuracy": 0.5, "seconds": 1.0, "parameters": 1}
+        compare, "read_result", lambda *_: {"val_accuracy": 0.5, "seconds": 1.0, "parameters": 1}
     )
     options = {"in_channels": 1, "block_options": {"reduction": 4}}
     model = {"name": "resnet8", "block": "se", "options": options}

@@ -159,21 +159,21 @@ def test_other_scores_are_no_success(run_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(
         export.WRITERS,
         "safetensors",
-        lambda classifier, path: ((0,), lambda x: classifier.model(x) + 1),
+        lambda classifier, path: export.Exported(lambda x: classifier.model(x) + 1, (0,)),
     )
     assert call(run_folder, "--to", "safetensors", "--out", tmp_path / "x") == 2
     assert "gives other scores: they differ by 1 at (1, 3, 24, 40)" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
     classifier = load_classifier(run_folder)
     with pytest.raises(ValueError, match="differ by nan"):
-        compare(classifier, lambda images: classifier.model(images) * float("nan"), ())
+        compare(classifier, export.Exported(lambda x: classifier.model(x) * float("nan"), ()))
 
 
 def test_trace_leaves_the_model_as_it_is(run_folder):
     classifier = load_classifier(run_folder)
     before = {key: value.clone() for key, value in classifier.model.state_dict().items()}
-    free, _ = trace(classifier)
-    assert free == (0, 2, 3) and not classifier.model.training
+    _, free_axes = trace(classifier)
+    assert free_axes == (0, 2, 3) and not classifier.model.training
     assert all(
         torch.equal(value, before[key]) for key, value in classifier.model.state_dict().items()
     )

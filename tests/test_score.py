@@ -10,7 +10,15 @@ from PIL import Image
 from run_cases import untrained_run
 
 from visattn.__main__ import main
-from visattn.commands.score import BASELINES, Interval, _center, _evenly, _interval, _samples, _text
+from visattn.commands.score import (
+    BASELINES,
+    Interval,
+    bootstrap,
+    center_spot,
+    format_table,
+    read_samples,
+    spread_evenly,
+)
 from visattn.data.synthetic import TARGETS, PlacedCharacters
 from visattn.metrics.truth import energy_pointing, pointing_game, segmentation
 from visattn.training.classifier import load_classifier
@@ -90,12 +98,12 @@ def test_scores_are_the_same_twice(tmp_path, run_folder):
 
 def test_intervals_shrink_with_the_root_of_the_images_and_hold_the_mean():
     values = torch.randn(4000, generator=torch.Generator().manual_seed(1))
-    many, few = _interval(values, 0), _interval(values[:40], 0)
+    many, few = bootstrap(values, 0), bootstrap(values[:40], 0)
     # the 95 % interval of a normal mean is 2 * 1.96 / sqrt(n) wide
     assert many.high - many.low == pytest.approx(3.92 / 4000**0.5, rel=0.15)
     assert few.high - few.low == pytest.approx(3.92 / 40**0.5, rel=0.3)
     assert many.low < values.mean() < many.high
-    assert _interval(torch.full((5,), 0.25), 0) == (0.25, 0.25, 0.25)
+    assert bootstrap(torch.full((5,), 0.25), 0) == (0.25, 0.25, 0.25)
 
 
 def test_the_best_of_a_column_depends_on_what_is_good():
@@ -104,7 +112,8 @@ def test_the_best_of_a_column_depends_on_what_is_good():
         for name, x in (("a", 0.1), ("b", 0.9))
     }
     cells = [
-        [cell.strip() for cell in line.split("|")[2:4]] for line in _text(rows, 3).splitlines()[2:4]
+        [cell.strip() for cell in line.split("|")[2:4]]
+        for line in format_table(rows, 3).splitlines()[2:4]
     ]
     assert cells == [
         ["0.100 [0.100, 0.100]", "**0.100** [0.100, 0.100]"],
@@ -149,22 +158,22 @@ def test_baselines_get_what_theory_says():
 
 
 def test_every_class_of_the_synthetic_set_is_scored(run_folder):
-    samples, failed = _samples("synthetic", load_classifier(run_folder), 10)
+    samples, failed = read_samples("synthetic", load_classifier(run_folder), 10)
     assert [sample.label for sample in samples] == [0, 1, 2, 3, 4] * 2 and not failed
     assert all(sample.truth.any() and sample.truth.shape == (24, 24) for sample in samples)
 
 
 def test_center_and_even_choice():
-    spot = _center((2, 5, 7))
+    spot = center_spot((2, 5, 7))
     assert spot.shape == (2, 5, 7) and spot[1].argmax() == 2 * 7 + 3
-    assert torch.equal(spot, spot.flip(1, 2)) and _center((1, 1, 1)).item() == 1
-    assert _evenly(10, 3) == [0, 3, 6] and _evenly(2, 5) == [0, 1]
+    assert torch.equal(spot, spot.flip(1, 2)) and center_spot((1, 1, 1)).item() == 1
+    assert spread_evenly(10, 3) == [0, 3, 6] and spread_evenly(2, 5) == [0, 1]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--methods", "rollout,gea"], "did you mean gae?"),
+        (["--methods", "rollout,gea"], "did you mean 'gae'"),
         (["--methods", ","], "at least one method"),
         (["--limit", "0"], "--limit must be 1 or more"),
         (["--batch-size", "0"], "--batch-size must be 1 or more, got 0"),

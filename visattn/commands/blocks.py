@@ -1,17 +1,18 @@
-"""`visattn blocks`: the table of all blocks, with what each costs here."""
+"""`visattn blocks`: the table of all blocks, with what each costs on this machine."""
 
 import inspect
-import sys
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from visattn.bench.timing import measure, table
 from visattn.blocks.catalog import BLOCKS, create_block
 from visattn.blocks.reference import KEY_MAPS
+from visattn.commands.inputs import show_progress
+from visattn.names import lookup
 from visattn.record.session import capture
 
 HEADER = (
@@ -26,6 +27,18 @@ HEADER = (
     "weights of",
 )
 
+Shape = tuple[int, int, int, int]
+
+
+class Cost(NamedTuple):
+    """What a block costs, as cells of the table."""
+
+    parameters: str = "-"
+    mflops: str = "-"
+    forward_ms: str = "-"
+    both_ms: str = "-"
+    map_kinds: str = "-"
+
 
 def run(
     *,
@@ -34,7 +47,7 @@ def run(
     width: int = 28,
     batch: int = 2,
     repeats: int = 5,
-    kind: str | None = None,
+    family: str | None = None,
     block: str | None = None,
 ) -> None:
     """Print every block with its class, year, size, cost on this machine and map.
@@ -48,105 +61,109 @@ def run(
         width: Columns of the feature map.
         batch: Images in the timed batch.
         repeats: Timed runs; 0 leaves the times out.
-        kind: Only blocks of this class: channel, spatial, both, branch, token or context.
+        family: Only blocks of this class: channel, spatial, both, branch, token or context.
         block: Only this block.
     """
-    names = _chosen(kind, block)
+    names = choose_blocks(family, block)
     shape = (batch, channels, height, width)
     if min(shape) < 1 or batch < 2 or repeats < 0:
         raise ValueError(
-            f"batch must be 2 or more to train, sizes 1 or more, repeats 0 or more; got {shape}, {repeats}"
+            "batch must be 2 or more to train, sizes 1 or more, repeats 0 or more; "
+            f"got {shape}, {repeats}"
         )
-    notes: list[str] = []
+    refusals: list[str] = []
+    rows = []
+    with one_thread():
+        for name in show_progress(names, "measuring", len(names)):
+            rows.append(table_row(name, shape, repeats, refusals))
+    dtype = torch.get_default_dtype()
+    print(f"{len(rows)} blocks at (B, C, H, W) = {shape}, {dtype}, one CPU thread\n")
+    print(table(HEADER, rows))
+    print("".join(f"\n{refusal}" for refusal in refusals))
+
+
+@contextmanager
+def one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        shown = track(
-            names,
-            "measuring",
-            console=Console(stderr=True),
-            transient=True,
-            disable=not sys.stderr.isatty(),
-        )
-        rows = [_row(name, shape, repeats, notes) for name in shown]
+        yield
     finally:
         torch.set_num_threads(threads)
-    print(
-        f"{len(rows)} blocks at (B, C, H, W) = {shape}, {torch.get_default_dtype()}, one CPU thread\n"
-    )
-    print(table(HEADER, rows))
-    print("".join(f"\n{note}" for note in notes))
 
 
-def _chosen(kind: str | None, block: str | None) -> list[str]:
-    """The names that the filters leave."""
-    if block is not None and block not in BLOCKS:
-        create_block(block, 1)  # raises, with the nearest name
-    names = [
-        name
-        for name, entry in BLOCKS.items()
-        if kind in (None, entry.family) and block in (None, name)
-    ]
+def choose_blocks(family: str | None, block: str | None) -> list[str]:
+    """Return the names that both filters leave."""
+    names = list(BLOCKS)
+    if block is not None:
+        lookup(BLOCKS, block, "block")
+        names = [block]
+    if family is not None:
+        names = [name for name in names if BLOCKS[name].family == family]
     if not names:
-        kinds = ", ".join(dict.fromkeys(entry.family for entry in BLOCKS.values()))
-        raise ValueError(f"no block has class {kind!r}; classes are {kinds}")
+        families = dict.fromkeys(entry.family for entry in BLOCKS.values())
+        raise ValueError(f"no block has class {family!r}; classes are {', '.join(families)}")
     return names
 
 
-def _row(name: str, shape: tuple[int, int, int, int], repeats: int, notes: list[str]) -> tuple:
-    """One row of the table; why a block does not fit the channels goes to the notes."""
+def table_row(name: str, shape: Shape, repeats: int, refusals: list[str]) -> tuple:
+    """Measure one block; why it does not fit the channels goes to the refusals."""
     entry = BLOCKS[name]
-    start = (name, entry.family, entry.year)
     sources = ", ".join(KEY_MAPS.get(entry.block.__name__, {})) or "-"
+    cost = Cost()
     try:
-        model = create_block(name, shape[1])
+        block = create_block(name, shape[1])
     except ValueError as error:
-        notes.append(f"{name}: {error}")
-        return (*start, "-", "-", "-", "-", "-", sources)
-    maps = inputs(model, shape)
-    parameters = f"{sum(p.numel() for p in model.parameters()):,}"
-    forward, both = _times(model, maps, repeats) if repeats else ("-", "-")
-    return (
-        *start,
-        parameters,
-        f"{_flops(model, maps) / 1e6:.3g}",
-        forward,
-        both,
-        _kinds(model, maps),
-        sources,
-    )
+        refusals.append(f"{name}: {error}")
+    else:
+        cost = measure_block(block, shape, repeats)
+    return (name, entry.family, entry.year, *cost, sources)
 
 
-def inputs(block: nn.Module, shape: tuple[int, int, int, int]) -> list[Tensor]:
-    """Random maps, as many as the block takes."""
-    number = len(inspect.signature(block.forward).parameters)
-    return [torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i in range(number)]
+def measure_block(block: nn.Module, shape: Shape, repeats: int) -> Cost:
+    inputs = random_inputs(block, shape)
+    parameters = sum(parameter.numel() for parameter in block.parameters())
+    forward_ms = both_ms = "-"
+    if repeats > 0:
+        forward_ms, both_ms = time_block(block, inputs, repeats)
+    mflops = count_flops(block, inputs) / 1e6
+    return Cost(f"{parameters:,}", f"{mflops:.3g}", forward_ms, both_ms, map_kinds(block, inputs))
 
 
-def _times(block: nn.Module, maps: list[Tensor], repeats: int) -> tuple[str, str]:
-    learned = [x.clone().requires_grad_() for x in maps]
-    gradient = torch.randn_like(maps[0])
+def random_inputs(block: nn.Module, shape: Shape) -> list[Tensor]:
+    """Return random feature maps, as many as the block takes."""
+    count = len(inspect.signature(block.forward).parameters)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(count)]
+    return [torch.randn(shape, generator=generator) for generator in generators]
+
+
+def time_block(block: nn.Module, inputs: list[Tensor], repeats: int) -> tuple[str, str]:
+    """Return medians in ms: forward in evaluation, forward and backward in training."""
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    gradient = torch.randn_like(inputs[0])
 
     def forward() -> None:
         with torch.no_grad():
-            block.eval()(*maps)
+            block.eval()(*inputs)
 
-    def both() -> None:
-        block.train()(*learned).backward(gradient)
+    def forward_and_backward() -> None:
+        block.train()(*leaves).backward(gradient)
 
-    timings = measure({"forward": forward, "both": both}, repeats=repeats, warmup=1)
+    contestants = {"forward": forward, "both": forward_and_backward}
+    timings = measure(contestants, repeats=repeats, warmup=1)
     return f"{timings['forward'].median:.3g}", f"{timings['both'].median:.3g}"
 
 
-def _flops(block: nn.Module, maps: list[Tensor]) -> int:
-    """Operations of convolutions and matrix products for one image."""
+def count_flops(block: nn.Module, inputs: list[Tensor]) -> int:
+    """Count the operations of convolutions and matrix products for one image."""
     with FlopCounterMode(display=False) as counter:
-        block.eval()(*(x[:1] for x in maps))
+        block.eval()(*(x[:1] for x in inputs))
     return counter.get_total_flops()
 
 
-def _kinds(block: nn.Module, maps: list[Tensor]) -> str:
-    """What the block's maps weigh, by what is captured of one image."""
-    with torch.no_grad(), capture(block.eval()) as records:
-        block(*(x[:1] for x in maps))
-    return " + ".join(dict.fromkeys(record.kind for record in records.records))
+def map_kinds(block: nn.Module, inputs: list[Tensor]) -> str:
+    """Return the kinds of maps that are captured for one image."""
+    with torch.no_grad(), capture(block.eval()) as maps:
+        block(*(x[:1] for x in inputs))
+    kinds = dict.fromkeys(record.kind for record in maps.records)
+    return " + ".join(kinds)

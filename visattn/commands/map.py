@@ -1,5 +1,6 @@
 """`visattn map`: draw what a model looks at over photographs."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -11,15 +12,15 @@ from torch import Tensor, nn
 
 from visattn.commands.inputs import (
     ModelSource,
+    Photograph,
     batches,
     class_number,
-    complained,
+    crop_as_seen,
+    list_photographs,
     open_classifier,
-    photographs,
-    picture,
-    tracked,
+    report_left_out,
+    show_progress,
 )
-from visattn.data.images import FileImages
 from visattn.draw.files import save_maps, writable
 from visattn.draw.grids import heads_by_layers
 from visattn.draw.page import page as write_page
@@ -29,7 +30,8 @@ from visattn.methods.explain import explain
 from visattn.record import Record, capture
 from visattn.training.classifier import Classifier
 
-_MOST_ON_A_PAGE, _MOST_LINES = 12, 20
+MOST_ON_A_PAGE = 12  # photographs
+MOST_LINES = 20  # printed, one per photograph
 
 
 @Parameter(name="*")
@@ -74,6 +76,47 @@ class DrawOptions:
     own_scale: bool = False
 
 
+class Request(NamedTuple):
+    """A question after it was checked against the model."""
+
+    method: str
+    layer: int | str | None
+    head: int | None
+    target: int | None
+
+    def explain(self, model: nn.Module, images: Tensor) -> Map:
+        if self.method == "raw":
+            layer = -1 if self.layer is None else self.layer
+            with torch.no_grad(), capture(model, keep="qk") as maps:
+                model(images)
+            return maps.map(layer=layer, head=self.head)
+        if self.head is not None:
+            raise ValueError(f"--head is for --method raw; {self.method} joins all heads")
+        layers = None if self.layer is None else [self.layer]
+        return explain(model, images, target=self.target, method=self.method, layers=layers)
+
+
+class Prediction(NamedTuple):
+    """What the model predicts for one photograph; no class where it has no head."""
+
+    photograph: Photograph
+    class_name: str | None
+    probability: float | None
+
+    @property
+    def label(self) -> str:
+        if self.class_name is None:
+            return ""
+        return f"{self.class_name} {self.probability:.1%}"
+
+    def as_json(self) -> dict:
+        return {
+            "file": self.photograph.name,
+            "class": self.class_name,
+            "probability": self.probability,
+        }
+
+
 def run(
     photos: list[str],
     /,
@@ -85,8 +128,8 @@ def run(
     page: bool = False,
     grid: Literal["heads"] | None = None,
     batch_size: int = 8,
-):
-    """Draw what a model looks at: pictures with scale bar and predicted class, raw maps (NPZ) and index.json.
+) -> int:
+    """Draw what a model looks at: pictures with scale bar and predicted class, NPZ and index.json.
 
     Args:
         photos: Photographs, folders or zips of them.
@@ -97,202 +140,200 @@ def run(
     """
     folder = writable(Path(out))
     classifier = open_classifier(source)
-    asked = _asked(question, classifier, page, grid)
-    answers, heat, failed = _ask(classifier, photographs(photos), asked, batch_size)
-    labels = [answer.label for answer in answers]
-    drawn = (answer.picture(classifier) for answer in answers)
-    names, facts = (
-        [Path(answer.name).stem for answer in answers],
-        [answer.facts() for answer in answers],
+    request = check_question(question, classifier, page, grid)
+    photographs = list_photographs(photos)
+    predictions, heat, unreadable = explain_photographs(
+        classifier, photographs, request, batch_size
     )
-    pictures = tracked(drawn, "drawing", len(answers))
+    pictures = (read_as_seen(each.photograph, classifier) for each in predictions)
     items = save_maps(
-        heat, pictures, folder, names=names, labels=labels, facts=facts, **asdict(look)
+        heat,
+        show_progress(pictures, "drawing", len(predictions)),
+        folder,
+        names=[Path(each.photograph.name).stem for each in predictions],
+        labels=[each.label for each in predictions],
+        facts=[each.as_json() for each in predictions],
+        **asdict(look),
     )
     if grid:
-        _draw_heads(classifier, answers, items, folder, look.colormap)
+        draw_heads(classifier, predictions, items, folder, look.colormap)
     if page:
-        _write_page(
-            classifier, answers[:_MOST_ON_A_PAGE], heat, folder / "page.html", look.colormap
-        )
-    return _report(answers, items, failed, folder, page)
+        path = folder / "page.html"
+        draw_page(classifier, predictions[:MOST_ON_A_PAGE], heat, path, look.colormap)
+    print_report(predictions, items, folder, page)
+    return report_left_out("visattn map", unreadable)
 
 
-def _asked(question: Question, classifier: Classifier, page: bool, grid: str | None) -> "_Asked":
-    """Settle what is asked, and refuse before anything is drawn what the model has nothing for."""
-    method, layer = question.method, question.layer
+def check_question(
+    question: Question, classifier: Classifier, page: bool, grid: str | None
+) -> Request:
+    """Choose method and layer, and refuse before anything is drawn what the model cannot show."""
+    method = question.method
     if method is None or page or grid:
-        records = _seen(classifier)
-        tokens = [record for record in records if record.kind == "token"]
-        if grid and not any(record.grid for record in tokens):
-            raise ValueError(
-                "--grid heads needs attention between tokens, and this model has none: leave it out"
-            )
-        if page and not any(layer_of(record) for record in records):
-            raise ValueError(
-                "--page needs attention that lies on the picture, and this model has none: leave it out"
-            )
-        method = method or (
-            "rollout" if tokens and all(record.grid for record in tokens) else "gradcam"
-        )
-    layer = int(layer) if layer and layer.lstrip("-").isdigit() else layer
-    return _Asked(method, layer, question.head, class_number(question.target, classifier.classes))
+        records = record_blank_image(classifier)
+        default_method = check_attention(records, page, grid)
+        method = method or default_method
+    layer: int | str | None = question.layer
+    if question.layer and question.layer.lstrip("-").isdigit():
+        layer = int(question.layer)
+    target = class_number(question.target, classifier.classes)
+    return Request(method, layer, question.head, target)
 
 
-def _seen(classifier: Classifier) -> list[Record]:
-    """Return the attention that runs in a model of which nothing is known."""
+def record_blank_image(classifier: Classifier) -> list[Record]:
+    """Return the attention calls of one forward pass of the model."""
+    blank = torch.zeros(1, 3, *classifier.transform.image_size)
     with torch.no_grad(), capture(classifier.model) as maps:
-        classifier.model(torch.zeros(1, 3, *classifier.transform.image_size))
+        classifier.model(blank)
     return maps.records
 
 
-class _Asked(NamedTuple):
-    method: str
-    layer: int | str | None
-    head: int | None
-    target: int | None
-
-    def of(self, model: nn.Module, batch: Tensor) -> Map:
-        if self.method == "raw":
-            with torch.no_grad(), capture(model, keep="qk") as maps:
-                model(batch)
-            return maps.map(layer=-1 if self.layer is None else self.layer, head=self.head)
-        if self.head is not None:
-            raise ValueError(f"--head is for --method raw; {self.method} joins all heads")
-        layers = None if self.layer is None else [self.layer]
-        return explain(model, batch, target=self.target, method=self.method, layers=layers)
-
-
-class _Answer(NamedTuple):
-    name: str
-    source: FileImages
-    index: int
-    winner: str | None
-    probability: float | None
-
-    @property
-    def label(self) -> str:
-        return "" if self.winner is None else f"{self.winner} {self.probability:.1%}"
-
-    def facts(self) -> dict:
-        return {"file": self.name, "class": self.winner, "probability": self.probability}
-
-    def photo(self) -> Image.Image:
-        return self.source.image(self.index)
-
-    def picture(self, classifier: Classifier) -> Image.Image:
-        return picture(self.photo(), classifier.transform)
+def check_attention(records: list[Record], page: bool, grid: str | None) -> str:
+    """Refuse a page or grid that the attention cannot fill; return the method that suits it."""
+    tokens = [record for record in records if record.kind == "token"]
+    if grid and not any(record.grid for record in tokens):
+        raise ValueError(
+            "--grid heads needs attention between tokens, and this model has none: leave it out"
+        )
+    if page and not any(layer_of(record) for record in records):
+        raise ValueError(
+            "--page needs attention that lies on the picture, and this model has none: leave it out"
+        )
+    if tokens and all(record.grid for record in tokens):
+        return "rollout"
+    return "gradcam"
 
 
-def _ask(
-    classifier: Classifier, photos: list, asked: _Asked, batch_size: int
-) -> tuple[list, Map, list[str]]:
-    """Run all photographs through the model, the unreadable ones named and left out."""
-    answers, heats, failed = [], [], []
-    for group in tracked(
-        list(batches(photos, batch_size)), "looking", -(-len(photos) // batch_size)
-    ):
-        read = [
-            (photo, tensor)
-            for photo in group
-            if (tensor := _tensor(photo, classifier, failed)) is not None
-        ]
-        if not read:
+def explain_photographs(
+    classifier: Classifier,
+    photographs: Sequence[Photograph],
+    request: Request,
+    batch_size: int,
+) -> tuple[list[Prediction], Map, list[str]]:
+    """Predict and explain all photographs; the messages name those that cannot be read."""
+    predictions: list[Prediction] = []
+    heats: list[Map] = []
+    unreadable: list[str] = []
+    groups = list(batches(photographs, batch_size))
+    for group in show_progress(groups, "explaining", len(groups)):
+        readable, tensors = read_batch(group, classifier, unreadable)
+        if not readable:
             continue
-        batch = torch.stack([tensor for _, tensor in read])
-        heats.append(asked.of(classifier.model, batch))
-        winners = _winners(classifier, batch)
-        answers += [
-            _Answer(*photo, *winner) for (photo, _), winner in zip(read, winners, strict=True)
-        ]
-    if not answers:
-        raise ValueError(f"none of the {len(photos)} photographs can be read: {failed[0]}")
-    return answers, _joined(heats), failed
+        images = torch.stack(tensors)
+        heats.append(request.explain(classifier.model, images))
+        predictions += predict(classifier, readable, images)
+    if not predictions:
+        raise ValueError(f"none of the {len(photographs)} photographs can be read: {unreadable[0]}")
+    return predictions, join_maps(heats), unreadable
 
 
-def _winners(classifier: Classifier, batch: Tensor) -> list[tuple[str | None, float | None]]:
-    """Return predicted class and probability of each image; a model without a head predicts nothing."""
+def read_batch(
+    photographs: Sequence[Photograph], classifier: Classifier, unreadable: list[str]
+) -> tuple[list[Photograph], list[Tensor]]:
+    readable = []
+    tensors = []
+    for photograph in photographs:
+        try:
+            tensor = classifier.transform(photograph.read())
+        except ValueError as error:
+            unreadable.append(str(error))
+            continue
+        readable.append(photograph)
+        tensors.append(tensor)
+    return readable, tensors
+
+
+def predict(
+    classifier: Classifier, photographs: Sequence[Photograph], images: Tensor
+) -> list[Prediction]:
     if not classifier.classes:
-        return [(None, None)] * len(batch)
+        return [Prediction(photograph, None, None) for photograph in photographs]
     with torch.no_grad():
-        best, index = classifier.probabilities(classifier.model(batch)).max(1)
-    return [
-        (classifier.classes[i], round(p, 6))
-        for i, p in zip(index.tolist(), best.tolist(), strict=True)
-    ]
+        probabilities, numbers = classifier.probabilities(classifier.model(images)).max(1)
+    predictions = []
+    rows = zip(photographs, numbers.tolist(), probabilities.tolist(), strict=True)
+    for photograph, number, probability in rows:
+        name = classifier.classes[number]
+        predictions.append(Prediction(photograph, name, round(probability, 6)))
+    return predictions
 
 
-def _tensor(photo: tuple, classifier: Classifier, failed: list[str]) -> Tensor | None:
-    _, source, index = photo
-    try:
-        return classifier.transform(source.image(index))
-    except ValueError as error:
-        failed.append(str(error))
-        return None
-
-
-def _joined(heats: list[Map]) -> Map:
+def join_maps(heats: Sequence[Map]) -> Map:
     """Put the maps of several batches into one."""
-    one = heats[0]
-    joined = {
-        name: _together([getattr(heat, name) for heat in heats])
-        for name in ("values", "target", "prefix_mass")
-    }
-    notes = {name: _together([heat.notes[name] for heat in heats]) for name in one.notes}
-    return replace(one, **joined, notes=notes)
+    first = heats[0]
+    fields = {}
+    for name in ("values", "target", "prefix_mass"):
+        fields[name] = concatenate([getattr(heat, name) for heat in heats])
+    notes = {}
+    for name in first.notes:
+        notes[name] = concatenate([heat.notes[name] for heat in heats])
+    return replace(first, **fields, notes=notes)
 
 
-def _together(parts: list):
-    return torch.cat(parts) if isinstance(parts[0], Tensor) and parts[0].ndim else parts[0]
+def concatenate(values: list):
+    """Concatenate tensors with one row per image; anything else is the same for all batches."""
+    if isinstance(values[0], Tensor) and values[0].ndim > 0:
+        return torch.cat(values)
+    return values[0]
 
 
-def _draw_heads(
-    classifier: Classifier, answers: list, items: list[dict], folder: Path, colormap: str
+def read_as_seen(photograph: Photograph, classifier: Classifier) -> Image.Image:
+    return crop_as_seen(photograph.read(), classifier.transform)
+
+
+def draw_heads(
+    classifier: Classifier,
+    predictions: Sequence[Prediction],
+    items: Sequence[dict],
+    folder: Path,
+    colormap: str,
 ) -> None:
-    for answer, item in tracked(zip(answers, items, strict=True), "heads", len(answers)):
-        photo = answer.photo()
+    pairs = zip(predictions, items, strict=True)
+    for prediction, item in show_progress(pairs, "heads", len(predictions)):
+        photo = prediction.photograph.read()
         with torch.no_grad(), capture(classifier.model) as maps:
             classifier.model(classifier.transform(photo)[None])
-        drawn = heads_by_layers(maps, picture(photo, classifier.transform), colormap=colormap)
-        drawn.save(folder / f"{item['name']}-heads.png")
+        picture = crop_as_seen(photo, classifier.transform)
+        heads = heads_by_layers(maps, picture, colormap=colormap)
+        heads.save(folder / f"{item['name']}-heads.png")
 
 
-def _write_page(
-    classifier: Classifier, answers: list, heat: Map, path: Path, colormap: str
+def draw_page(
+    classifier: Classifier,
+    predictions: Sequence[Prediction],
+    heat: Map,
+    path: Path,
+    colormap: str,
 ) -> None:
-    photos = [answer.photo() for answer in answers]
+    photos = [each.photograph.read() for each in predictions]
+    images = torch.stack([classifier.transform(photo) for photo in photos])
     with torch.no_grad(), capture(classifier.model) as maps:
-        classifier.model(torch.stack([classifier.transform(photo) for photo in photos]))
-    few = replace(heat, values=heat.values[: len(answers)])
-    few = (
-        few
-        if heat.prefix_mass is None
-        else replace(few, prefix_mass=heat.prefix_mass[: len(answers)])
-    )
-    pictures = [picture(photo, classifier.transform) for photo in photos]
-    names, labels = (
-        [Path(answer.name).name for answer in answers],
-        [answer.label for answer in answers],
-    )
+        classifier.model(images)
+    count = len(predictions)
+    prefix_mass = None if heat.prefix_mass is None else heat.prefix_mass[:count]
+    shown = replace(heat, values=heat.values[:count], prefix_mass=prefix_mass)
     write_page(
         maps,
-        pictures,
+        [crop_as_seen(photo, classifier.transform) for photo in photos],
         path,
-        heats={heat.method: few},
-        names=names,
-        labels=labels,
+        heats={heat.method: shown},
+        names=[Path(each.photograph.name).name for each in predictions],
+        labels=[each.label for each in predictions],
         colormap=colormap,
     )
 
 
-def _report(answers: list, items: list[dict], failed: list[str], folder: Path, page: bool) -> int:
-    for answer, item in zip(answers[:_MOST_LINES], items, strict=False):
-        print(f"{answer.name}: {answer.label or 'no classes'} -> {folder / item['picture']}")
-    if len(answers) > _MOST_LINES:
-        print(f"... and {len(answers) - _MOST_LINES} more, listed in {folder / 'index.json'}")
+def print_report(
+    predictions: Sequence[Prediction], items: Sequence[dict], folder: Path, page: bool
+) -> None:
+    for prediction, item in list(zip(predictions, items, strict=True))[:MOST_LINES]:
+        label = prediction.label or "no classes"
+        print(f"{prediction.photograph.name}: {label} -> {folder / item['picture']}")
+    if len(predictions) > MOST_LINES:
+        remaining = len(predictions) - MOST_LINES
+        print(f"... and {remaining} more, listed in {folder / 'index.json'}")
     if page:
-        some = (
-            f", the first {_MOST_ON_A_PAGE} photographs" if len(answers) > _MOST_ON_A_PAGE else ""
-        )
-        print(f"interactive page{some}: {folder / 'page.html'}")
-    return complained("visattn map", failed)
+        limit = ""
+        if len(predictions) > MOST_ON_A_PAGE:
+            limit = f", the first {MOST_ON_A_PAGE} photographs"
+        print(f"interactive page{limit}: {folder / 'page.html'}")

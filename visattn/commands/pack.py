@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from visattn.commands.inputs import complained, tracked
+from visattn.commands.inputs import report_left_out, show_progress
 from visattn.data.images import FileImages, list_classes
 from visattn.data.shards import CLASSES, write_index
+
+LONGEST_STEM = 60  # characters of a file's name that its sample keeps
 
 
 def run(folder: str, out: str, /, *, shard_mib: int = 256, seed: int = 0) -> int:
@@ -37,61 +39,78 @@ def run(folder: str, out: str, /, *, shard_mib: int = 256, seed: int = 0) -> int
             f"{out} is not empty: give a new folder, or delete what an interrupted run left there"
         )
     splits = list_classes(folder)
+    classes = splits["train"].classes
     target.mkdir(parents=True, exist_ok=True)
-    (target / CLASSES).write_text("\n".join(splits["train"].classes) + "\n", encoding="utf-8")
-    paths, lost = [], []
+    (target / CLASSES).write_text("\n".join(classes) + "\n", encoding="utf-8")
+    paths: list[Path] = []
+    unreadable: list[str] = []
     for split, images in splits.items():
         order = np.random.default_rng(seed).permutation(len(images)).tolist()
-        watched = tracked(order, f"packing {split}", len(order))
-        paths += write_shards(images, watched, target, split, size=shard_mib * 2**20, lost=lost)
-    places = write_index(target, paths)
+        steps = show_progress(order, f"packing {split}", len(order))
+        size = shard_mib * 2**20
+        paths += write_shards(images, steps, target, split, size=size, lost=unreadable)
+    index = write_index(target, paths)
+    command = f"uv run train.py fit --config configs/own_folder.yaml --data.root {out}"
     print(
-        f"{len(places.names):,} images of {len(splits['train'].classes)} classes lie in {len(paths)} shards in {out}"
+        f"{len(index.names):,} images of {len(classes)} classes lie in {len(paths)} shards in {out}"
     )
-    print(
-        f"train with them      uv run train.py fit --config configs/own_folder.yaml --data.root {out}"
-    )
-    return complained("visattn pack", lost)
+    print(f"train with them      {command}")
+    return report_left_out("visattn pack", unreadable)
 
 
 def write_shards(
-    images: FileImages, order: Iterable[int], out: Path, split: str, *, size: int, lost: list[str]
+    images: FileImages,
+    order: Iterable[int],
+    out: Path,
+    split: str,
+    *,
+    size: int,
+    lost: list[str],
 ) -> list[Path]:
-    """Write the images in this order into shards of about ``size`` bytes; files that cannot be read go to ``lost``."""
-    paths, shard = [], None
-    with ExitStack() as opened:
+    """Write images in this order into shards of about ``size`` bytes.
+
+    The reason why a file cannot be read goes to ``lost``.
+    """
+    paths: list[Path] = []
+    shard = None
+    with ExitStack() as stack:
         for number, index in enumerate(order):
             try:
-                data = images.data(index)
+                content = images.data(index)
             except ValueError as error:
                 lost.append(str(error))
                 continue
-            if shard is None or 0 < shard.offset > size - len(data):
-                _finish(opened, paths)
+            if shard is None or 0 < shard.offset > size - len(content):
+                finish_shard(stack, paths)
                 paths.append(out / f"{split}-{len(paths):06d}.tar")
-                shard = opened.enter_context(
-                    tarfile.open(_part(paths[-1]), "w", format=tarfile.USTAR_FORMAT)
-                )
+                # USTAR: plain headers, which any reader of tar files takes.
+                tar = tarfile.open(partial_path(paths[-1]), "w", format=tarfile.USTAR_FORMAT)
+                shard = stack.enter_context(tar)
             stem, ending = os.path.splitext(images.name(index))
-            key = f"{number:08d}-{re.sub('[^A-Za-z0-9_-]+', '_', stem)[-60:]}"
-            _add(shard, key + ending.lower(), data)
-            _add(shard, f"{key}.cls", str(images.labels[index]).encode())
-        _finish(opened, paths)
+            key = f"{number:08d}-{safe_stem(stem)}"
+            add_member(shard, key + ending.lower(), content)
+            add_member(shard, f"{key}.cls", str(images.labels[index]).encode())
+        finish_shard(stack, paths)
     return paths
 
 
-def _add(shard: tarfile.TarFile, name: str, data: bytes) -> None:
-    entry = tarfile.TarInfo(name)
-    entry.size = len(data)
-    shard.addfile(entry, io.BytesIO(data))
+def safe_stem(stem: str) -> str:
+    """Return the end of a file's name in letters that every reader of tar files takes."""
+    return re.sub("[^A-Za-z0-9_-]+", "_", stem)[-LONGEST_STEM:]
 
 
-def _finish(opened: ExitStack, paths: list[Path]) -> None:
-    """Close the shard and give it its name; one that was interrupted keeps another."""
-    opened.close()
+def add_member(shard: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    shard.addfile(member, io.BytesIO(content))
+
+
+def finish_shard(stack: ExitStack, paths: list[Path]) -> None:
+    """Close the shard and give it its final name; an interrupted one keeps the partial name."""
+    stack.close()
     if paths:
-        os.replace(_part(paths[-1]), paths[-1])
+        os.replace(partial_path(paths[-1]), paths[-1])
 
 
-def _part(path: Path) -> Path:
+def partial_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.part")

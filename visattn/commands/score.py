@@ -1,24 +1,25 @@
-"""`visattn score`: which maps tell the truth, with confidence intervals and two baselines that look at nothing."""
+"""`visattn score`: which maps tell the truth, beside two baselines that ignore the image."""
 
 import json
 from collections import Counter
-from difflib import get_close_matches
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
 from visattn.bench.timing import table as markdown
 from visattn.commands.inputs import (
     ModelSource,
     batches,
-    complained,
+    list_photographs,
     open_classifier,
-    photographs,
-    tracked,
+    report_left_out,
+    show_progress,
 )
 from visattn.data.synthetic import PlacedCharacters
 from visattn.draw.files import writable
@@ -26,6 +27,7 @@ from visattn.map import Map
 from visattn.methods.explain import METHODS, explain_or_zeros
 from visattn.metrics.pixels import deletion, insertion
 from visattn.metrics.truth import energy_pointing, pointing_game, segmentation
+from visattn.names import suggest
 from visattn.training.classifier import Classifier
 
 BASELINES = ("random", "center")
@@ -36,7 +38,29 @@ BETTER = {
     "energy": "high",
     "overlap": "high",
 }
-_RESAMPLES = 1000
+RESAMPLES = 1000  # of the bootstrap
+QUANTILES = (0.025, 0.975)  # the ends of a 95 % interval
+POINTING_TOLERANCE = 15 / 224  # of the shorter side: 15 pixels at 224
+
+
+class Interval(NamedTuple):
+    """Mean over images with the ends of its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Sample(NamedTuple):
+    """An image as the model takes it, with its class and the mask of its object, where known."""
+
+    image: Tensor
+    label: int | None
+    truth: Tensor | None
+
+
+Values = dict[str, dict[str, Tensor]]  # method -> measure -> one value per image
+Table = dict[str, dict[str, Interval]]  # method -> measure -> interval
 
 
 def run(
@@ -49,10 +73,10 @@ def run(
     steps: int = 50,
     batch_size: int = 16,
     seed: int = 0,
-):
-    """Measure which maps tell the truth: a table with 95 % confidence intervals, a plot, and every single value.
+) -> int:
+    """Measure which maps tell the truth: a table with 95 % intervals, a plot, every value.
 
-    Insertion and deletion need images only. Where the data know the truth (synthetic), pointing
+    Insertion and deletion need images only. Where the data have the true place (synthetic), pointing
     (hottest pixel on the object, within 15 pixels of 224), energy (share of the map on the object)
     and overlap (mean IoU of the map cut at its mean) are added. Random values and a spot in the
     center are scored beside the methods.
@@ -62,211 +86,247 @@ def run(
             explained by true class.
         methods: Names of methods, with commas.
         out: Folder for scores.json and scores.png.
-        limit: Images taken at most, evenly from a folder.
+        limit: Images scored at most, evenly from a folder.
         steps: Steps of insertion and deletion.
         batch_size: Images explained at once.
         seed: Seed of the random maps and the resampling.
     """
-    names = _checked(methods)
+    names = check_methods(methods)
     folder = writable(Path(out))
     classifier = open_classifier(source)
     if not classifier.classes:
         raise ValueError(f"--model: {source.model} predicts no classes, so no score can change")
-    samples, failed = _samples(data, classifier, limit)
-    values, empty = _measured(classifier, samples, names, steps, batch_size, seed)
-    table = {
-        name: {key: _interval(each, seed) for key, each in row.items()}
-        for name, row in values.items()
-    }
-    print(_text(table, len(samples)))
-    for name, count in empty.items():
+    samples, unreadable = read_samples(data, classifier, limit)
+    values, zero_maps = score(classifier, samples, names, steps, batch_size, seed)
+    table = summarize(values, seed)
+    print(format_table(table, len(samples)))
+    for name, count in zero_maps.items():
         print(f"{name}: the maps of {count} images are zero everywhere, and scored as they are")
-    _plot(table, len(samples)).savefig(folder / "scores.png")
+    draw_intervals(table, len(samples)).savefig(folder / "scores.png")
     facts = {
         "model": source.model,
         "data": data,
         "images": len(samples),
         "steps": steps,
         "seed": seed,
+        "zero_maps": zero_maps,
     }
-    _write(folder / "scores.json", facts | {"zero_maps": empty}, table, values)
+    write_json(folder / "scores.json", facts, table, values)
     print(f"\nplot and values: {folder / 'scores.png'}, {folder / 'scores.json'}")
-    return complained("visattn score", failed)
+    return report_left_out("visattn score", unreadable)
 
 
-def _write(path: Path, facts: dict, table: dict, values: dict) -> None:
-    each = {
-        name: {key: value.tolist() for key, value in row.items()} for name, row in values.items()
-    }
-    mean = {
-        name: {key: entry._asdict() for key, entry in row.items()} for name, row in table.items()
-    }
-    text = json.dumps({**facts, "better": BETTER, "scores": mean, "values": each}, indent=1)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
-class Interval(NamedTuple):
-    """Mean over images with the ends of its 95 % bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-class _Sample(NamedTuple):
-    image: Tensor
-    label: int | None
-    truth: Tensor | None
-
-
-def _checked(methods: str) -> list[str]:
+def check_methods(methods: str) -> list[str]:
+    """Split the names at commas and refuse unknown ones."""
     names = [name.strip() for name in methods.split(",") if name.strip()]
-    for name in names:
-        if name not in METHODS:
-            near = get_close_matches(name, METHODS, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"--methods must be among {', '.join(METHODS)}, got {name!r}{hint}")
     if not names:
         raise ValueError("--methods must name at least one method")
+    for name in names:
+        if name not in METHODS:
+            raise ValueError(f"--methods: unknown method {name!r}; {suggest(name, METHODS)}")
     return names
 
 
-def _samples(data: str, classifier: Classifier, limit: int) -> tuple[list[_Sample], list[str]]:
-    """Read up to ``limit`` images, evenly from all; unreadable ones are named and left out."""
+def read_samples(data: str, classifier: Classifier, limit: int) -> tuple[list[Sample], list[str]]:
+    """Read up to ``limit`` images; the messages name those that cannot be read."""
     if limit < 1:
         raise ValueError(f"--limit must be 1 or more, got {limit}")
     if data == "synthetic":
-        found = PlacedCharacters(
-            "test", image_size=classifier.transform.image_size, with_truth=True
-        )
-        if found.classes != classifier.classes:
-            raise ValueError(
-                f"--data synthetic needs a model of its classes {', '.join(found.classes)}"
-            )
-        # its labels take turns, so the first images hold all classes alike, and evenly taken ones
-        # might not
-        items = [found[i] for i in range(min(len(found), limit))]
-        return [
-            _Sample(classifier.transform(photo), label, truth) for photo, label, truth in items
-        ], []
-    photos, samples, failed = photographs([data]), [], []
-    for i in _evenly(len(photos), limit):
-        _, source, index = photos[i]
+        return read_synthetic(classifier, limit), []
+    photographs = list_photographs([data])
+    samples = []
+    unreadable = []
+    for index in spread_evenly(len(photographs), limit):
         try:
-            samples.append(_Sample(classifier.transform(source.image(index)), None, None))
+            image = classifier.transform(photographs[index].read())
         except ValueError as error:
-            failed.append(str(error))
+            unreadable.append(str(error))
+            continue
+        samples.append(Sample(image, None, None))
     if not samples:
-        raise ValueError(f"none of the images can be read: {failed[0]}")
-    return samples, failed
+        raise ValueError(f"none of the images can be read: {unreadable[0]}")
+    return samples, unreadable
 
 
-def _evenly(count: int, limit: int) -> list[int]:
-    return [i * count // min(count, limit) for i in range(min(count, limit))]
+def read_synthetic(classifier: Classifier, limit: int) -> list[Sample]:
+    size = classifier.transform.image_size
+    dataset = PlacedCharacters("test", image_size=size, with_truth=True)
+    if dataset.classes != classifier.classes:
+        raise ValueError(
+            f"--data synthetic needs a model of its classes {', '.join(dataset.classes)}"
+        )
+    # Its labels take turns: the first images hold all classes alike, evenly spread ones might not.
+    samples = []
+    for index in range(min(len(dataset), limit)):
+        photo, label, truth = dataset[index]
+        samples.append(Sample(classifier.transform(photo), label, truth))
+    return samples
 
 
-def _measured(
-    classifier: Classifier, samples: list, names: list[str], steps: int, batch_size: int, seed: int
-) -> tuple[dict, Counter]:
-    """Return for each method and baseline the values of every measure, one per image; and how many maps are zero."""
-    parts: dict = {name: {} for name in (*names, *BASELINES)}
-    generator, empty = torch.Generator().manual_seed(seed), Counter()
+def spread_evenly(count: int, limit: int) -> list[int]:
+    """Return at most ``limit`` of the numbers below ``count``, evenly spread."""
+    picks = min(count, limit)
+    return [pick * count // picks for pick in range(picks)]
+
+
+def score(
+    classifier: Classifier,
+    samples: Sequence[Sample],
+    methods: Sequence[str],
+    steps: int,
+    batch_size: int,
+    seed: int,
+) -> tuple[Values, Counter]:
+    """Measure every method and baseline on every image; count the maps that are zero."""
+    batch_values: dict[str, dict[str, list[Tensor]]] = {}
+    zero_maps: Counter = Counter()
+    generator = torch.Generator().manual_seed(seed)
     groups = list(batches(samples, batch_size))
-    for group in tracked(groups, "scoring", len(groups)):
+    for group in show_progress(groups, "scoring", len(groups)):
         images = torch.stack([sample.image for sample in group])
-        with torch.no_grad():
-            predicted = classifier.model(images).argmax(1)
-        target = (
-            predicted
-            if group[0].label is None
-            else torch.tensor([sample.label for sample in group])
-        )
-        truth = None if group[0].truth is None else torch.stack([sample.truth for sample in group])
-        heats = {name: explain_or_zeros(classifier.model, images, target, name) for name in names}
-        empty += Counter(
-            {name: int((heat.values == 0).flatten(1).all(1).sum()) for name, heat in heats.items()}
-        )
-        shape = heats[names[0]].values.shape
-        heats |= {"random": torch.rand(shape, generator=generator), "center": _center(shape)}
-        for name, heat in heats.items():
-            for key, value in _measures(
-                classifier.model, images, heat, target, truth, steps
-            ).items():
-                parts[name].setdefault(key, []).append(value.float().cpu())
-    return {
-        name: {key: torch.cat(values) for key, values in row.items()} for name, row in parts.items()
-    }, empty
+        target = targets_of(classifier, group, images)
+        truth = truth_of(group)
+        explained: dict[str, Map] = {}
+        for method in methods:
+            heat = explain_or_zeros(classifier.model, images, target, method)
+            is_zero = (heat.values == 0).flatten(1).all(1)
+            zero_maps += Counter({method: int(is_zero.sum())})
+            explained[method] = heat
+        shape = explained[methods[0]].values.shape
+        baselines = {
+            "random": torch.rand(shape, generator=generator),
+            "center": center_spot(shape),
+        }
+        for method, heat in {**explained, **baselines}.items():
+            measures = measure(classifier.model, images, heat, target, truth, steps)
+            collected = batch_values.setdefault(method, {})
+            for name, value in measures.items():
+                collected.setdefault(name, []).append(value.float().cpu())
+    return {method: join(collected) for method, collected in batch_values.items()}, zero_maps
 
 
-def _measures(
-    model, images: Tensor, heat: Map | Tensor, target: Tensor, truth: Tensor | None, steps: int
+def join(collected: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat(values) for name, values in collected.items()}
+
+
+def targets_of(classifier: Classifier, samples: Sequence[Sample], images: Tensor) -> Tensor:
+    """Return the true class of each image, or the predicted one where the truth is unknown."""
+    labels = [sample.label for sample in samples if sample.label is not None]
+    if labels:
+        return torch.tensor(labels)
+    with torch.no_grad():
+        return classifier.model(images).argmax(1)
+
+
+def truth_of(samples: Sequence[Sample]) -> Tensor | None:
+    masks = [sample.truth for sample in samples if sample.truth is not None]
+    return torch.stack(masks) if masks else None
+
+
+def measure(
+    model: nn.Module,
+    images: Tensor,
+    heat: Map | Tensor,
+    target: Tensor,
+    truth: Tensor | None,
+    steps: int,
 ) -> dict[str, Tensor]:
-    found = {
+    """Return every measure that the data allow, one value per image."""
+    measures = {
         "insertion": insertion(model, images, heat, target, steps),
         "deletion": deletion(model, images, heat, target, steps),
     }
-    if truth is None:
-        return found
-    tolerance = round(15 * min(truth.shape[1:]) / 224)
-    place = {
-        "pointing": pointing_game(heat, truth, tolerance),
-        "energy": energy_pointing(heat, truth),
-    }
-    return {**found, **place, "overlap": segmentation(heat, truth).iou}
+    if truth is not None:
+        tolerance = round(POINTING_TOLERANCE * min(truth.shape[1:]))
+        measures["pointing"] = pointing_game(heat, truth, tolerance)
+        measures["energy"] = energy_pointing(heat, truth)
+        measures["overlap"] = segmentation(heat, truth).iou
+    return measures
 
 
-def _center(shape: tuple[int, ...]) -> Tensor:
-    """Return a spot in the middle, a Gaussian of a quarter of each side: what most photographs reward."""
-    y, x = (torch.linspace(-1, 1, size) if size > 1 else torch.zeros(1) for size in shape[1:])
-    return torch.exp(-2 * (y[:, None] ** 2 + x**2)).expand(shape).contiguous()
+def center_spot(shape: Sequence[int]) -> Tensor:
+    """Return a Gaussian spot in the middle (B, h, w), a quarter of each side wide."""
+    rows = centered_axis(shape[1])
+    columns = centered_axis(shape[2])
+    spot = torch.exp(-2 * (rows[:, None] ** 2 + columns**2))
+    return spot.expand(*shape).contiguous()
 
 
-def _interval(values: Tensor, seed: int) -> Interval:
+def centered_axis(size: int) -> Tensor:
+    return torch.linspace(-1, 1, size) if size > 1 else torch.zeros(1)
+
+
+def summarize(values: Values, seed: int) -> Table:
+    table: Table = {}
+    for method, measures in values.items():
+        table[method] = {name: bootstrap(each, seed) for name, each in measures.items()}
+    return table
+
+
+def bootstrap(values: Tensor, seed: int) -> Interval:
     """Return the mean and the 2.5 and 97.5 percentiles of the means of resampled images."""
-    picks = torch.randint(
-        len(values), (_RESAMPLES, len(values)), generator=torch.Generator().manual_seed(seed)
-    )
-    low, high = values[picks].mean(1).quantile(torch.tensor([0.025, 0.975])).tolist()
+    count = len(values)
+    generator = torch.Generator().manual_seed(seed)
+    picks = torch.randint(count, (RESAMPLES, count), generator=generator)
+    means = values[picks].mean(1)
+    low, high = means.quantile(torch.tensor(QUANTILES)).tolist()
     return Interval(values.mean().item(), low, high)
 
 
-def _text(table: dict[str, dict[str, Interval]], count: int) -> str:
+def measures_in(table: Table) -> list[str]:
+    return list(next(iter(table.values())))
+
+
+def format_table(table: Table, count: int) -> str:
     """Return the table in Markdown; the best of a column is bold."""
-    keys = list(next(iter(table.values())))
-    best = {
-        key: (min if BETTER[key] == "low" else max)(row[key].mean for row in table.values())
-        for key in keys
-    }
+    measures = measures_in(table)
+    best = {}
+    for name in measures:
+        choose = min if BETTER[name] == "low" else max
+        best[name] = choose(row[name].mean for row in table.values())
     rows = []
-    for name, row in table.items():
-        means = {
-            key: f"**{e.mean:.3f}**" if e.mean == best[key] else f"{e.mean:.3f}"
-            for key, e in row.items()
-        }
-        rows.append(
-            [name, *(f"{means[key]} [{e.low:.3f}, {e.high:.3f}]" for key, e in row.items())]
-        )
-    text = markdown(["method", *(f"{key} ({BETTER[key]} is good)" for key in keys)], rows)
+    for method, row in table.items():
+        cells = [method]
+        for name, interval in row.items():
+            mean = f"{interval.mean:.3f}"
+            if interval.mean == best[name]:
+                mean = f"**{mean}**"
+            cells.append(f"{mean} [{interval.low:.3f}, {interval.high:.3f}]")
+        rows.append(cells)
+    header = ["method", *(f"{name} ({BETTER[name]} is good)" for name in measures)]
+    text = markdown(header, rows)
     return f"{text}\n\n{count} images; means with 95 % bootstrap intervals; bold is the best mean."
 
 
-def _plot(table: dict[str, dict[str, Interval]], count: int) -> Figure:
-    keys, names = list(next(iter(table.values()))), list(table)[::-1]
-    figure = Figure(
-        figsize=(2.6 * len(keys) + 1.4, 0.34 * len(names) + 1.3), dpi=130, layout="constrained"
-    )
+def write_json(path: Path, facts: dict, table: Table, values: Values) -> None:
+    scores = {}
+    single_values = {}
+    for method in table:
+        scores[method] = {name: each._asdict() for name, each in table[method].items()}
+        single_values[method] = {name: each.tolist() for name, each in values[method].items()}
+    content = {**facts, "better": BETTER, "scores": scores, "values": single_values}
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def draw_intervals(table: Table, count: int) -> Figure:
+    measures = measures_in(table)
+    methods = list(reversed(table))  # matplotlib's first row is the lowest
+    size = (2.6 * len(measures) + 1.4, 0.34 * len(methods) + 1.3)  # inches
+    figure = Figure(figsize=size, dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
-    for axis, key in zip(
-        figure.subplots(1, len(keys), sharey=True, squeeze=False)[0], keys, strict=True
-    ):
-        for row, name in enumerate(names):
-            entry = table[name][key]
-            color = "0.55" if name in BASELINES else "#5b21b6"
-            axis.plot([entry.low, entry.high], [row, row], color=color, lw=2)
-            axis.plot(entry.mean, row, "o", color=color, ms=6)
-        axis.set_title(f"{key}\n{BETTER[key]} is good", fontsize=9)
-        axis.set_yticks(range(len(names)), names, fontsize=9)
+    axes = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
+    for axis, name in zip(axes, measures, strict=True):
+        for row, method in enumerate(methods):
+            draw_interval(axis, row, method, table[method][name])
+        axis.set_title(f"{name}\n{BETTER[name]} is good", fontsize=9)
+        axis.set_yticks(range(len(methods)), methods, fontsize=9)
         axis.tick_params(axis="x", labelsize=8)
         axis.grid(axis="x", lw=0.4)
     figure.supxlabel(f"mean of {count} images with 95 % bootstrap interval", fontsize=8)
     return figure
+
+
+def draw_interval(axis: Axes, row: int, method: str, interval: Interval) -> None:
+    color = "0.55" if method in BASELINES else "#5b21b6"  # gray baselines, violet methods
+    axis.plot([interval.low, interval.high], [row, row], color=color, lw=2)
+    axis.plot(interval.mean, row, "o", color=color, ms=6)
