@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from visattn.blocks.parts.check import hidden_width, require_map, require_positive
-from visattn.blocks.parts.tokens import project_tokens, to_map
+from visattn.blocks.parts.tokens import map_size, project_tokens, to_map
 from visattn.core.formula import Attend
 from visattn.core.layout import CrissCross
 from visattn.core.normalize.exponential import Softmax
@@ -63,10 +63,13 @@ class CrissCrossAttend(Attend):
 
 
 class CrissCrossAttention2d(nn.Module):
-    r"""Add to each position what it attends in its row and column, R times over; two times reach every position.
+    r"""Add to each position what it attends in its row and column, R times.
 
     .. math::
-        x^{(r + 1)}_u = x^{(r)}_u + \gamma \sum_{j \in \mathrm{cross}(u)} \mathrm{softmax}_j(q_u^\top k_j)\, v_j
+        x^{(r + 1)}_u = x^{(r)}_u + \gamma \sum_{j \in \mathrm{cross}(u)}
+            \mathrm{softmax}_j(q_u^\top k_j)\, v_j
+
+    Twice is enough for every position to reach every other.
 
     Args:
         channels: C, the width of the values.
@@ -98,7 +101,8 @@ class CrissCrossAttention2d(nn.Module):
         super().__init__()
         inner = hidden_width(channels, reduction)
         require_positive(recurrence=recurrence)
-        self.channels, self.recurrence = channels, recurrence
+        self.channels = channels
+        self.recurrence = recurrence
         self.query = nn.Conv2d(channels, inner, 1)
         self.key = nn.Conv2d(channels, inner, 1)
         self.value = nn.Conv2d(channels, channels, 1)
@@ -107,9 +111,9 @@ class CrissCrossAttention2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
-        layout = CrissCross(tuple(x.shape[2:]))
+        layout = CrissCross(map_size(x))
         for _ in range(self.recurrence):
             q, k, v = project_tokens(x, self.query, self.key, self.value)
-            m = self.attend(q, k, v, layout=layout)
-            x = torch.addcmul(x, self.gamma.to(x.dtype), to_map(m, x).to(x.dtype))
+            m = to_map(self.attend(q, k, v, layout=layout), x)
+            x = torch.addcmul(x, self.gamma.to(x.dtype), m.to(x.dtype))
         return x

@@ -18,7 +18,8 @@ class PositionAttention(nn.Module):
     r"""Add to each position what it attends at all others, by a weight that starts at zero.
 
     .. math::
-        y_i = x_i + \gamma \sum_j \mathrm{softmax}_j(q_i^\top k_j)\, v_j, \qquad q = W_q x, \; k = W_k x, \; v = W_v x
+        y_i = x_i + \gamma \sum_j \mathrm{softmax}_j(q_i^\top k_j)\, v_j, \qquad
+        q = W_q x, \; k = W_k x, \; v = W_v x
 
     Args:
         channels: C, the width of the values.
@@ -35,8 +36,8 @@ class PositionAttention(nn.Module):
 
     Reference:
         Fu et al. 2019, "Dual Attention Network for Scene Segmentation",
-        https://arxiv.org/abs/1809.02983. Differs from the authors' code in: nothing but that no N x
-        N matrix is formed.
+        https://arxiv.org/abs/1809.02983.
+        Differs from the authors' code in: a large N x N matrix is never formed.
 
     Example:
         >>> x = torch.rand(2, 12, 7, 11)
@@ -56,8 +57,9 @@ class PositionAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
-        m = self.attend(*project_tokens(x, self.query, self.key, self.value))
-        return torch.addcmul(x, self.gamma.to(x.dtype), to_map(m, x).to(x.dtype))
+        q, k, v = project_tokens(x, self.query, self.key, self.value)
+        m = to_map(self.attend(q, k, v), x)
+        return torch.addcmul(x, self.gamma.to(x.dtype), m.to(x.dtype))
 
 
 class FlushedSoftmax(Softmax):
@@ -79,15 +81,13 @@ class FlushedSoftmax(Softmax):
         ValueError: ``num_heads`` is below 1.
 
     Reference:
-        None. Differs from the softmax in: numbers below 1e-38, which a CPU multiplies many times
-        slower than others.
+        None. Differs from the softmax in: no denormal numbers (below 1e-38), which a CPU
+        multiplies many times slower than normal ones.
 
     Example:
         >>> FlushedSoftmax()(torch.tensor([[[[0.0, -80.0]]]]))
         tensor([[[[1., 0.]]]])
     """
-
-    kernel = None
 
     def weights(self, e: Tensor, count: int | Tensor) -> Tensor:
         alpha = super().weights(e, count)
@@ -122,7 +122,9 @@ class Likeness(Dot):
     """
 
     def forward(self, q: Tensor, k: Tensor) -> Tensor:
-        return super().forward(q, k) if plain(q, k) else product(q, k.mT)
+        if plain(q, k):
+            return super().forward(q, k)
+        return product(q, k.mT)
 
 
 class ChannelAttentionModule(nn.Module):
@@ -133,7 +135,7 @@ class ChannelAttentionModule(nn.Module):
 
     Args:
         channels: C.
-        inverted: Weigh by softmax(max - x_c x_d): a channel attends those least like it.
+        inverted: Weigh by softmax(max - x_c x_d): a channel attends the least similar ones.
 
     Shape:
         - Input and output: (B, C, H, W).
@@ -158,17 +160,20 @@ class ChannelAttentionModule(nn.Module):
     def __init__(self, channels: int, *, inverted: bool = False):
         super().__init__()
         require_positive(channels=channels)
-        self.channels, self.inverted = channels, inverted
-        # C x C is small beside the map, so the matrix is formed.
+        self.channels = channels
+        self.inverted = inverted
+        # The C x C matrix is small compared to the map.
         self.attend = Attend(Likeness(1), FlushedSoftmax(), impl="dense")
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
-        layout, v = Channels(), to_channels(x)
-        # A softmax does not see the row maximum that the authors subtract from.
-        m = self.attend(-v if self.inverted else v, v, v, layout=layout)
-        return torch.addcmul(x, self.gamma.to(x.dtype), to_map(layout.unfold(m), x).to(x.dtype))
+        layout = Channels()
+        v = to_channels(x)  # (B, 1, C, N)
+        # The authors subtract the scores from their row maximum; a softmax ignores the maximum.
+        q = -v if self.inverted else v
+        m = to_map(layout.unfold(self.attend(q, v, v, layout=layout)), x)
+        return torch.addcmul(x, self.gamma.to(x.dtype), m.to(x.dtype))
 
 
 class DualAttention(nn.Module):

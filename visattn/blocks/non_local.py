@@ -11,7 +11,7 @@ from visattn.blocks.parts.tokens import project_back, project_tokens, to_tokens
 from visattn.core.normalize import NORMALIZERS
 from visattn.core.similarity import SIMILARITIES
 
-# f and its normalization C(x), by the names of the paper.
+# The similarity f and its normalizer C(x), by the paper's name of f.
 MODES = {
     "gaussian": ("dot", "softmax"),
     "embedded_gaussian": ("dot", "softmax"),
@@ -21,14 +21,15 @@ MODES = {
 
 
 class NonLocal(nn.Module):
-    r"""Add to each position what it attends at all others.
+    r"""Add to each position what it attends at all positions.
 
     .. math::
         y_i = x_i + \mathrm{BN}\Bigl(W_z \frac{1}{\mathcal{C}(x)} \sum_j f(x_i, x_j)\, g(x_j)\Bigr)
 
-    f is :math:`e^{x_i^\top x_j}` (gaussian) or :math:`e^{\theta_i^\top \phi_j}` (embedded_gaussian), normalized to sum
-    to one; or :math:`\theta_i^\top \phi_j` (dot_product) or :math:`\mathrm{ReLU}(w_f^\top [\theta_i, \phi_j])`
-    (concatenation), divided by the number of positions.
+    f is :math:`e^{x_i^\top x_j}` (gaussian) or :math:`e^{\theta_i^\top \phi_j}`
+    (embedded_gaussian), normalized to sum to one; or :math:`\theta_i^\top \phi_j` (dot_product)
+    or :math:`\mathrm{ReLU}(w_f^\top [\theta_i, \phi_j])` (concatenation), divided by the number
+    of positions.
 
     Args:
         channels: C.
@@ -51,7 +52,7 @@ class NonLocal(nn.Module):
     Reference:
         Wang, Girshick, Gupta, He 2018, "Non-local Neural Networks",
         https://arxiv.org/abs/1711.07971.
-        Differs from: nothing but that an odd last row or column is pooled on its own. mmcv scales
+        Differs from the paper in: an odd last row or column is pooled alone. mmcv scales
         embedded_gaussian by (C / r)^-0.5 and has no norm, timm scales by C^-0.5: ``scale=``.
 
     Example:
@@ -73,39 +74,54 @@ class NonLocal(nn.Module):
         super().__init__()
         require_choice("mode", mode, MODES)
         inner = hidden_width(channels, reduction)
-        self.channels, self.subsample, self.scale = channels, subsample, scale
-        embeds = mode != "gaussian"
-        self.query = nn.Conv2d(channels, inner, 1) if embeds else nn.Identity()
-        self.key = nn.Conv2d(channels, inner, 1) if embeds else nn.Identity()
+        self.channels = channels
+        self.subsample = subsample
+        self.scale = scale
+        if mode == "gaussian":
+            head_dim = channels
+            self.query: nn.Module = nn.Identity()
+            self.key: nn.Module = nn.Identity()
+        else:
+            head_dim = inner
+            self.query = nn.Conv2d(channels, inner, 1)
+            self.key = nn.Conv2d(channels, inner, 1)
         self.value = nn.Conv2d(channels, inner, 1)
         similarity, normalize = MODES[mode]
-        self.attend = MapAttend(
-            SIMILARITIES[similarity](inner if embeds else channels), NORMALIZERS[normalize]()
-        )
+        self.attend = MapAttend(SIMILARITIES[similarity](head_dim), NORMALIZERS[normalize]())
         self.proj = nn.Conv2d(inner, channels, 1)
         self.norm = make_norm(norm, channels)
+        # The last layer starts at zero, so that the block starts as the identity.
         last = self.proj if norm == "none" else self.norm
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
-        query, key, value = self._tokens(x)
-        query = query if self.scale == 1 else query * self.scale
-        m = self.attend(query, key.to(query.dtype), value.to(query.dtype))
+        q, k, v = self._project(x)
+        if self.scale != 1:
+            q = q * self.scale
+        m = self.attend(q, k.to(q.dtype), v.to(q.dtype))
         return x + self.norm(project_back(m, self.proj, x)).to(x.dtype)
 
-    def _tokens(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if not self.subsample and isinstance(self.query, nn.Conv2d):
-            return project_tokens(x, self.query, self.key, self.value)
-        query, key, value = self.query(x), self.key(x), self.value(x)
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values as tokens, (B, 1, N, D) each."""
         if self.subsample:
-            key, value = halve(key), halve(value)
-        return to_tokens(query), to_tokens(key), to_tokens(value)
+            key = halve(self.key(x))
+            value = halve(self.value(x))
+            return to_tokens(self.query(x)), to_tokens(key), to_tokens(value)
+        if isinstance(self.query, nn.Conv2d) and isinstance(self.key, nn.Conv2d):
+            q, k, v = project_tokens(x, self.query, self.key, self.value)
+            return q, k, v
+        tokens = to_tokens(x)  # the gaussian form compares the map itself
+        return tokens, tokens, to_tokens(self.value(x))
 
 
 def halve(x: Tensor) -> Tensor:
-    """Max pooling, 2 x 2; an odd last row or column is pooled on its own. Unlike torch's, deterministic on CUDA."""
-    x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2), value=-torch.inf)
-    x = torch.maximum(x[:, :, ::2], x[:, :, 1::2])
-    return torch.maximum(x[..., ::2], x[..., 1::2])
+    """Pool 2 x 2 by the maximum; an odd last row or column is pooled alone.
+
+    Unlike torch's pooling it is deterministic on CUDA.
+    """
+    height, width = x.shape[2:]
+    x = F.pad(x, (0, width % 2, 0, height % 2), value=-torch.inf)
+    x = torch.maximum(x[:, :, ::2], x[:, :, 1::2])  # pairs of rows
+    return torch.maximum(x[..., ::2], x[..., 1::2])  # pairs of columns
