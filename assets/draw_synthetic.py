@@ -88,7 +88,7 @@ def draw_heads(classifier: Classifier, data: PlacedCharacters) -> None:
     with torch.no_grad(), visattn.capture(classifier.model) as maps:
         classifier.model(classifier.transform(picture)[None])
     large = picture.resize((256, 256), Image.Resampling.NEAREST)
-    heads_by_layers(maps, large, tile=128).save(ASSETS / "heads.png")
+    heads_by_layers(large, maps, tile=128).save(ASSETS / "heads.png")
 
 
 def draw_page(classifier: Classifier, data: PlacedCharacters) -> None:
@@ -106,7 +106,7 @@ def draw_page(classifier: Classifier, data: PlacedCharacters) -> None:
         "labels": [data.classes[n] for n in labels],
     }
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        file = visattn.page(maps, list(pictures), Path(folder) / "page.html", **about)
+        file = visattn.page(list(pictures), maps, Path(folder) / "page.html", **about)
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox"]
         )

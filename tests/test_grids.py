@@ -39,7 +39,7 @@ def find(sheet, tile):
 
 @pytest.mark.parametrize("share", ["layer", "all"])
 def test_every_head_of_every_layer_stands_in_its_place(maps, share):
-    sheet = heads_by_layers(maps, PHOTO, index=1, share=share, tile=12)
+    sheet = heads_by_layers(PHOTO, maps, index=1, share=share, tile=12)
     heats = [[maps.map(layer, head).values[1].numpy() for head in range(4)] for layer in (0, 1)]
     whole = np.array(heats)
     places = []
@@ -58,12 +58,12 @@ def test_every_head_of_every_layer_stands_in_its_place(maps, share):
 
 def test_layers_and_query_can_be_chosen(maps):
     name = maps.layers[1].name
-    one = heads_by_layers(maps, PHOTO, layers=[name], query=(0, 1), tile=12)
+    one = heads_by_layers(PHOTO, maps, layers=[name], query=(0, 1), tile=12)
     heat = maps.map(name, 2, (0, 1)).values[0].numpy()
     every = np.stack([maps.map(name, head, (0, 1)).values[0].numpy() for head in range(4)])
     assert len(find(one, colors(heat, every.min(), every.max()).repeat(2, 0).repeat(2, 1))) == 1
     with pytest.raises(ValueError, match="share must be"):
-        heads_by_layers(maps, PHOTO, share="head")
+        heads_by_layers(PHOTO, maps, share="head")
 
 
 def test_methods_share_a_scale_in_their_column_only():

@@ -187,7 +187,7 @@ def heats():
 
 def test_save_writes_pictures_numbers_and_an_index(tmp_path, heats):
     photos = [Image.new("RGB", (60, 40), color) for color in ("navy", "white")]
-    items = save_maps(heats, photos, tmp_path / "deep" / "out", labels=["cat 91 %", "dog 55 %"])
+    items = save_maps(photos, heats, tmp_path / "deep" / "out", labels=["cat 91 %", "dog 55 %"])
     index = json.loads((tmp_path / "deep/out/index.json").read_text(encoding="utf-8"))
     assert index["images"] == items and [item["picture"] for item in items] == [
         "0000.png",
@@ -210,10 +210,10 @@ def test_save_writes_pictures_numbers_and_an_index(tmp_path, heats):
 
 def test_saved_pictures_share_the_scale_and_carry_their_label(tmp_path, heats):
     black = [Image.new("RGB", (60, 40))] * 2
-    save_maps(heats, black, tmp_path / "plain", colormap="gray", alpha=1.0)
+    save_maps(black, heats, tmp_path / "plain", colormap="gray", alpha=1.0)
     save_maps(
-        heats,
         black,
+        heats,
         tmp_path / "labeled",
         colormap="gray",
         alpha=1.0,
@@ -230,8 +230,8 @@ def test_saved_pictures_share_the_scale_and_carry_their_label(tmp_path, heats):
 
 def test_an_own_scale_is_drawn_only_when_asked_for(tmp_path, heats):
     items = save_maps(
-        heats,
         [Image.new("RGB", (60, 40))] * 2,
+        heats,
         tmp_path,
         colormap="gray",
         alpha=1.0,
@@ -248,16 +248,16 @@ def test_save_takes_paths_generators_and_equal_names(tmp_path, heats):
         (tmp_path / folder).mkdir()
         Image.new("RGB", (9, 7), "teal").save(tmp_path / folder / "same name.png")
     paths = [tmp_path / "a" / "same name.png", str(tmp_path / "b" / "same name.png")]
-    items = save_maps(heats, (path for path in paths), tmp_path / "out")
+    items = save_maps((path for path in paths), heats, tmp_path / "out")
     assert [item["name"] for item in items] == ["same_name", "same_name-2"]
     items = save_maps(
-        heats, torch.zeros(2, 3, 9, 7), tmp_path / "tensor", names=["../up", "CON<>|?"]
+        torch.zeros(2, 3, 9, 7), heats, tmp_path / "tensor", names=["../up", "CON<>|?"]
     )
     assert [item["name"] for item in items] == ["up", "CON"]
 
 
 def test_one_map_and_one_image(tmp_path, heats):
-    items = save_maps(heats[1], [Image.new("L", (9, 7))], tmp_path)
+    items = save_maps([Image.new("L", (9, 7))], heats[1], tmp_path)
     assert len(items) == 1 and items[0]["prefix_mass"] == 0.5
 
 
@@ -274,13 +274,13 @@ def test_one_map_and_one_image(tmp_path, heats):
 )
 def test_save_refuses(tmp_path, heats, images, options, message):
     with pytest.raises(ValueError, match=message):
-        save_maps(heats, images, tmp_path, **options)
+        save_maps(images, heats, tmp_path, **options)
 
 
 def test_save_refuses_a_folder_that_is_a_file(tmp_path, heats):
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="is a file"):
-        save_maps(heats, [PHOTO] * 2, tmp_path / "file")
+        save_maps([PHOTO] * 2, heats, tmp_path / "file")
 
 
 def test_long_and_foreign_labels_stay_on_the_picture():

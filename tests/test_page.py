@@ -10,10 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from visattn.core.normalize.exponential import Softmax1
-from visattn.core.similarity.product import Cosine
-from visattn.draw import payload
+from visattn.core.formula import attention_map
+from visattn.core.normalize.exponential import Softmax, Softmax1
+from visattn.core.similarity import SIMILARITIES
+from visattn.core.similarity.product import ScaledDot
 from visattn.draw.page import page as write_page
+from visattn.draw.payload import layer_of
 from visattn.map import Lattice, Map
 from visattn.methods.rollout import rollout
 from visattn.record.entry import Record
@@ -70,7 +72,7 @@ def show(browser, tmp_path):
 
     def opened(records, *, context=None, **options):
         photos = [Image.new("RGB", (250, 150), color) for color in ("navy", "teal")]
-        file = write_page(recorded(records), photos, tmp_path / "page.html", **options)
+        file = write_page(photos, recorded(records), tmp_path / "page.html", **options)
         contexts.append(browser.new_context(offline=True, **(context or {})))
         tab = contexts[-1].new_page()
         tab.on("pageerror", lambda error: problems.append(str(error)))
@@ -210,10 +212,9 @@ def test_hover_shows_and_leaves(show):
 
 
 @pytest.mark.parametrize("most_as_maps", [0, 400], ids=["softmax in the page", "stored maps"])
-def test_rollout_in_the_page_is_our_rollout(show, monkeypatch, most_as_maps):
-    monkeypatch.setattr(payload, "MOST_TOKENS_AS_MAPS", most_as_maps)
+def test_rollout_in_the_page_is_our_rollout(show, most_as_maps):
     records = [token_record(f"blocks.{i}", i) for i in range(3)]
-    tab = show(records)
+    tab = show(records, most_tokens_as_maps=most_as_maps)
     assert tab.evaluate("data.layers[0].form") == ("maps" if most_as_maps else "qk")
     tab.get_by_role("button", name="Rollout").click()
     expected = rollout(recorded(records)).values[0].numpy()
@@ -229,22 +230,73 @@ def test_rollout_in_the_page_is_our_rollout(show, monkeypatch, most_as_maps):
         assert np.allclose(shown(tab)[0].ravel(), row, atol=0.01 * row.max())
 
 
-PAIRS = {
-    "plain": {},
-    "own scale": {"scale": 0.1},
-    "cosine": {"pair": (Cosine(WIDTH, HEADS), None)},
-    "softmax1": {"pair": (None, Softmax1())},
-    "bias": {"bias": torch.linspace(-2, 2, 17).expand(1, 1, 17, 17)},
+class HalfDot(ScaledDot):
+    """A similarity whose inherited inner-product form is not that of its own definition."""
+
+    def forward(self, q, k):
+        return 0.5 * super().forward(q, k).abs()
+
+
+class DoubledDot(ScaledDot):
+    """A similarity that changes its inner-product form, and its definition with it."""
+
+    def dot_form(self, q, k):
+        return super().dot_form(2 * q, k)
+
+
+class SquaredSoftmax(Softmax):
+    def weights(self, e, count):
+        return super().weights(2 * e, count)
+
+
+# options of the record, and the form in which a page stores it above the limit
+LARGE_LAYERS = {
+    "plain": ({}, "qk"),
+    "own scale": ({"scale": 0.1}, "qk"),
+    "softmax1": ({"pair": (None, Softmax1())}, "maps"),
+    "bias": ({"bias": torch.linspace(-2, 2, 17).expand(1, 1, 17, 17)}, "maps"),
+    "subclass with its own definition": ({"pair": (HalfDot(WIDTH, HEADS), None)}, "maps"),
+    "subclass with its own form": ({"pair": (DoubledDot(WIDTH, HEADS), None)}, "qk"),
+    "subclass of softmax": ({"pair": (None, SquaredSoftmax())}, "maps"),
 }
+for _name, _similarity in SIMILARITIES.items():
+    _pair = (_similarity(WIDTH, HEADS), Softmax())
+    LARGE_LAYERS[_name] = ({"pair": _pair}, "qk" if _similarity.has_dot_form else "maps")
 
 
-@pytest.mark.parametrize("pair", PAIRS)
-def test_any_pair_above_the_limit_shows_its_weights(show, monkeypatch, pair):
-    """Only an inner product with a softmax may be evaluated in the page; the others must bring their maps."""
-    monkeypatch.setattr(payload, "MOST_TOKENS_AS_MAPS", 3)
-    record = token_record("attn", 3, **PAIRS[pair])
-    tab = show([record])
-    assert tab.evaluate("data.layers[0].form") == ("maps" if pair in ("softmax1", "bias") else "qk")
+def weights_of_page(record, layer):
+    """The weights (B, H, Nq, Nk) that the page's script computes of what a layer stores."""
+    arrays = {name: array.float() for name, array in layer.arrays.items()}
+    if layer.facts["form"] == "qk":
+        return torch.softmax(arrays["q"] @ arrays["k"].transpose(-2, -1), -1)
+    low, reach = arrays["r"].split(1, -1)
+    return (low + arrays["a"] / 255 * reach)[:, :, 0]
+
+
+@pytest.mark.parametrize("case", LARGE_LAYERS)
+def test_a_large_layer_stores_its_own_weights(case):
+    """Only an inner product with a softmax is stored as such; every other layer stores its maps."""
+    options, form = LARGE_LAYERS[case]
+    record = token_record("attn", 3, **options)
+    layer = layer_of(record, most_tokens_as_maps=3)
+    assert layer.facts["form"] == form
+    similarity, normalize = record.pair
+    expected = attention_map(
+        record.q if record.scale is None else record.q * record.scale * WIDTH**0.5,
+        record.k,
+        similarity,
+        normalize,
+        bias=record.bias,
+    )
+    torch.testing.assert_close(weights_of_page(record, layer), expected, atol=0.005, rtol=0)
+
+
+@pytest.mark.parametrize("case", LARGE_LAYERS)
+def test_any_pair_above_the_limit_shows_its_weights(show, case):
+    options, form = LARGE_LAYERS[case]
+    record = token_record("attn", 3, **options)
+    tab = show([record], most_tokens_as_maps=3)
+    assert tab.evaluate("data.layers[0].form") == form
     tab.keyboard.press("n")
     click(tab, 0, 2)
     expected = patches(record, 2 + 2, image=1)
@@ -364,8 +416,8 @@ def test_names_and_labels_are_text(show):
 
 def test_the_file_names_nothing_outside_itself(tmp_path):
     file = write_page(
-        recorded([token_record("attn", 0)]),
         torch.zeros(2, 3, 9, 15),
+        recorded([token_record("attn", 0)]),
         tmp_path / "new" / "page.html",
     )
     text = file.read_text("utf-8")
@@ -390,7 +442,7 @@ def test_refusals(tmp_path, case):
     options, images, message = REFUSALS[case]
     images = images or [Image.new("RGB", (5, 3))] * 2
     with pytest.raises(ValueError, match=message):
-        write_page(recorded([token_record("attn", 0)]), images, tmp_path / "page.html", **options)
+        write_page(images, recorded([token_record("attn", 0)]), tmp_path / "page.html", **options)
 
 
 def test_what_cannot_be_shown_is_named(tmp_path):
@@ -398,12 +450,12 @@ def test_what_cannot_be_shown_is_named(tmp_path):
     space = Space(15)
     flat = Record("flat", "token", BATCH, space, space, alpha=torch.rand(BATCH, 1, 15, 15))
     with pytest.raises(ValueError, match="got flat \\(token\\)"):
-        write_page(recorded([flat]), photos, tmp_path / "page.html")
+        write_page(photos, recorded([flat]), tmp_path / "page.html")
     broken = token_record("broken", 0)
     broken.q[0, 0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="broken holds NaN"):
-        write_page(recorded([broken]), photos, tmp_path / "page.html")
+        write_page(photos, recorded([broken]), tmp_path / "page.html")
     rows = token_record("rows", 0)
     rows.q = rows.k = None
     with pytest.raises(ValueError, match="keep='qk'"):
-        write_page(recorded([rows]), photos, tmp_path / "page.html")
+        write_page(photos, recorded([rows]), tmp_path / "page.html")

@@ -147,8 +147,8 @@ def run(
     )
     pictures = (read_as_seen(each.photograph, classifier) for each in predictions)
     items = save_maps(
-        heat,
         show_progress(pictures, "drawing", len(predictions)),
+        heat,
         folder,
         names=[Path(each.photograph.name).stem for each in predictions],
         labels=[each.label for each in predictions],
@@ -294,7 +294,7 @@ def draw_heads(
         with torch.no_grad(), capture(classifier.model) as maps:
             classifier.model(classifier.transform(photo)[None])
         picture = crop_as_seen(photo, classifier.transform)
-        heads = heads_by_layers(maps, picture, colormap=colormap)
+        heads = heads_by_layers(picture, maps, colormap=colormap)
         heads.save(folder / f"{item['name']}-heads.png")
 
 
@@ -313,8 +313,8 @@ def draw_page(
     prefix_mass = None if heat.prefix_mass is None else heat.prefix_mass[:count]
     shown = replace(heat, values=heat.values[:count], prefix_mass=prefix_mass)
     write_page(
-        maps,
         [crop_as_seen(photo, classifier.transform) for photo in photos],
+        maps,
         path,
         heats={heat.method: shown},
         names=[Path(each.photograph.name).name for each in predictions],

@@ -20,8 +20,8 @@ _MISSING = object()
 
 
 def save_maps(
-    heat: Map,
     images: Iterable,
+    heat: Map,
     folder: str | Path,
     *,
     names: Sequence[str] | None = None,
@@ -40,8 +40,8 @@ def save_maps(
     and ``vmax`` say otherwise. Small images are enlarged by a whole number, to be legible.
 
     Args:
+        images: The images, or paths of photographs; a generator is read one by one.
         heat: The maps, one per image.
-        images: As many images (or paths of photographs); a generator is read one by one.
         folder: Where to write; made if it does not exist.
         names: File names without ending; None takes those of paths, else 0000, 0001, ... Equal
             names get a number.

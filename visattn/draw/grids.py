@@ -17,8 +17,8 @@ _GAP, _TEXT = 4, 12
 
 
 def heads_by_layers(
-    maps,
     image,
+    maps,
     *,
     index: int = 0,
     query="auto",
@@ -32,8 +32,8 @@ def heads_by_layers(
     """Draw every head (columns) of every layer of tokens (rows) for one image.
 
     Args:
-        maps: What `capture` recorded.
         image: The image as the model saw it; drawn in the corner.
+        maps: What `capture` recorded.
         index: Which image of the batch it is.
         query: As in ``maps.map``: what token is asked.
         layers: Names or numbers of layers; None takes all token layers that lie on a grid.

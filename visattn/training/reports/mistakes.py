@@ -1,8 +1,5 @@
 """mistakes.html: the most confident mistakes of a classifier, and where it looked. One file, no network."""
 
-import base64
-import html
-import io
 from heapq import nlargest
 from pathlib import Path
 
@@ -10,29 +7,30 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from visattn.draw.html import Markup, fill, picture_source, write_html
 from visattn.draw.overlay import overlay
 from visattn.training.recipe import Recipe
 from visattn.training.reports.attention_overlays import look, photographs
 
 PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Mistakes of {title}</title>
+<html lang="en"><meta charset="utf-8"><title>Mistakes of @title@</title>
 <style>
-body {{ font: 14px/1.4 system-ui, sans-serif; margin: 2em; color: #222; background: #fff }}
-main {{ display: flex; flex-wrap: wrap; gap: 1em }}
-figure {{ margin: 0; padding: .6em; border: 1px solid #ddd; border-radius: 6px }}
-img {{ width: 160px; display: inline-block; vertical-align: top }}
-b {{ color: #b00020 }}
-figcaption {{ max-width: 330px; overflow-wrap: anywhere }}
-small {{ color: #666 }}
+body { font: 14px/1.4 system-ui, sans-serif; margin: 2em; color: #222; background: #fff }
+main { display: flex; flex-wrap: wrap; gap: 1em }
+figure { margin: 0; padding: .6em; border: 1px solid #ddd; border-radius: 6px }
+img { width: 160px; display: inline-block; vertical-align: top }
+b { color: #b00020 }
+figcaption { max-width: 330px; overflow-wrap: anywhere }
+small { color: #666 }
 </style>
-<h1>The most confident mistakes of {title}</h1>
-<p>{counted} Left the image as the network gets it, right where it looked ({method}).</p>
+<h1>The most confident mistakes of @title@</h1>
+<p>@counted@ Left the image as the network gets it, right where it looked (@method@).</p>
 <main>
-{figures}
+@figures@
 </main></html>
 """
-FIGURE = """<figure><img alt="image" src="{picture}"><img alt="attention" src="{seen}">
-<figcaption>{truth}, taken for <b>{answer}</b> with {probability:.3f}<br><small>{name}</small></figcaption></figure>"""
+FIGURE = """<figure><img alt="image" src="@picture@"><img alt="attention" src="@heat@">
+<figcaption>@truth@, taken for <b>@answer@</b> with @probability@<br><small>@name@</small></figcaption></figure>"""
 
 
 class Mistakes:
@@ -91,21 +89,22 @@ def write_mistakes(
         pictures = photographs(torch.stack(images), data.transform_config())
         for number, picture in enumerate(pictures):
             shown = overlay(picture, seen.heat[number])
-            figures.append(
-                FIGURE.format(
-                    picture=_inline(picture),
-                    seen=_inline(shown),
-                    truth=html.escape(data.classes[labels[number]]),
-                    answer=html.escape(data.classes[answers[number]]),
-                    probability=values[number],
-                    name=html.escape(found.names[-places[number]]) if found.names else "",
-                )
-            )
-    title, body = html.escape(path.parent.name), "\n".join(figures)
-    page = PAGE.format(
-        title=title, counted=_counted(found), method=html.escape(method), figures=body
-    )
-    path.write_text(page, encoding="utf-8", errors="replace")  # a file's name need not be text
+            figure = {
+                "picture": _source(picture),
+                "heat": _source(shown),
+                "truth": data.classes[labels[number]],
+                "answer": data.classes[answers[number]],
+                "probability": f"{values[number]:.3f}",
+                "name": found.names[-places[number]] if found.names else "",
+            }
+            figures.append(fill(FIGURE, figure))
+    fields = {
+        "title": path.parent.name,
+        "counted": _counted(found),
+        "method": method,
+        "figures": Markup("\n".join(figures)),
+    }
+    write_html(path, fill(PAGE, fields))
 
 
 def _counted(found: Mistakes) -> str:
@@ -115,7 +114,5 @@ def _counted(found: Mistakes) -> str:
     return f"{share}; those of the others are not on this page."
 
 
-def _inline(picture) -> str:
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+def _source(picture) -> str:
+    return picture_source(Image.fromarray(picture))
