@@ -70,7 +70,7 @@ def test_pictures_show_the_average_and_training_ends_with_it(shapes, tmp_path, m
         raise ValueError("seen")
 
     monkeypatch.setattr("visattn.training.reports.attention_overlays.look", look)
-    monkeypatch.setattr(cli.TrainingCLI, "after_fit", lambda self: modules.append(self.model))
+    monkeypatch.setattr(ImageClassifier, "on_fit_end", lambda module: modules.append(module))
     with pytest.raises(ValueError, match="seen"):
         cli.main(
             [

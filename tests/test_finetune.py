@@ -323,7 +323,7 @@ def test_images_of_several_labels(tmp_path, capsys):
     assert "validation map" in said
     classifier = load_classifier(tmp_path / "run")
     both = classifier(Image.new("RGB", (16, 16), (255, 0, 255)))
-    assert classifier.several
+    assert classifier.multilabel
     assert both.min() > 0.5  # two classes at once
 
 
@@ -337,7 +337,7 @@ def test_training_images_grow():
     )
     module.log, module.epochs = lambda *args, **options: None, 10
     module.training_step((torch.rand(2, 3, 16, 16), torch.tensor([0, 2])), 0)
-    module.eval()._measure((torch.rand(2, 3, 16, 16), torch.tensor([0, 2])))
+    module.eval().validation_step((torch.rand(2, 3, 16, 16), torch.tensor([0, 2])), 0)
     assert sizes == [(8, 8), (16, 16)]
 
 
@@ -377,7 +377,7 @@ def test_recipes_that_cannot_be(wrong, message):
 
 
 def test_a_network_without_layers_refuses_their_decay():
-    with pytest.raises(ValueError, match="layer_decay needs a network that tells its layers"):
+    with pytest.raises(ValueError, match="layer_decay needs a network that names its layers"):
         image_classifier("resnet8", 3, 16, layer_decay=0.5)
 
 

@@ -8,8 +8,7 @@ from data_cases import COUNTS, make_tree
 from PIL import Image
 
 from visattn.__main__ import main
-from visattn.commands.preview import Unrun, draw_sheet, learning_rates
-from visattn.training.cli import construct
+from visattn.commands.preview import TrainingPlan, draw_sheet, learning_rates, read_plan
 
 CONFIG = """
 model: {name: resnet8, image_size: 16, lr: 0.02, warmup_epochs: 1}
@@ -50,10 +49,9 @@ def test_preview_draws_and_trains_nothing(config, tmp_path, monkeypatch, capsys)
     assert {path.name for path in tmp_path.iterdir()} == {"c.yaml", "photos", "preview"}
 
 
-def parts_of(config: Path, *keys: str) -> Unrun:
-    return construct(
-        Unrun, ["fit", "--config", str(config), "--data.root", str(config.parent / "photos"), *keys]
-    )
+def parts_of(config: Path, *keys: str) -> TrainingPlan:
+    root = str(config.parent / "photos")
+    return read_plan(["--config", str(config), "--data.root", root, *keys])
 
 
 def test_sheet_shows_what_training_will_see(config):
@@ -88,6 +86,6 @@ def test_refusals(config, tmp_path, capsys):
     assert "must be 1 or more, got 0 and 7" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
         preview(config, "--change", "data.rot=x")
-    assert stopped.value.code == 2 and "did you mean 'data.root'?" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "did you mean 'data.root'" in capsys.readouterr().err
     assert preview(config, "--change", f"data.root={tmp_path / 'nowhere'}") == 2
     assert "there is no folder or zip file" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from training_cases import draw_folder, keys, refusal, weights
 from visattn.training import cli
 from visattn.training.checkpoint_io import find_checkpoint
 from visattn.training.classifier import load_classifier
-from visattn.training.parser import nearest
+from visattn.training.parser_errors import explain_parser_error
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from visattn.training.parser import nearest
         (["--model.label_smoothing", "2"], "label_smoothing"),
         (["--model.num_classes", "3"], "counted in the data"),
         (["--trainer.accelerator", "tpu"], "torch_xla"),
-        (["--trainer.precision", "bf17"], "got bf17; did you mean 'bf16'?"),
+        (["--trainer.precision", "bf17"], "trainer.precision: got bf17; did you mean 'bf16'"),
         (["--trainer.max_epochs", "x"], "trainer.max_epochs must be a whole number; got x"),
         (["--trainer.strategy", "dpp"], "invalid strategy name"),
         (["--trainer.sync_batchnorm", "true"], "needs GPUs"),
@@ -72,10 +72,11 @@ def test_mistakes_in_a_config_get_one_line(config, named, tmp_path, capsys):
     assert named in refusal(["fit", "--config", str(path)], capsys)
 
 
-def test_nearest_key():
+def test_an_unknown_key_gets_the_nearest_ones():
     known = ["model.lr", "model.name", "name"]
-    assert nearest("model.nme", known) == "; did you mean 'model.name'?"
-    assert "known are model.lr, model.name, name" in nearest("zzzz", known)
+    message = explain_parser_error("unrecognized arguments: --model.nme", known)
+    assert message.startswith("unknown key 'model.nme'; did you mean 'model.name'")
+    assert message.endswith("known: model.lr, model.name, name")
 
 
 def test_checkpoints_of_others_are_refused(run, shapes, tmp_path, capsys):

@@ -14,7 +14,12 @@ from training_cases import keys, refusal, same, weights
 from visattn.data.loader import ImageSet
 from visattn.training import cli
 from visattn.training.checkpoint_io import AtomicCheckpointIO, find_checkpoint, read_checkpoint
-from visattn.training.resume import changes, chosen, refuse_other_optimizer, same_run
+from visattn.training.resume import (
+    belongs_to_run,
+    choose_checkpoint,
+    list_changes,
+    refuse_other_optimizer,
+)
 from visattn.training.tune import steepest
 
 # Signals.
@@ -112,9 +117,9 @@ def test_slurm_puts_the_job_back_and_goes_on(run, shapes, tmp_path, at_step, mon
 
 def test_a_first_start_takes_no_checkpoint(run, monkeypatch):
     monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
-    assert chosen(run, None, "fit") == (None, "")
-    assert chosen(run, None, "validate")[0].name == "best.ckpt"
-    assert chosen(run, "none", "validate") == (None, "")
+    assert choose_checkpoint(run, None, "fit") == (None, "")
+    assert choose_checkpoint(run, None, "validate")[0].name == "best.ckpt"
+    assert choose_checkpoint(run, "none", "validate") == (None, "")
 
 
 def test_a_dead_worker_costs_no_step(run, shapes, tmp_path, monkeypatch, capsys):
@@ -232,19 +237,19 @@ def test_what_changed_is_reported_on_resume(run, shapes, tmp_path, capsys):
 
 
 def test_a_run_without_its_config_goes_on(tmp_path):
-    assert changes(tmp_path, {"model": {"lr": 1}}) == []
+    assert list_changes(tmp_path, {"model": {"lr": 1}}) == []
     (tmp_path / "config.yaml").write_text("a: [")
-    assert changes(tmp_path, {"model": {"lr": 1}}) == []
+    assert list_changes(tmp_path, {"model": {"lr": 1}}) == []
 
 
 def test_a_run_goes_on_from_its_own_checkpoints(tmp_path):
     own = tmp_path / "run" / "checkpoints" / "last.ckpt"
     own.parent.mkdir(parents=True)
     own.touch()
-    assert same_run(tmp_path / "run", tmp_path / "run/../run/checkpoints/last.ckpt")
-    assert not same_run(tmp_path / "other", own)
+    assert belongs_to_run(tmp_path / "run", tmp_path / "run/../run/checkpoints/last.ckpt")
+    assert not belongs_to_run(tmp_path / "other", own)
     with pytest.raises(ValueError, match="would move aside"):
-        same_run(tmp_path / "run", tmp_path / "run" / "kept.ckpt")
+        belongs_to_run(tmp_path / "run", tmp_path / "run" / "kept.ckpt")
 
 
 def test_the_state_of_other_weights_is_refused():

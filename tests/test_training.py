@@ -12,9 +12,9 @@ from training_cases import TINY
 
 from visattn.models.presets import create_model
 from visattn.models.weights import last_layer
-from visattn.training import cli
-from visattn.training.module import ImageClassifier, planned_steps
-from visattn.training.parser import image_classifier
+from visattn.training.module import ImageClassifier
+from visattn.training.optimizer import planned_steps
+from visattn.training.parser import image_classifier, parse
 from visattn.training.recipe import Recipe
 from visattn.training.reports.attention_overlays import look
 from visattn.training.sharded_parameters import repeated_blocks
@@ -164,21 +164,17 @@ def test_a_block_can_be_inserted():
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_configs_are_flat_known_and_buildable(config, tmp_path, monkeypatch):
+def test_configs_are_flat_known_and_buildable(config, tmp_path):
     text = config.read_text()
     header = [line for line in text.splitlines() if line.startswith("#")]
     assert any("uv run" in line and f"configs/{config.name}" in line for line in header)
     assert "class_path" not in text
-    parsed = []
-    monkeypatch.setattr(
-        cli.TrainingCLI, "instantiate_classes", lambda self: parsed.append(self.config.fit)
-    )
-    monkeypatch.setattr(cli.TrainingCLI, "_run_subcommand", lambda self, name: None)
     settings = yaml.safe_load(text)
     settings.pop("blocks", None)  # which only `visattn compare` knows
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
-    cli.main(["fit", "--config", str(tmp_path / "config.yaml"), "--out", str(tmp_path)])
-    model = parsed[0].model.as_dict() | {"pretrained": False, "compile": False, "num_classes": 3}
+    command, parsed = parse(["fit", "--config", str(tmp_path / "config.yaml")])
+    assert command == "fit"
+    model = parsed.model.as_dict() | {"pretrained": False, "compile": False, "num_classes": 3}
     side = model["image_size"]
     assert image_classifier(**model).eval()(torch.rand(1, 3, side, side)).shape == (1, 3)
 
@@ -256,7 +252,7 @@ def test_a_process_without_batches_passes_images_on_for_the_others(views, monkey
     module.model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     with torch.no_grad():
         module.validation_step((torch.rand(5, 3, 16, 16), torch.tensor([0, 1, 2, 0, 1])), 0)
-        module._catch_up()
+        module._join_remaining_batches()
     assert sizes == views * [5] + 2 * views * [1] and told == [True, False, False, False]
     assert module.confusion.compute().sum() == 5
 

@@ -21,7 +21,7 @@ from visattn.record import capture
 from visattn.training import cli
 from visattn.training.callbacks.progress_bar import Bar
 from visattn.training.callbacks.speed import Speed, forward_flops, peak_memory
-from visattn.training.invocation import command
+from visattn.training.invocation import command_words
 from visattn.training.measures import measures, write_classes
 from visattn.training.recipe import Recipe
 from visattn.training.reports import plots
@@ -369,12 +369,12 @@ def test_further_loggers_join_the_own_ones(shapes, tmp_path):
 
 def test_proposed_commands_fit_how_the_program_was_started(monkeypatch):
     monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
-    assert command("visattn") == "uv run visattn"
+    assert command_words("visattn") == "uv run visattn"
     monkeypatch.delenv("UV_RUN_RECURSION_DEPTH")
     monkeypatch.setattr("visattn.training.invocation.shutil.which", lambda name: f"/bin/{name}")
     monkeypatch.setattr("visattn.training.invocation.sys.executable", "/bin/python")
-    assert command("visattn") == "visattn"
-    assert command("train.py") == "python train.py"
+    assert command_words("visattn") == "visattn"
+    assert command_words("train.py") == "python train.py"
     monkeypatch.setattr("visattn.training.invocation.shutil.which", lambda name: None)
-    assert command("visattn") == "/bin/python -m visattn"
-    assert command("train.py") == "/bin/python train.py"
+    assert command_words("visattn") == "/bin/python -m visattn"
+    assert command_words("train.py") == "/bin/python train.py"

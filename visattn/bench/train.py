@@ -18,10 +18,11 @@ from torch import nn
 from visattn.bench.timing import measure, table
 from visattn.data.module import ImageData
 from visattn.models.presets import create_model
-from visattn.training.cli import DEFAULTS
 from visattn.training.module import ImageClassifier
+from visattn.training.parser import TRAINER_DEFAULTS
 from visattn.training.recipe import Recipe
-from visattn.training.trainer import callbacks, loggers
+from visattn.training.reports.run_report import RunReport
+from visattn.training.trainer import fit_callbacks, fit_loggers
 
 _PAIRS = {
     "vit_tiny_patch16": "vit_tiny_patch16_224",
@@ -165,7 +166,7 @@ def _fit(root: str, model: str, image_size: int, batch_size: int, steps: int) ->
             "ignore"
         )  # Lightning's advice on loaders and folders is not for a measurement
         trainer = pl.Trainer(
-            **DEFAULTS
+            **TRAINER_DEFAULTS
             | {
                 "max_epochs": -1,
                 "max_steps": steps + 1,
@@ -173,8 +174,8 @@ def _fit(root: str, model: str, image_size: int, batch_size: int, steps: int) ->
                 "limit_val_batches": 0,
             },
             accelerator="cpu",
-            logger=loggers(Path(folder), None),
-            callbacks=[*callbacks(config, Path(folder), module), clock],
+            logger=fit_loggers(Path(folder)),
+            callbacks=[*fit_callbacks(config, module, RunReport(Path(folder))), clock],
         )
         trainer.fit(module, datamodule=data)
     return clock.seconds

@@ -3,10 +3,12 @@
 import logging
 import os
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+from jsonargparse import Namespace
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
@@ -14,34 +16,50 @@ from PIL import Image
 from visattn.data.augment import TrainTransform
 from visattn.data.loader import occurrence
 from visattn.data.module import ImageData
-from visattn.training.cli import TrainingCLI, construct
-from visattn.training.module import planned_steps
+from visattn.training.errors import expected_warnings_silenced
+from visattn.training.module import ImageClassifier
+from visattn.training.optimizer import planned_steps
+from visattn.training.parser import parse
+from visattn.training.run import build_data, build_module
 
 POINTS = 400  # of the learning rate's curve
 
 
-class Unrun(TrainingCLI):
-    """Data and model of a training, with a stand-in for the trainer, and nothing run."""
+@dataclass
+class TrainingPlan:
+    """Data and model of a training, and the limits of its trainer; nothing is run."""
 
-    def before_instantiate_classes(self) -> None:
-        self.config.fit.model.pretrained = False  # no weights are needed, so none are downloaded
-        self.config.fit.model.weights = None  # or read
-        self.config.fit.data.num_workers = 0  # and a few images need no helpers
+    datamodule: ImageData
+    model: ImageClassifier
+    trainer: SimpleNamespace
 
-    def instantiate_trainer(self) -> SimpleNamespace:
-        asked = self.config_init.fit.trainer
-        return SimpleNamespace(
-            datamodule=self.datamodule,
-            max_epochs=asked.max_epochs,
-            max_steps=-1 if asked.max_steps is None else asked.max_steps,
-            limit_train_batches=1.0
-            if asked.limit_train_batches is None
-            else asked.limit_train_batches,
-            accumulate_grad_batches=asked.accumulate_grad_batches or 1,
-        )
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Do nothing: the parts are all that is wanted."""
+def read_plan(arguments: list[str]) -> TrainingPlan:
+    """Build data and model of ``train.py fit ARGUMENTS``, without weights and workers."""
+    with expected_warnings_silenced():
+        _, config = parse(["fit", *arguments])
+        config.model.pretrained = False  # no weights are needed, so none are downloaded
+        config.model.weights = None  # or read
+        config.data.num_workers = 0  # a few images need no workers
+        data = build_data(config)
+        module = build_module(config, data)
+    return TrainingPlan(data, module, _trainer_limits(config, data))
+
+
+def _trainer_limits(config: Namespace, data: ImageData) -> SimpleNamespace:
+    """Return what the schedule asks a trainer for, with Lightning's defaults."""
+    limits = SimpleNamespace(
+        datamodule=data,
+        max_epochs=config.trainer.max_epochs,
+        max_steps=-1,
+        limit_train_batches=1.0,
+        accumulate_grad_batches=config.trainer.accumulate_grad_batches or 1,
+    )
+    if config.trainer.max_steps is not None:
+        limits.max_steps = config.trainer.max_steps
+    if config.trainer.limit_train_batches is not None:
+        limits.limit_train_batches = config.trainer.limit_train_batches
+    return limits
 
 
 def run(
@@ -62,7 +80,7 @@ def run(
         raise ValueError(f"--images and --versions must be 1 or more, got {images} and {versions}")
     changed = [f"--{key.removeprefix('--')}" for key in shlex.split(change)]
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    parts = construct(Unrun, ["fit", "--config", config, *changed])
+    parts = read_plan(["--config", config, *changed])
     target = Path(out)
     target.mkdir(parents=True, exist_ok=True)
     draw_sheet(parts.datamodule, images, versions).savefig(target / "augmented.png", dpi=100)
@@ -124,7 +142,7 @@ def _spread(data: ImageData, count: int) -> list[tuple[int, Image.Image, str]]:
     return found
 
 
-def learning_rates(parts: Unrun) -> dict[str, list[tuple[int, float]]]:
+def learning_rates(parts: TrainingPlan) -> dict[str, list[tuple[int, float]]]:
     """(step, rate) of the fastest and of the slowest group of weights, from the schedule that training would use."""
     parts.model._trainer = parts.trainer
     planned = parts.model.configure_optimizers()
@@ -154,7 +172,7 @@ def draw_rates(rates: dict[str, list[tuple[int, float]]], trainer: SimpleNamespa
     return figure
 
 
-def _say(parts: Unrun, rates: dict[str, list[tuple[int, float]]]) -> None:
+def _say(parts: TrainingPlan, rates: dict[str, list[tuple[int, float]]]) -> None:
     data, (per_epoch, steps) = parts.datamodule, planned_steps(parts.trainer)
     counts = data.class_counts
     named = ", ".join(

@@ -3,28 +3,32 @@
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 FORMAT = 1
 KEY = "visattn"
-LATEST = ("last", "previous")  # the one before the last is kept beside it
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+LAST = "last.ckpt"
+PREVIOUS = "previous.ckpt"  # the one before the last
+BEST = "best.ckpt"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Write a checkpoint so that neither a kill nor a full disk can damage the one that was there.
 
     Lightning writes into the system's temporary folder and moves the file, which copies it wherever
-    the run lies on another disk; a kill then leaves half a file. When last.ckpt is written, the one
+    the run is on another disk; a kill then leaves half a file. When last.ckpt is written, the one
     before stays as previous.ckpt.
 
     Raises:
-        OSError: The disk is full; what was saved before is untouched.
+        OSError: The disk is full; earlier checkpoints are untouched.
     """
 
-    def save_checkpoint(self, checkpoint: dict, path, storage_options=None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None
+    ) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.partial")
@@ -33,14 +37,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-        except (
-            OSError,
-            RuntimeError,
-        ) as error:  # torch says RuntimeError where its writer comes to a full disk
+        # torch raises RuntimeError when its writer meets a full disk
+        except (OSError, RuntimeError) as error:
             partial.unlink(missing_ok=True)
             reason = os.strerror(getattr(error, "errno", None) or errno.ENOSPC)
             raise OSError(
-                f"{path} could not be saved: {reason}; what was saved before stays"
+                f"{path} could not be saved: {reason}; earlier checkpoints remain"
             ) from error
         if path.name == LAST and path.exists():
             os.replace(path, path.with_name(PREVIOUS))
@@ -48,18 +50,26 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def find_checkpoint(run: str | Path, which: str = "best") -> Path:
-    """Return the file of ``which`` ("best" or "last") in a run's folder, or of another where that one is missing."""
+    """Return the checkpoint ``which`` ("best" or "last") of a run, or another where it is missing."""
     folder = Path(run) / "checkpoints"
-    for name in ("best", *LATEST) if which == "best" else (*LATEST, "best"):
-        if (folder / f"{name}.ckpt").is_file():
-            return folder / f"{name}.ckpt"
+    names = (LAST, PREVIOUS, BEST)
+    if which == "best":
+        names = (BEST, LAST, PREVIOUS)
+    for name in names:
+        path = folder / name
+        if path.is_file():
+            return path
     raise FileNotFoundError(
         f"{folder} holds no checkpoint (best.ckpt or last.ckpt): has this run been trained?"
     )
 
 
-def read_checkpoint(path: str | Path) -> dict:
-    """Return the content of a checkpoint, refusing what is damaged, of another project or of a newer version."""
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Return the content of a checkpoint.
+
+    Raises:
+        ValueError: It is damaged, of another project or of a newer version.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
@@ -69,27 +79,41 @@ def read_checkpoint(path: str | Path) -> dict:
         raise ValueError(
             f"{path} is damaged or no checkpoint of visattn ({type(error).__name__})"
         ) from error
-    note = content.get(KEY) if isinstance(content, dict) else None
+    note = None
+    if isinstance(content, dict):
+        note = content.get(KEY)
     if not isinstance(note, dict) or "state_dict" not in content:
         raise ValueError(
-            f"{path} is a checkpoint of another project: it does not say how visattn rebuilds its model"
+            f"{path} is a checkpoint of another project: "
+            "it does not say how visattn rebuilds its model"
         )
-    if note["format"] > FORMAT:
-        raise ValueError(
-            f"{path} has format {note['format']}, this visattn reads up to {FORMAT}: install a newer one"
-        )
+    refuse_newer_format(path, note)
     return content
 
 
+def refuse_newer_format(path: Path, note: dict[str, Any]) -> None:
+    """Raise where a file was written by a newer version than this one can read."""
+    if note["format"] > FORMAT:
+        raise ValueError(
+            f"{path} has format {note['format']}, this visattn reads up to {FORMAT}: "
+            "install a newer one"
+        )
+
+
 def readable_checkpoint(run: str | Path, which: str) -> tuple[Path, str]:
-    """Return the first readable checkpoint of a run, asked for first, and what was wrong with the ones passed over."""
-    first = find_checkpoint(run, which)
-    problems = []
-    others = [Path(run) / "checkpoints" / f"{name}.ckpt" for name in (*LATEST, "best")]
-    for path in dict.fromkeys((first, *(path for path in others if path.is_file()))):
+    """Return a run's first readable checkpoint, ``which`` first, and what was wrong with the others."""
+    folder = Path(run) / "checkpoints"
+    paths = [find_checkpoint(run, which)]
+    for name in (LAST, PREVIOUS, BEST):
+        path = folder / name
+        if path.is_file() and path not in paths:
+            paths.append(path)
+    problems: list[str] = []
+    for path in paths:
         try:
             read_checkpoint(path)
-            return path, "; ".join(problems)
         except ValueError as error:
             problems.append(str(error))
+        else:
+            return path, "; ".join(problems)
     raise ValueError("; ".join(problems))

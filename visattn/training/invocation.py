@@ -5,7 +5,7 @@ import shutil
 import sys
 
 
-def command(script: str) -> str:
+def command_words(script: str) -> str:
     """Return the words that start ``script``, train.py or visattn, the way this program was started."""
     if "UV_RUN_RECURSION_DEPTH" in os.environ:  # set by `uv run` for what it starts
         return f"uv run {script}"

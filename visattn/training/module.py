@@ -1,20 +1,23 @@
-"""ImageClassifier: how an image classifier is trained, validated and asked."""
+"""ImageClassifier: how an image classifier is trained, validated and used for prediction."""
 
 import copy
 import math
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from timm.optim import create_optimizer_v2
-from torch import Tensor
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
+from visattn.data.module import ImageData
 from visattn.training.callbacks.freezing import frozen_names
 from visattn.training.checkpoint_io import FORMAT, KEY
 from visattn.training.measures import confusion, measures
 from visattn.training.network import build_network
+from visattn.training.optimizer import build_optimizer, overwrite_checkpoint_rates, planned_steps
 from visattn.training.recipe import Recipe, resized
 from visattn.training.resume import refuse_other_optimizer
 from visattn.training.sharded_parameters import any_has_batch, shard
@@ -26,9 +29,9 @@ class ImageClassifier(pl.LightningModule):
     .. math::
         L = -\sum_c \tilde{y}_c \log \mathrm{softmax}(f(x))_c
 
-    with :math:`\tilde{y}` the smoothed and perhaps mixed target. All random draws of a training step (drop path,
-    dropout, mixup) come from a seed made of (seed, process, epoch, batch), so that a resumed run
-    repeats what an uninterrupted one would have drawn.
+    with :math:`\tilde{y}` the smoothed and perhaps mixed target. All random draws of a training
+    step (drop path, dropout, mixup) come from a seed made of (seed, process, epoch, batch), so that
+    a resumed run repeats what an uninterrupted one would have drawn.
 
     Args:
         network: The arguments of ``build_network``: name, num_classes, image_size, weights, insert,
@@ -53,9 +56,11 @@ class ImageClassifier(pl.LightningModule):
         torch.Size([2, 3])
     """
 
+    model: nn.Module
+
     def __init__(
         self,
-        network: dict,
+        network: dict[str, Any],
         *,
         recipe: Recipe | None = None,
         seed: int = 0,
@@ -70,25 +75,37 @@ class ImageClassifier(pl.LightningModule):
         self.multilabel = multilabel
         self.model = build_network(**network)
         self.frozen = frozen_names(self.model, self.recipe.freeze)
-        _check(self.recipe, multilabel, self.model)
+        _check_recipe(self.recipe, multilabel, self.model)
         if not self.recipe.unfreeze_epoch:
             for name in self.frozen:
                 self.model.get_parameter(name).requires_grad_(False)
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.model.to(memory_format=self.memory_format)
+        self.memory_format = torch.contiguous_format
+        if channels_last:
+            self.memory_format = torch.channels_last
+        self.model.to(memory_format=self.memory_format)  # type: ignore[call-overload]  # in torch
         if compile:
             self.model.compile()
-        classes = network["num_classes"]
-        self.mix = self.recipe.mix(classes)
-        self.weights, self.sharded = None, False
-        self.measures = measures(classes, multilabel)
-        self.confusion = confusion(classes, multilabel)
+
+        num_classes = network["num_classes"]
+        self.mix = self.recipe.mix(num_classes)
+        self.class_weights: Tensor | None = None
+        self.sharded = False
+        self.measures = measures(num_classes, multilabel)
+        self.confusion = confusion(num_classes, multilabel)
         self.mean_loss = MeanMetric()
+        self.matrix: Tensor | None = None  # confusion matrix of the last validation or test
+
+    @property
+    def data(self) -> ImageData:
+        """The data module that Lightning attached to the trainer."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning declares it late
 
     @property
     def monitor(self) -> str:
-        """The number by which one epoch is better than another."""
-        return "val_map" if self.multilabel else "val_accuracy"
+        """Name of the number by which one epoch is better than another."""
+        if self.multilabel:
+            return "val_map"
+        return "val_accuracy"
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images.contiguous(memory_format=self.memory_format))
@@ -99,83 +116,106 @@ class ImageClassifier(pl.LightningModule):
             shard(self.model, mesh["data_parallel"])
             self.sharded = True
 
+    # Training.
+
     def on_fit_start(self) -> None:
         if self.recipe.class_weights == "balanced":
-            self.weights = torch.tensor(self.trainer.datamodule.class_weights, device=self.device)
+            self.class_weights = torch.tensor(self.data.class_weights, device=self.device)
 
     def on_train_start(self) -> None:
         # an epoch of few batches must leave a point of the training's curve too
-        batches = self.trainer.num_training_batches
-        self.trainer.log_every_n_steps = max(1, min(self.trainer.log_every_n_steps, batches))
+        trainer: Any = self.trainer  # its attributes are set by Lightning's connectors
+        batches = trainer.num_training_batches
+        trainer.log_every_n_steps = max(1, min(trainer.log_every_n_steps, batches))
 
     def on_train_batch_start(self, batch, batch_idx: int) -> None:
-        parts = [self.seed, self.global_rank, self.current_epoch, batch_idx]
-        torch.manual_seed(int(np.random.SeedSequence(parts).generate_state(1)[0]))
+        entropy = [self.seed, self.global_rank, self.current_epoch, batch_idx]
+        step_seed = np.random.SeedSequence(entropy).generate_state(1)[0]
+        torch.manual_seed(int(step_seed))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, labels = batch
-        mixed, targets = self.mix(images, labels) if self.mix else (images, labels)
-        scores = self(self._grown(mixed))
-        loss = self.recipe.objective(scores, targets, self.weights)
+        images, targets = batch
+        if self.mix is not None:
+            images, targets = self.mix(images, targets)  # targets: (B,) -> (B, C)
+        scores = self(self._shrink_for_epoch(images))
+        loss = self.recipe.objective(scores, targets, self.class_weights)
         # logging costs about a millisecond a value: only the steps that a logger writes, and the
         # first of an epoch
-        if batch_idx == 0 or (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        if batch_idx == 0 or self._is_logged_step():
             self._log_step(loss.detach(), scores.detach(), targets)
         return loss
+
+    def _is_logged_step(self) -> bool:
+        trainer: Any = self.trainer  # Lightning sets log_every_n_steps later
+        return (self.global_step + 1) % trainer.log_every_n_steps == 0
 
     def _log_step(self, loss: Tensor, scores: Tensor, targets: Tensor) -> None:
         self.log("train_loss", loss, prog_bar=True, on_step=True)
         if not self.recipe.plain:
             self.log("train_plain_loss", self.recipe.plain_loss(scores, targets), on_step=True)
-        if self.mix:  # a mixed image has no one class that would be right
+        if self.mix is not None:  # a mixed image has no single right class
             return
-        right = (scores > 0) == (targets > 0) if self.multilabel else scores.argmax(1) == targets
+        if self.multilabel:
+            right = (scores > 0) == (targets > 0)  # (B, C)
+        else:
+            right = scores.argmax(1) == targets  # (B,)
         self.log("train_accuracy", right.float().mean(), prog_bar=True, on_step=True)
 
-    def _grown(self, images: Tensor) -> Tensor:
+    def _shrink_for_epoch(self, images: Tensor) -> Tensor:
+        """Resize training images where the recipe lets them grow from ``start_size``."""
         if not self.recipe.start_size:
             return images
-        full = min(images.shape[-2:])
-        side = self.recipe.side(full, self.current_epoch, self.epochs)
-        return images if side == full else resized(images, side / full)
+        full_size = min(images.shape[-2:])
+        epoch_size = self.recipe.side(full_size, self.current_epoch, self.epochs)
+        if epoch_size == full_size:
+            return images
+        return resized(images, epoch_size / full_size)
+
+    # Validation, test and prediction.
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self._measure(batch)
+        return self._update_measures(batch)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self._measure(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self._catch_up()
-        self._report("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._catch_up()
-        self._report("test")
-
-    def on_predict_epoch_end(self) -> None:
-        self._catch_up()
+        return self._update_measures(batch)
 
     def predict_step(
         self, batch: tuple[Tensor, list[str]], batch_idx: int
     ) -> tuple[list[str], Tensor]:
         images, names = batch
-        return names, self.recipe.probabilities(self._viewed(images))
+        return names, self.recipe.probabilities(self._evaluate(images))
 
-    def _viewed(self, images: Tensor) -> Tensor:
+    def on_validation_epoch_end(self) -> None:
+        self._join_remaining_batches()
+        self._log_measures("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._join_remaining_batches()
+        self._log_measures("test")
+
+    def on_predict_epoch_end(self) -> None:
+        self._join_remaining_batches()
+
+    def _evaluate(self, images: Tensor) -> Tensor:
+        """Return the scores (B, C) of images, averaged over the recipe's views."""
         if self.sharded:
             any_has_batch(True, self.device)
         return self.recipe.scores(self, images)
 
-    def _catch_up(self) -> None:
-        """Pass a blank image on while another process has batches left: its passes need the shards of this one too."""
-        while self.sharded and any_has_batch(False, self.device):
-            size, kind = self.trainer.datamodule.image_size, next(self.model.parameters()).dtype
-            self.recipe.scores(self, torch.zeros(1, 3, *size, device=self.device, dtype=kind))
+    def _join_remaining_batches(self) -> None:
+        """Pass blank images while another process has batches left.
 
-    def _measure(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        With sharded parameters every forward pass needs the pieces of all processes.
+        """
+        while self.sharded and any_has_batch(False, self.device):
+            height, width = self.data.image_size
+            dtype = next(self.model.parameters()).dtype
+            blank = torch.zeros(1, 3, height, width, device=self.device, dtype=dtype)
+            self.recipe.scores(self, blank)
+
+    def _update_measures(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
-        scores = self._viewed(images)
+        scores = self._evaluate(images)
         probabilities = self.recipe.probabilities(scores)
         self.measures.update(probabilities, labels.long())
         if self.confusion is not None:
@@ -183,130 +223,78 @@ class ImageClassifier(pl.LightningModule):
         self.mean_loss.update(self.recipe.plain_loss(scores, labels), len(labels))
         return probabilities
 
-    def _report(self, split: str) -> None:
-        several = self.trainer.world_size > 1
-        self.matrix = None if self.confusion is None else self.confusion.compute()
+    def _log_measures(self, split: str) -> None:
         self.log(f"{split}_loss", self.mean_loss, prog_bar=True)
+        between_processes = self.trainer.world_size > 1
+        self.matrix = None
+        if self.confusion is not None:
+            self.matrix = self.confusion.compute()
+            self.confusion.reset()
         for name, value in self.measures.compute().items():
-            self.log(f"{split}_{name}", value, prog_bar=True, sync_dist=several)
-        for metric in (self.measures, self.confusion):
-            if metric is not None:
-                metric.reset()
+            self.log(f"{split}_{name}", value, prog_bar=True, sync_dist=between_processes)
+        self.measures.reset()
 
-    def configure_optimizers(self) -> dict:
-        recipe, optimizer = self.recipe, self._optimizer()
-        per_epoch, steps = planned_steps(self.trainer)
-        self.epochs = math.ceil(steps / per_epoch)
-        warmup = round(recipe.warmup_epochs * per_epoch)
+    # Optimizer and checkpoints.
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        recipe = self.recipe
+        optimizer = build_optimizer(self.model, recipe)
+        steps_per_epoch, steps = planned_steps(self.trainer)
+        self.epochs = math.ceil(steps / steps_per_epoch)
+        warmup = round(recipe.warmup_epochs * steps_per_epoch)
         schedule = LambdaLR(optimizer, lambda step: recipe.rate(step, steps, warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        recipe, names = (
-            self.recipe,
-            {id(weight): name for name, weight in self.model.named_parameters()},
-        )
-        optimizer = create_optimizer_v2(
-            self.model,
-            recipe.optimizer,
-            lr=recipe.lr,
-            weight_decay=1.0,  # without decay timm makes other groups, which no checkpoint with decay would fit
-            filter_bias_and_bn=True,
-            layer_decay=recipe.layer_decay if recipe.layer_decay < 1 else None,
-        )
-        for group in optimizer.param_groups:
-            group["weight_decay"] *= recipe.weight_decay
-            group["lr"] = recipe.lr * group.get(
-                "lr_scale", 1.0
-            )  # timm's own schedulers would do this
-            group["param_names"] = [names[id(weight)] for weight in group["params"]]
-        return optimizer
-
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
-        data = self.trainer.datamodule
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = {
             "format": FORMAT,
-            "network": _rebuilt(self.network),
-            "classes": list(data.classes),
-            "transform": data.transform_config(),
-            "several": self.recipe.loss == "bce",
+            "network": _without_weights(self.network),
+            "classes": list(self.data.classes),
+            "transform": self.data.transform_config(),
+            "several": self.recipe.loss == "bce",  # multilabel; the key is part of the format
             "optimizer": self.recipe.optimizer,
         }
 
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
-        refuse_other(checkpoint[KEY]["network"], _rebuilt(self.network))
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        refuse_other_network(checkpoint[KEY]["network"], _without_weights(self.network))
         if self.trainer.training:
-            self._take_over(checkpoint)
-
-    def _take_over(self, checkpoint: dict) -> None:
-        wanted = self._optimizer().param_groups
-        refuse_other_optimizer(checkpoint, wanted, self.recipe.optimizer)
-        groups = [state["param_groups"] for state in checkpoint.get("optimizer_states", ())]
-        groups += [
-            optimizer.param_groups for optimizer in self.trainer.optimizers
-        ]  # sharded ones are loaded already
-        for group, new in (
-            (group, new) for side in groups for group, new in zip(side, wanted, strict=True)
-        ):
-            old = group["initial_lr"] or 1.0
-            group |= {
-                key: new[key] for key in ("weight_decay", "lr_scale", "param_names") if key in new
-            }
-            group["lr"], group["initial_lr"] = group["lr"] * new["lr"] / old, new["lr"]
-        for state in checkpoint.get("lr_schedulers", ()):
-            state["base_lrs"] = [group["lr"] for group in wanted]
+            groups = build_optimizer(self.model, self.recipe).param_groups
+            refuse_other_optimizer(checkpoint, groups, self.recipe.optimizer)
+            overwrite_checkpoint_rates(checkpoint, self.trainer.optimizers, groups)
 
 
-def planned_steps(trainer: pl.Trainer) -> tuple[int, int]:
-    """Return the optimizer's steps in an epoch and in the whole training.
-
-    ``trainer.estimated_stepping_batches`` starts the training loader, too early: a checkpoint that
-    is loaded after it cannot move the loader to the place in the epoch where training stopped.
-    """
-    batches, limit = len(trainer.datamodule.train_dataloader()), trainer.limit_train_batches
-    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    per_epoch = max(1, -(-batches // trainer.accumulate_grad_batches))
-    epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
-    steps = min(per_epoch * epochs, math.inf if trainer.max_steps == -1 else trainer.max_steps)
-    if steps == math.inf:
-        raise ValueError("the schedule needs an end: give trainer.max_epochs or trainer.max_steps")
-    return per_epoch, int(steps)
-
-
-def refuse_other(found: dict, wanted: dict) -> None:
-    """Raise where the network of a checkpoint is not the one wanted, naming the first difference."""
-    for key in wanted:
-        if found.get(key) != wanted[key]:
+def refuse_other_network(saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """Raise where the network of a checkpoint is not the configured one, naming the first difference."""
+    for key, value in current.items():
+        if saved.get(key) != value:
             raise ValueError(
-                f"the checkpoint holds another model: its {key} is {found.get(key)!r}, not {wanted[key]!r}; "
-                "the config.yaml of its run fits it"
+                f"the checkpoint holds another model: its {key} is {saved.get(key)!r}, not "
+                f"{value!r}; the config.yaml of its run fits it"
             )
 
 
-def _rebuilt(network: dict) -> dict:
+def _without_weights(network: dict[str, Any]) -> dict[str, Any]:
     """Return how the network is built where its weights come from a checkpoint."""
     return {**network, "pretrained": False, "weights": None}
 
 
-def _check(recipe: Recipe, multilabel: bool, model: torch.nn.Module) -> None:
-    """Refuse a recipe that the labels or the network cannot follow."""
+def _check_recipe(recipe: Recipe, multilabel: bool, model: nn.Module) -> None:
+    """Refuse a recipe that does not fit the labels or the network."""
     if multilabel and recipe.loss != "bce":
         raise ValueError("images with several labels need loss='bce', class by class")
     if multilabel and (recipe.mixup or recipe.cutmix):
         raise ValueError("mixup and cutmix need one label per image, not several")
+    model_name = type(model).__name__
     if recipe.layer_decay < 1 and not hasattr(model, "group_matcher"):
         raise ValueError(
-            f"layer_decay needs a network that tells its layers (group_matcher); {_kind(model)} does not"
+            "layer_decay needs a network that names its layers (group_matcher); "
+            f"{model_name} does not"
         )
     if recipe.start_size:
         images = torch.empty(2, 3, recipe.start_size, recipe.start_size, device="meta")
         try:
             copy.deepcopy(model).to("meta").eval()(images)
-        except Exception as error:  # each architecture has its own words for it
+        except Exception as error:  # each architecture raises its own type
             raise ValueError(
-                f"start_size: {_kind(model)} is built for one image size ({error})"
+                f"start_size: {model_name} is built for one image size ({error})"
             ) from error
-
-
-def _kind(model: torch.nn.Module) -> str:
-    return type(model).__name__

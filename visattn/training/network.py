@@ -1,5 +1,7 @@
 """Build the network of a classifier: a model by name, with or without an inserted block."""
 
+from typing import Any
+
 from torch import nn
 
 from visattn.models.presets import create_model
@@ -16,24 +18,28 @@ def build_network(
     weights: str | None = None,
     insert: str | None = None,
     where: str = "blocks",
-    options: dict | None = None,
+    options: dict[str, Any] | None = None,
 ) -> nn.Module:
-    """Return the network ``name`` of ``create_model``; a block named by ``insert`` is put into it at ``where``.
+    """Return the network ``name`` of ``create_model``; the block ``insert`` is put into it at ``where``.
 
     ``weights`` may be those of the plain network, or of an earlier run that had the block too.
     """
-    given = {
+    arguments = {
         "num_classes": num_classes,
         "image_size": image_size,
         "pretrained": pretrained,
         **(options or {}),
     }
-    if insert is None or weights is None:
-        model = create_model(name, weights=weights, **given)
-        return model if insert is None else insert_block(model, insert, where)
-    model = create_model(name, **given)
-    plain = set(model.state_dict())
-    model, state = insert_block(model, insert, where), read_weights(weights)
-    if (model.state_dict().keys() - plain) & state.keys():
+    if insert is None:
+        return create_model(name, weights=weights, **arguments)
+    if weights is None:
+        return insert_block(create_model(name, **arguments), insert, where)
+
+    model = create_model(name, **arguments)
+    plain_names = set(model.state_dict())
+    model = insert_block(model, insert, where)
+    block_names = set(model.state_dict()) - plain_names
+    state = read_weights(weights)
+    if block_names & state.keys():  # the file has weights of the inserted blocks too
         return load_weights(model, state, weights)
-    return insert_block(create_model(name, weights=weights, **given), insert, where)
+    return insert_block(create_model(name, weights=weights, **arguments), insert, where)

@@ -1,14 +1,69 @@
-"""Flat keys: the border between configs and code, and what is said about keys that do not exist."""
+"""The flat keys of configs and command line: which there are, and how they are read."""
 
-import re
 import sys
-from difflib import get_close_matches
-from typing import Any
+from functools import cache
+from typing import Any, Never
 
+import lightning.pytorch as pl
+from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
+from visattn.data.module import ImageData
 from visattn.training.module import ImageClassifier
+from visattn.training.parser_errors import explain_parser_error
 from visattn.training.recipe import Recipe
+
+COMMANDS = {
+    "fit": "Train a classifier and validate it after each epoch.",
+    "validate": "Measure a classifier on the validation images.",
+    "test": "Measure a classifier on the test images.",
+    "predict": "Write the most likely class of each image to predictions.csv.",
+    "tune": "Search a learning rate and, on a GPU, the largest batch size.",
+}
+
+RUN_KEYS: tuple[tuple[str, Any, Any, str], ...] = (
+    ("name", str, "run", "name of the run; its folder is runs/NAME"),
+    ("out", str | None, None, "folder of the run, in place of runs/NAME"),
+    ("patience", int, 0, "stop after N epochs without a better one; 0 = never"),
+    ("checkpoint_steps", int, 0, "save last.ckpt also every N steps; 0 = only after each epoch"),
+    (
+        "checkpoint_minutes",
+        float,
+        0.0,
+        "save last.ckpt also every N minutes; 0 = only after each epoch",
+    ),
+    (
+        "overlays",
+        int,
+        6,
+        "number of validation images whose attention is drawn after each epoch; 0 = none",
+    ),
+    ("mistakes", int, 24, "number of the most confident mistakes shown in mistakes.html; 0 = none"),
+    (
+        "knn",
+        int,
+        0,
+        "validate: also classify each image by its N nearest neighbors in feature space; 0 = do not",
+    ),
+)
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    # the data module's loaders split the images among processes, each image exactly once
+    "use_distributed_sampler": False,
+    "max_epochs": 30,
+    "log_every_n_steps": 10,
+    "num_sanity_val_steps": 1,
+    "enable_model_summary": False,
+}
+
+# Arguments of the Trainer's methods that are objects, not keys.
+TRAINER_OBJECTS: set[int | str] = {
+    "model",
+    "datamodule",
+    "dataloaders",
+    "train_dataloaders",
+    "val_dataloaders",
+}
 
 
 def image_classifier(
@@ -34,23 +89,27 @@ def image_classifier(
 
     Args:
         name: A model of `create_model`; `timm:NAME` for timm's.
-        num_classes: Taken from the data.
-        image_size: Side, or height and width, of the images in pixels; the data gets the same.
+        num_classes: Counted in the data.
+        image_size: Side, or height and width, of the images in pixels; the data get the same.
         pretrained: Start from timm's weights (downloads them).
         weights: Start from this file: safetensors, a state dict, or a checkpoint of an earlier run.
         insert: Name of a block to insert into the network.
         where: Where to insert it: a pattern of module names, "stages", "blocks" or
             "after:ClassName".
-        similarity: How alike a query and a key are, by name.
-        normalize: How scores turn into weights, by name.
-        block: Name of the block in the slots of an own CNN.
+        similarity: Name of the similarity of query and key.
+        normalize: Name of the normalizer that turns scores into weights.
+        block: Name of the block in the slots of visattn's own CNNs.
         options: Further options of the model.
-        multilabel: Taken from the data.
+        multilabel: Read from the data.
         seed: Taken from seed_everything.
         compile: Compile the network.
         channels_last: Keep images and weights in channels-last memory order.
     """
-    named = {"similarity": similarity, "normalize": normalize, "block": block}
+    all_options = dict(options or {})
+    named_options = {"similarity": similarity, "normalize": normalize, "block": block}
+    for option, value in named_options.items():
+        if value is not None:
+            all_options[option] = value
     network = {
         "name": name,
         "num_classes": num_classes,
@@ -59,87 +118,104 @@ def image_classifier(
         "weights": weights,
         "insert": insert,
         "where": where,
-        "options": {
-            **(options or {}),
-            **{key: value for key, value in named.items() if value is not None},
-        },
+        "options": all_options,
     }
-    switches = {"multilabel": multilabel, "compile": compile, "channels_last": channels_last}
-    return ImageClassifier(network, recipe=Recipe(**recipe), seed=seed, **switches)
-
-
-KINDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "str": "text",
-    "dict": "a dictionary",
-}
-
-
-class Parser(LightningArgumentParser):
-    """Say in one line what is wrong with a command or config, and which key was probably meant."""
-
-    family: list["Parser"]
-
-    def error(self, message: str, ex: Exception | None = None) -> None:
-        print(f"error: {self._explain(str(ex or message))}", file=sys.stderr)
-        raise SystemExit(2)
-
-    def _explain(self, message: str) -> str:
-        link = re.search(r"([\w.]+) --> ([\w.]+):", message)
-        if link:
-            return f"{link[2]} is taken from {link[1]}; give {link[1]} instead"
-        counted = re.search(r'Linked "([\w.]+)" must be given via "data"', message)
-        if counted:
-            return f"{counted[1]} is counted in the data; leave it out"
-        unknown = re.search(
-            r"does not accept option '([\w.]+)'|unrecognized arguments: -*([\w.]+)", message
-        )
-        if unknown:
-            key = unknown[1] or unknown[2]
-            known = {
-                name
-                for parser in self.family
-                for name in parser.get_defaults(skip_validation=True).keys()
-            }
-            return f"unknown key {key!r}{nearest(key, sorted(known))}"
-        return mistyped(message) or " ".join(
-            line.strip() for line in message.splitlines() if line.strip()
-        )
-
-
-def mistyped(message: str) -> str | None:
-    """Say in one line that a value has the wrong type, which jsonargparse says in ten."""
-    key = re.search(r'Parser key "([\w.]+)"', message)
-    value = re.search(r"(?:Given value|Got value): (.*)", message)
-    message = message.partition("Given value type")[0]
-    words = [
-        word
-        for part in re.findall(r"Literal\[(.*?)\]", message)
-        for word in re.findall(r"'([^']+)'|(\w+)", part)
-    ]
-    choices = list(dict.fromkeys(quoted or bare for quoted, bare in words))
-    kinds = [
-        KINDS[kind]
-        for kind in dict.fromkeys(re.findall(r"<class '(\w+)'>", message))
-        if kind in KINDS
-    ]
-    if key is None or value is None or not (choices or kinds):
-        return None
-    wanted = f"one of {', '.join(choices)}" if choices else " or ".join(kinds)
-    near = get_close_matches(value[1], choices, n=1)
-    return f"{key[1]} must be {wanted}; got {value[1]}" + (
-        f"; did you mean {near[0]!r}?" if near else ""
+    return ImageClassifier(
+        network,
+        recipe=Recipe(**recipe),
+        seed=seed,
+        multilabel=multilabel,
+        compile=compile,
+        channels_last=channels_last,
     )
 
 
-def nearest(key: str, known: list[str]) -> str:
-    """Return the words that name the key probably meant: a similar one, or one whose last part is similar."""
-    close = get_close_matches(key, known, n=1, cutoff=0.7)
-    if not close:
-        ends = {name.rpartition(".")[2]: name for name in reversed(known)}
-        close = [
-            ends[end] for end in get_close_matches(key.rpartition(".")[2], ends, n=1, cutoff=0.6)
-        ]
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
+class TrainingParser(LightningArgumentParser):
+    """Say in one line what is wrong with a command or config, and which key was probably meant."""
+
+    # jsonargparse calls it with the exception too
+    def error(self, message: str, ex: Exception | None = None) -> Never:
+        explanation = explain_parser_error(str(ex or message), known_keys())
+        print(f"error: {explanation}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def parse(arguments: list[str] | None = None) -> tuple[str, Namespace]:
+    """Read a command line (None: that of this process); return the command and its configuration.
+
+    Raises:
+        SystemExit: The arguments are wrong; one line on stderr says how.
+    """
+    main_parser, _ = _build_parsers()
+    config = main_parser.parse_args(arguments)
+    command = config.subcommand
+    return command, config[command]
+
+
+def command_parser(command: str) -> TrainingParser:
+    """Return the parser of one command."""
+    _, parsers = _build_parsers()
+    return parsers[command]
+
+
+def known_keys() -> list[str]:
+    """Return the keys of all commands."""
+    _, parsers = _build_parsers()
+    keys: set[str] = set()
+    for parser in parsers.values():
+        keys.update(parser.get_defaults(skip_validation=True).keys())
+    return sorted(keys)
+
+
+@cache  # reading the signatures takes most of a second
+def _build_parsers() -> tuple[TrainingParser, dict[str, TrainingParser]]:
+    """Return the parser of the program and those of its commands."""
+    main_parser = _plain_parser("Train, validate, test and use an image classifier.")
+    subcommands = main_parser.add_subcommands()
+    parsers = {}
+    for command, description in COMMANDS.items():
+        parser = _plain_parser(description)
+        _add_keys(parser, command)
+        subcommands.add_subcommand(command, parser, help=description)
+        parsers[command] = parser
+    return main_parser, parsers
+
+
+def _plain_parser(description: str) -> TrainingParser:
+    parser = TrainingParser(
+        description=description,
+        allow_abbrev=False,
+        dump_header=[f"lightning.pytorch=={pl.__version__}"],
+    )
+    parser.add_argument(
+        "-c", "--config", action=ActionConfigFile, help="Path to a configuration file in YAML."
+    )
+    return parser
+
+
+def _add_keys(parser: TrainingParser, command: str) -> None:
+    parser.add_argument(
+        "--seed_everything",
+        type=bool | int,
+        default=0,
+        help="Seed of weights, order and augmentations; true draws one, false sets none.",
+    )
+    parser.add_lightning_class_args(pl.Trainer, "trainer")
+    parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
+    parser.add_function_arguments(
+        image_classifier,
+        "model",
+        skip={"num_classes", "multilabel"},  # the data decide them
+        fail_untyped=False,
+        sub_configs=True,
+    )
+    parser.add_class_arguments(
+        ImageData, "data", instantiate=False, fail_untyped=False, sub_configs=True
+    )
+    for key, key_type, default, description in RUN_KEYS:
+        parser.add_argument(f"--{key}", type=key_type, default=default, help=description)
+    parser.link_arguments("model.image_size", "data.image_size")
+    parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+    parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+    if command != "tune":  # which Lightning's Trainer does not have
+        parser.add_method_arguments(pl.Trainer, command, skip=TRAINER_OBJECTS)

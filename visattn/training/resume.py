@@ -1,91 +1,150 @@
-"""Going on with a run: from which checkpoint, and what is different from when it was stopped."""
+"""From which checkpoint a command starts, and what has changed since the run was stopped."""
 
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from visattn.training.checkpoint_io import KEY, find_checkpoint, readable_checkpoint
+from visattn.training.checkpoint_io import (
+    KEY,
+    find_checkpoint,
+    read_checkpoint,
+    readable_checkpoint,
+)
 
-ANEW = "or start anew from its weights: --model.weights CHECKPOINT"
-ASIDE = ("ckpt_path", "config", "out", "name", "trainer.callbacks", "verbose", "weights_only")
+START_ANEW = "or start anew from its weights: --model.weights CHECKPOINT"
+
+# Keys that say where a run lies and how it goes on, not what it is.
+UNCOMPARED_KEYS = (
+    "ckpt_path",
+    "config",
+    "out",
+    "name",
+    "trainer.callbacks",
+    "verbose",
+    "weights_only",
+)
 
 
-def chosen(folder: Path, asked: str | None, command: str) -> tuple[Path | None, str]:
-    """Return the checkpoint meant by ``--ckpt_path`` (or by a job that SLURM started again) and what was wrong."""
-    if (
-        command == "fit"
-        and not asked
-        and requeued()
-        and any((folder / "checkpoints").glob("*.ckpt"))
-    ):
-        asked = "last"
-    asked = asked or (None if command in ("fit", "tune") else "best")
-    if asked is None or (asked == "none" and command != "fit"):
+@dataclass(frozen=True)
+class StartingPoint:
+    """The checkpoint that a command starts from, its training step and its classes."""
+
+    path: Path
+    step: int
+    classes: list[str]
+    notice: str = ""
+
+
+def read_starting_point(folder: Path, ckpt_path: str | None, command: str) -> StartingPoint | None:
+    """Read the checkpoint that a command starts from, or return None where it starts from none."""
+    path, problem = choose_checkpoint(folder, ckpt_path, command)
+    if path is None:
+        return None
+    content = read_checkpoint(path)
+    notice = f"{problem}; using {path}" if problem else ""
+    return StartingPoint(path, content["global_step"], list(content[KEY]["classes"]), notice)
+
+
+def choose_checkpoint(folder: Path, ckpt_path: str | None, command: str) -> tuple[Path | None, str]:
+    """Return the checkpoint meant by ``--ckpt_path``, and what was wrong with those passed over.
+
+    Without the key, fit and tune start from none (a job that SLURM started again: from the last),
+    the other commands from the best.
+    """
+    choice = ckpt_path or _default_choice(folder, command)
+    if choice is None:
         return None, ""
-    if asked in ("best", "last"):
-        return readable_checkpoint(folder, asked)
-    path = Path(asked)
-    return (
-        find_checkpoint(path, "last" if command == "fit" else "best") if path.is_dir() else path
-    ), ""
+    if choice == "none" and command != "fit":
+        return None, ""
+    if choice in ("best", "last"):
+        return readable_checkpoint(folder, choice)
+    path = Path(choice)
+    if path.is_dir():
+        path = find_checkpoint(path, "last" if command == "fit" else "best")
+    return path, ""
 
 
-def same_run(folder: Path, checkpoint: Path) -> bool:
-    """Whether a checkpoint is one of the run in ``folder``, so that training goes on there."""
-    own = (folder / "checkpoints").resolve()
-    if checkpoint.parent.resolve() == own:
+def _default_choice(folder: Path, command: str) -> str | None:
+    if command in ("validate", "test", "predict"):
+        return "best"
+    has_checkpoints = any((folder / "checkpoints").glob("*.ckpt"))
+    if command == "fit" and is_requeued() and has_checkpoints:
+        return "last"
+    return None
+
+
+def belongs_to_run(folder: Path, checkpoint: Path) -> bool:
+    """Whether a checkpoint is one of the run in ``folder``, so that training resumes there."""
+    checkpoints = (folder / "checkpoints").resolve()
+    if checkpoint.parent.resolve() == checkpoints:
         return True
-    if any(own.glob("*.ckpt")) and folder.resolve() in checkpoint.resolve().parents:
+    inside_run = folder.resolve() in checkpoint.resolve().parents
+    if inside_run and any(checkpoints.glob("*.ckpt")):
         raise ValueError(
-            f"ckpt_path: {checkpoint} would move aside with the run in {folder}; put it into {own}"
+            f"ckpt_path: {checkpoint} would move aside with the run in {folder}; "
+            f"put it into {checkpoints}"
         )
     return False
 
 
-def requeued() -> bool:
+def is_requeued() -> bool:
     """Whether SLURM has started this job before."""
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
 
 
-def changes(folder: Path, config: dict) -> list[str]:
-    """Return a line per key that is no longer what the run's config.yaml says."""
+def list_changes(folder: Path, config: dict[str, Any]) -> list[str]:
+    """Return a line per key whose value differs from the run's config.yaml."""
     try:
-        before = dict(_flat(yaml.safe_load((folder / "config.yaml").read_text()) or {}))
-    except (
-        OSError,
-        yaml.YAMLError,
-        AttributeError,
-    ):  # a run without its config can go on all the same
+        saved_config = yaml.safe_load((folder / "config.yaml").read_text()) or {}
+        before = dict(_flatten(saved_config))
+    except (OSError, yaml.YAMLError, AttributeError):  # a run without its config can go on too
         return []
-    now = dict(_flat(json.loads(json.dumps(config, default=str))))
-    both = sorted(key for key in before.keys() & now.keys() if not key.startswith(ASIDE))
-    return [f"{key}: {before[key]} -> {now[key]}" for key in both if before[key] != now[key]]
+    now = dict(_flatten(json.loads(json.dumps(config, default=str))))
+    lines = []
+    for key in sorted(before.keys() & now.keys()):
+        if before[key] != now[key] and not key.startswith(UNCOMPARED_KEYS):
+            lines.append(f"{key}: {before[key]} -> {now[key]}")
+    return lines
 
 
-def refuse_other_optimizer(found: dict, wanted: list[dict], name: str) -> None:
-    """Raise where the state of an optimizer, in a checkpoint, is not of the weights that ``wanted`` groups hold."""
-    trained = found[KEY].get("optimizer", name)
-    if trained != name:
+def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield ("model.lr", value) for each leaf of nested dictionaries."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def refuse_other_optimizer(
+    checkpoint: dict[str, Any], groups: list[dict[str, Any]], optimizer: str
+) -> None:
+    """Raise where a checkpoint's optimizer state belongs to other parameter groups than ``groups``."""
+    saved_optimizer = checkpoint[KEY].get("optimizer", optimizer)
+    if saved_optimizer != optimizer:
         raise ValueError(
-            f"the checkpoint holds the state of optimizer {trained!r}, not {name!r}; {ANEW}"
+            f"the checkpoint holds the state of optimizer {saved_optimizer!r}, not {optimizer!r}; "
+            f"{START_ANEW}"
         )
-    for state in found.get("optimizer_states", ()):
-        groups = state["param_groups"]
-        sizes = [[len(group["params"]) for group in side] for side in (groups, wanted)]
-        names = [[group.get("param_names") for group in side] for side in (groups, wanted)]
-        if sizes[0] != sizes[1] or (names[0] != names[1] and None not in names[0]):
+    for state in checkpoint.get("optimizer_states", ()):
+        if not _groups_match(state["param_groups"], groups):
             raise ValueError(
-                "the checkpoint's optimizer groups other weights: freeze, unfreeze_epoch and whether layer_decay is "
-                f"below 1 must stay as they were; {ANEW}"
+                "the checkpoint's optimizer groups other weights: freeze, unfreeze_epoch and "
+                f"whether layer_decay is below 1 must stay as they were; {START_ANEW}"
             )
 
 
-def _flat(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _groups_match(saved: list[dict[str, Any]], current: list[dict[str, Any]]) -> bool:
+    saved_sizes = [len(group["params"]) for group in saved]
+    current_sizes = [len(group["params"]) for group in current]
+    if saved_sizes != current_sizes:
+        return False
+    saved_names = [group.get("param_names") for group in saved]
+    if None in saved_names:  # checkpoints of an earlier version
+        return True
+    return saved_names == [group.get("param_names") for group in current]

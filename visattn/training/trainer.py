@@ -1,84 +1,136 @@
-"""What is attached to a training: loggers, reports, stops and checkpoints, chosen by plain keys."""
+"""Build Lightning's Trainer: loggers, callbacks and checkpoints, chosen by flat keys."""
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import lightning.pytorch as pl
+import torch
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import (
     Callback,
     EarlyStopping,
     LearningRateMonitor,
     ModelCheckpoint,
 )
-from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from visattn.training.callbacks.freezing import Freeze
 from visattn.training.callbacks.progress_bar import Bar
-from visattn.training.callbacks.speed import Speed
 from visattn.training.callbacks.stopping import BetweenSteps, StopOnNotFinite, StopOnSignal
 from visattn.training.callbacks.weight_average import AverageWeights
+from visattn.training.checkpoint_io import AtomicCheckpointIO
 from visattn.training.module import ImageClassifier
+from visattn.training.parser import command_parser
 from visattn.training.reports.attention_overlays import AttentionOverlays
 from visattn.training.reports.run_report import RunReport
 from visattn.training.run_folder import RunLogger
+from visattn.training.sharded_parameters import sharding_strategy
 
 
-def loggers(folder: Path, resumed_step: int | None) -> list:
+def build_trainer(
+    command: str,
+    config: Namespace,
+    folder: Path,
+    module: ImageClassifier,
+    callbacks: list[Callback],
+    loggers: list[Logger],
+) -> pl.Trainer:
+    """Build the Trainer of a command: what ``config.trainer`` asks for, and what every run has."""
+    # loggers, callbacks, plugins and strategies that the keys name by class
+    arguments = command_parser(command).instantiate_classes(config).trainer.as_dict()
+    arguments["callbacks"] = [*_as_list(arguments["callbacks"]), *callbacks]
+    if config.trainer.logger is not False:
+        arguments["logger"] = [*loggers, *_as_list(arguments["logger"])] or False
+    if config.trainer.strategy == "fsdp":
+        channels_last = module.memory_format is torch.channels_last
+        arguments["strategy"] = sharding_strategy(module.recipe, channels_last)
+    arguments["default_root_dir"] = str(folder)
+    arguments["enable_checkpointing"] = command == "fit"
+    arguments["plugins"] = AtomicCheckpointIO()
+    trainer = pl.Trainer(**arguments)
+    if config.trainer.sync_batchnorm and trainer.strategy.root_device.type == "cpu":
+        raise ValueError("trainer.sync_batchnorm needs GPUs: torch has no such layer for the CPU")
+    return trainer
+
+
+def fit_loggers(folder: Path, resumed_step: int | None = None) -> list[Logger]:
     """Return what writes metrics.csv and what TensorBoard reads."""
     return [RunLogger(folder, resumed_step), TensorBoardLogger(folder, "tensorboard", version="")]
 
 
-def given_loggers(asked) -> list:
-    """Return the loggers that ``trainer.logger`` names, such as that of W&B, beside the two above."""
-    return [] if isinstance(asked, bool | None) else asked if isinstance(asked, list) else [asked]
-
-
-def callbacks(
-    config, folder: Path, module: ImageClassifier, resumed: bool = False
-) -> list[Callback]:
-    """Return what the plain keys of a training ask for, and what every training has."""
+def fit_callbacks(config: Namespace, module: ImageClassifier, report: RunReport) -> list[Callback]:
+    """Return the callbacks of a training, in the order in which they must be called."""
+    folder = report.folder
     checkpoints = (folder / "checkpoints").absolute()
-    # with sharded parameters no process holds a network that it could look at alone
-    drawn = config.overlays and config.trainer.strategy != "fsdp"
-    chosen = [AttentionOverlays(folder / "attention", config.overlays)] if drawn else []
-    if module.recipe.ema:  # behind what looks at the validated network, before what saves it
-        chosen.append(AverageWeights(module.recipe.ema))
+    callbacks: list[Callback] = []
+    # with sharded parameters no process has a whole network to explain
+    if config.overlays and config.trainer.strategy != "fsdp":
+        callbacks.append(AttentionOverlays(folder / "attention", config.overlays))
+    # after the callbacks that look at the validated network, before those that save it
+    if module.recipe.ema:
+        callbacks.append(AverageWeights(module.recipe.ema))
     if module.frozen:
-        chosen.append(Freeze(module.frozen, module.recipe.unfreeze_epoch))
-    chosen += [
-        RunReport(folder, resumed),
-        Speed(),
-        StopOnNotFinite(),
-        StopOnSignal(checkpoints / "last.ckpt"),
-    ]
+        callbacks.append(Freeze(module.frozen, module.recipe.unfreeze_epoch))
+    callbacks.append(report)
+    callbacks.append(report.speed)
+    callbacks.append(StopOnNotFinite())
+    callbacks.append(StopOnSignal(checkpoints / "last.ckpt"))
     if config.trainer.logger is not False:
-        chosen.append(LearningRateMonitor())
-    if config.trainer.enable_progress_bar is not False:
-        chosen.append(Bar())
+        callbacks.append(LearningRateMonitor())
+    callbacks += progress_bar(config)
     if config.patience:
-        chosen.append(EarlyStopping(module.monitor, mode="max", patience=config.patience))
-    return chosen + _savers(config, checkpoints, module.monitor)
+        callbacks.append(EarlyStopping(module.monitor, mode="max", patience=config.patience))
+    return callbacks + _checkpoint_callbacks(config, checkpoints, module.monitor)
 
 
-class SavedConfig(SaveConfigCallback):
-    """Save config.yaml without the checkpoint that a run went on from: a new run of it starts anew."""
+def progress_bar(config: Namespace) -> list[Callback]:
+    """Return the progress bar, unless ``trainer.enable_progress_bar`` is off."""
+    if config.trainer.enable_progress_bar is False:
+        return []
+    return [Bar()]
 
-    def __init__(self, parser, config, **options):
-        super().__init__(parser, config.clone(), **options)
-        self.config.ckpt_path = None
 
-
-def _savers(config, checkpoints: Path, monitor: str) -> list[ModelCheckpoint]:
-    place = {"dirpath": checkpoints, "enable_version_counter": False}
-    savers = [
-        ModelCheckpoint(filename="best", monitor=monitor, mode="max", **place),
-        ModelCheckpoint(filename="last", every_n_epochs=1, **place),
+def _checkpoint_callbacks(config: Namespace, folder: Path, monitor: str) -> list[Callback]:
+    """Return what writes best.ckpt and last.ckpt."""
+    callbacks: list[Callback] = [
+        ModelCheckpoint(
+            folder,
+            filename="best",
+            monitor=monitor,
+            mode="max",
+            enable_version_counter=False,
+        ),
+        ModelCheckpoint(
+            folder,
+            filename="last",
+            every_n_epochs=1,
+            enable_version_counter=False,
+        ),
     ]
     if config.checkpoint_steps:
-        savers.append(
-            BetweenSteps(filename="last", every_n_train_steps=config.checkpoint_steps, **place)
+        by_steps = BetweenSteps(
+            folder,
+            filename="last",
+            every_n_train_steps=config.checkpoint_steps,
+            enable_version_counter=False,
         )
+        callbacks.append(by_steps)
     if config.checkpoint_minutes:
-        interval = timedelta(minutes=config.checkpoint_minutes)
-        savers.append(BetweenSteps(filename="last", train_time_interval=interval, **place))
-    return savers
+        by_time = BetweenSteps(
+            folder,
+            filename="last",
+            train_time_interval=timedelta(minutes=config.checkpoint_minutes),
+            enable_version_counter=False,
+        )
+        callbacks.append(by_time)
+    return callbacks
+
+
+def _as_list(value: Any) -> list[Any]:
+    """Return the objects of a key that names none (None, true, false), one or a list of them."""
+    if value is None or isinstance(value, bool):
+        return []
+    if isinstance(value, list):
+        return value
+    return [value]

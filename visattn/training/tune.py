@@ -1,35 +1,52 @@
-"""tune: which learning rate and which batch size a training could have."""
+"""Search a learning rate and a batch size before a training."""
+
+from dataclasses import dataclass
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.tuner import Tuner
 
-SKIPPED = 10  # first steps, in which the mean of the losses still starts up
+SKIPPED_STEPS = 10  # at first the running mean of the losses is not settled
 
 
-class Trainer(pl.Trainer):
-    """Lightning's Trainer with one command more."""
+@dataclass(frozen=True)
+class RangeTest:
+    """The smoothed losses of a training whose learning rate grew step by step."""
 
-    def tune(self, model: pl.LightningModule, datamodule: pl.LightningDataModule) -> None:
-        """Look for the largest batch that fits into a GPU's memory, and for a learning rate that trains."""
-        tuner = Tuner(self)
-        self.batch_size = None  # without a GPU there is no edge to find
-        if self.strategy.root_device.type == "cuda":
-            self.batch_size = tuner.scale_batch_size(
-                model, datamodule=datamodule, mode="power", steps_per_trial=3
-            )
-        found = tuner.lr_find(
-            model, datamodule=datamodule, min_lr=1e-6, max_lr=1, num_training=100, update_attr=False
-        )
-        self.rates, self.losses = (found.results[key][SKIPPED:] for key in ("lr", "loss"))
-        self.rate = steepest(self.rates, self.losses)
+    rates: list[float]
+    losses: list[float]
+    best_rate: float | None  # None: too few steps to tell
+
+
+def search_batch_size(
+    trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule
+) -> int | None:
+    """Return the largest power of two that fits into the GPU's memory; None on other devices."""
+    if trainer.strategy.root_device.type != "cuda":
+        return None
+    tuner = Tuner(trainer)
+    return tuner.scale_batch_size(module, datamodule=data, mode="power", steps_per_trial=3)
+
+
+def run_range_test(
+    trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule
+) -> RangeTest:
+    """Train 100 steps with a growing learning rate, and choose the rate from the losses."""
+    finder = Tuner(trainer).lr_find(
+        module, datamodule=data, min_lr=1e-6, max_lr=1, num_training=100, update_attr=False
+    )
+    if finder is None:  # in a trial run of Lightning (fast_dev_run)
+        return RangeTest([], [], None)
+    rates = finder.results["lr"][SKIPPED_STEPS:]
+    losses = finder.results["loss"][SKIPPED_STEPS:]
+    return RangeTest(rates, losses, steepest(rates, losses))
 
 
 def steepest(rates: list[float], losses: list[float]) -> float | None:
-    """Return the rate at which the loss falls most steeply over the rate's logarithm, or None for too few rates.
+    """Return the rate where the loss falls most steeply over log(rate), or None for too few rates.
 
     Lightning's own suggestion takes the slope over the rate itself, which favors tiny rates, where
-    a change of noise stands over a tiny change of rate.
+    noise is divided by a tiny change of rate.
     """
     curve = torch.tensor(losses)
     usable = torch.isfinite(curve)

@@ -9,28 +9,10 @@ from pathlib import Path
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
+from visattn.training.errors import Interrupted, NotFinite, is_lost_worker
+
 USR1 = getattr(signal, "SIGUSR1", None)  # Windows has none
 SIGNALS = [number for number in (signal.SIGINT, signal.SIGTERM, USR1) if number is not None]
-
-
-def lost_worker(error: BaseException) -> bool:
-    """Whether a data worker died."""
-    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
-
-
-class Interrupted(Exception):
-    """Training was asked to stop; the last checkpoint is written."""
-
-    def __init__(self, number: int, checkpoint: Path):
-        self.checkpoint = checkpoint
-        super().__init__(
-            f"stopped by {signal.Signals(number).name}; the state is saved in {checkpoint}"
-        )
-        self.number = number
-
-
-class NotFinite(Exception):
-    """The loss or a weight is no longer a number."""
 
 
 class StopOnSignal(Callback):
@@ -101,7 +83,7 @@ class StopOnSignal(Callback):
         raise Interrupted(number, self.checkpoint)
 
     def on_exception(self, trainer, pl_module, exception: BaseException) -> None:
-        if lost_worker(exception) and trainer.training and trainer.world_size == 1:
+        if is_lost_worker(exception) and trainer.training and trainer.world_size == 1:
             trainer.save_checkpoint(self.checkpoint)
 
     def teardown(self, trainer, pl_module, stage: str) -> None:
