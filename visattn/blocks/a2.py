@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from visattn.blocks.parts.check import hidden_width, require_map, require_positive
 from visattn.blocks.parts.products import product
-from visattn.blocks.parts.tokens import like_format, project
+from visattn.blocks.parts.tokens import like_format, map_size, project
 from visattn.core.tap import Tap
 
 
@@ -39,7 +39,13 @@ class DoubleAttention(nn.Module):
         torch.Size([2, 12, 7, 11])
     """
 
-    def __init__(self, channels: int, *, reduction: int = 4, num_descriptors: int | None = None):
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int = 4,
+        num_descriptors: int | None = None,
+    ):
         super().__init__()
         self.channels = channels
         width = hidden_width(channels, reduction)
@@ -55,14 +61,17 @@ class DoubleAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
+        size = map_size(x)
         # (B, width, N), (B, n, N), (B, n, N)
         value, gather, distribute = project(x, self.value, self.gather, self.distribute)
-        distribute = self.tap_distribute(distribute.softmax(1).unflatten(2, x.shape[2:]))
-        gather = self.tap_gather(gather.softmax(2).unflatten(2, x.shape[2:]))
+        # Each position distributes over the n descriptors; each descriptor gathers over positions.
+        distribute = self.tap_distribute(distribute.softmax(1).unflatten(2, size))
+        gather = self.tap_gather(gather.softmax(2).unflatten(2, size))
         # Project the few descriptors, not the map: the same product in another order.
         descriptors = product(value, gather.flatten(2).mT)  # (B, width, n)
         descriptors = self.proj.weight.flatten(1) @ descriptors  # (B, C, n)
         y = product(descriptors, distribute.flatten(2))  # (B, C, N)
         if self.proj.bias is not None:
             y = y.add(self.proj.bias[:, None])
-        return like_format(y.unflatten(2, x.shape[2:]).to(x.dtype), x)
+        y = y.unflatten(2, size)
+        return like_format(y.to(x.dtype), x)

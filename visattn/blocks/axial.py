@@ -53,6 +53,7 @@ class AxialAttention2d(nn.Module):
         require_map(x, self.channels)
         grid = map_size(x)
         tokens = x.flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, N, C)
-        y = self.height(tokens, grid=grid) + self.width(tokens, grid=grid)
+        y = self.height(tokens, grid=grid)
+        y = y + self.width(tokens, grid=grid)
         y = y.transpose(1, 2).unflatten(2, grid)  # (B, N, C) -> (B, C, H, W)
         return like_format(y.to(x.dtype), x)

@@ -44,7 +44,13 @@ class BottleneckAttention(nn.Module):
         torch.Size([2, 12, 7, 11])
     """
 
-    def __init__(self, channels: int, *, num_heads: int = 4, grid: tuple[int, int] = (14, 14)):
+    def __init__(
+        self,
+        channels: int,
+        *,
+        num_heads: int = 4,
+        grid: tuple[int, int] = (14, 14),
+    ):
         super().__init__()
         require_divisible(channels, num_heads, groups_name="num_heads")
         self.channels = channels
@@ -56,6 +62,11 @@ class BottleneckAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
-        q, k, v = (to_tokens(y, self.num_heads) for y in self.qkv(x).chunk(3, 1))
-        q, k, _ = self.position(q, k, grid_places(map_size(x), x.device))
-        return to_map(self.attend(q, k, v), x).to(x.dtype)
+        # (B, 3 C, H, W) -> 3 x (B, heads, N, D)
+        maps = self.qkv(x).chunk(3, 1)
+        q, k, v = (to_tokens(y, self.num_heads) for y in maps)
+        # The positions lengthen q and k, so that their product has the terms r.
+        places = grid_places(map_size(x), x.device)
+        q, k, _ = self.position(q, k, places)
+        m = self.attend(q, k, v)
+        return to_map(m, x).to(x.dtype)

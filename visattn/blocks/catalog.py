@@ -223,7 +223,11 @@ BLOCKS = NamedTable(
 )
 
 
-def create_block(name: str, channels: int, **options: Any) -> nn.Module:
+def create_block(
+    name: str,
+    channels: int,
+    **options: Any,
+) -> nn.Module:
     """Build the block `name` for maps of `channels` channels, with options of its constructor."""
     block = lookup(BLOCKS, name, "block").block
     known = list(inspect.signature(block).parameters)[1:]  # without `channels`

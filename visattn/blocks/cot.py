@@ -55,7 +55,14 @@ class ContextualTransformer(nn.Module):
         torch.Size([2, 16, 7, 11])
     """
 
-    def __init__(self, channels: int, *, kernel_size: int = 3, share: int = 8, norm: str = "batch"):
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kernel_size: int = 3,
+        share: int = 8,
+        norm: str = "batch",
+    ):
         super().__init__()
         require_odd(kernel_size=kernel_size)
         require_divisible(channels, share, groups_name="share")
@@ -98,8 +105,10 @@ class ContextualTransformer(nn.Module):
         weights = self._weigh_neighbors(x, static)
         local = weighted_shifts(self.value(x), weights[:, None], self.kernel_size)
         local = self.act(self.norm(local))
-        branches = self._weigh_branches(local, static)
-        y = torch.addcmul(branches[:, 0] * local, branches[:, 1], static)
+        shares = self._weigh_branches(local, static)
+        # shares[:, 0] * local + shares[:, 1] * static, with one map less in memory
+        y = shares[:, 0] * local
+        y = torch.addcmul(y, shares[:, 1], static)
         return like_format(y.to(x.dtype), x)
 
     def _weigh_neighbors(self, x: Tensor, static: Tensor) -> Tensor:

@@ -40,7 +40,15 @@ class CrissCrossAttend(Attend):
         torch.Size([2, 1, 6, 5])
     """
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, bias=None, mask=None, layout=None) -> Tensor:
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias=None,
+        mask=None,
+        layout=None,
+    ) -> Tensor:
         if bias is not None or mask is not None or not isinstance(layout, CrissCross):
             raise ValueError(f"layout must be a CrissCross, without bias and mask; got {layout}")
         height, width = layout.grid
@@ -97,7 +105,13 @@ class CrissCrossAttention2d(nn.Module):
         True
     """
 
-    def __init__(self, channels: int, *, reduction: int = 8, recurrence: int = 2):
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int = 8,
+        recurrence: int = 2,
+    ):
         super().__init__()
         inner = hidden_width(channels, reduction)
         require_positive(recurrence=recurrence)

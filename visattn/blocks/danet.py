@@ -59,7 +59,8 @@ class PositionAttention(nn.Module):
         require_map(x, self.channels)
         q, k, v = project_tokens(x, self.query, self.key, self.value)
         m = to_map(self.attend(q, k, v), x)
-        return torch.addcmul(x, self.gamma.to(x.dtype), m.to(x.dtype))
+        gamma = self.gamma.to(x.dtype)
+        return torch.addcmul(x, gamma, m.to(x.dtype))
 
 
 class FlushedSoftmax(Softmax):
@@ -172,8 +173,10 @@ class ChannelAttentionModule(nn.Module):
         v = to_channels(x)  # (B, 1, C, N)
         # The authors subtract the scores from their row maximum; a softmax ignores the maximum.
         q = -v if self.inverted else v
-        m = to_map(layout.unfold(self.attend(q, v, v, layout=layout)), x)
-        return torch.addcmul(x, self.gamma.to(x.dtype), m.to(x.dtype))
+        m = self.attend(q, v, v, layout=layout)
+        m = to_map(layout.unfold(m), x)
+        gamma = self.gamma.to(x.dtype)
+        return torch.addcmul(x, gamma, m.to(x.dtype))
 
 
 class DualAttention(nn.Module):
@@ -208,7 +211,13 @@ class DualAttention(nn.Module):
         torch.Size([2, 12, 7, 11])
     """
 
-    def __init__(self, channels: int, *, reduction: int = 8, inverted: bool = False):
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int = 8,
+        inverted: bool = False,
+    ):
         super().__init__()
         self.channels = channels
         self.position = PositionAttention(channels, reduction=reduction)

@@ -40,7 +40,13 @@ class EfficientAttention(nn.Module):
         torch.Size([2, 16, 7, 11])
     """
 
-    def __init__(self, channels: int, *, reduction: int = 2, num_heads: int = 1):
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int = 2,
+        num_heads: int = 1,
+    ):
         super().__init__()
         inner = hidden_width(channels, reduction)
         require_divisible(channels, reduction * num_heads, groups_name="reduction * num_heads")
@@ -54,6 +60,12 @@ class EfficientAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
-        q, k, v = project_tokens(x, self.query, self.key, self.value, num_heads=self.num_heads)
+        q, k, v = project_tokens(
+            x,
+            self.query,
+            self.key,
+            self.value,
+            num_heads=self.num_heads,
+        )
         m = self.attend(q, k, v)  # (B, heads, N, D)
         return x + project_back(m, self.proj, x).to(x.dtype)

@@ -44,7 +44,13 @@ class ExternalAttention(nn.Module):
         torch.Size([2, 12, 7, 11])
     """
 
-    def __init__(self, channels: int, *, memory: int = 64, norm: str = "batch"):
+    def __init__(
+        self,
+        channels: int,
+        *,
+        memory: int = 64,
+        norm: str = "batch",
+    ):
         super().__init__()
         require_positive(channels=channels, memory=memory)
         self.channels = channels
@@ -62,7 +68,9 @@ class ExternalAttention(nn.Module):
         require_map(x, self.channels)
         q = to_tokens(self.query(x))
         # (S, C) -> (B, 1, S, C), without a copy
-        k = self.memory_key.to(q.dtype).expand(x.shape[0], 1, -1, -1)
-        v = self.memory_value.to(q.dtype).expand(x.shape[0], 1, -1, -1)
+        size = (x.shape[0], 1, -1, -1)
+        k = self.memory_key.to(q.dtype).expand(size)
+        v = self.memory_value.to(q.dtype).expand(size)
         m = to_map(self.attend(q, k, v), x)
-        return self.act(x + self.norm(self.proj(m)).to(x.dtype))
+        y = self.norm(self.proj(m))
+        return self.act(x + y.to(x.dtype))

@@ -48,7 +48,12 @@ class GlobalContext(nn.Module):
     """
 
     def __init__(
-        self, channels: int, *, reduction: int = 16, pooling: str = "attention", fusion: str = "add"
+        self,
+        channels: int,
+        *,
+        reduction: int = 16,
+        pooling: str = "attention",
+        fusion: str = "add",
     ):
         super().__init__()
         require_choice("pooling", pooling, POOLINGS)
@@ -76,7 +81,8 @@ class GlobalContext(nn.Module):
             gate = self.scale(context).sigmoid()[:, :, None, None]  # (B, C) -> (B, C, 1, 1)
             y = scaled(y, self.tap_scale(gate))
         if self.add is not None:
-            y = y + self.tap_add(self.add(context)[:, :, None, None])
+            term = self.add(context)[:, :, None, None]
+            y = y + self.tap_add(term)
         return y.to(x.dtype)
 
     def _pool(self, x: Tensor) -> Tensor:
@@ -84,11 +90,13 @@ class GlobalContext(nn.Module):
         if self.score is None:
             return global_mean(x)
         flat = x.flatten(2)  # (B, C, N)
-        weight = self.score.weight.view(1, -1).expand(x.size(0), -1)  # (B, C)
+        weight = self.score.weight.view(1, -1)
+        weight = weight.expand(x.size(0), -1)  # (B, C)
         scores = contracted(flat, weight, 1)  # (B, N)
         if self.score.bias is not None:
             scores = scores + self.score.bias
-        alpha = scores.softmax(1).unflatten(1, (1, *x.shape[2:]))
+        height, width = x.shape[2:]
+        alpha = scores.softmax(1).unflatten(1, (1, height, width))
         alpha = self.tap_spatial(alpha)  # (B, 1, H, W)
         return contracted(flat, alpha.flatten(1).to(x.dtype), 2)
 
@@ -98,4 +106,9 @@ def _bottleneck(channels: int, hidden: int) -> nn.Sequential:
     last = nn.Linear(hidden, channels)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
-    return nn.Sequential(nn.Linear(channels, hidden), nn.LayerNorm(hidden), nn.ReLU(), last)
+    return nn.Sequential(
+        nn.Linear(channels, hidden),
+        nn.LayerNorm(hidden),
+        nn.ReLU(),
+        last,
+    )

@@ -70,7 +70,8 @@ class Involution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
-        weights = self.span(self.act(self.norm(self.reduce(x))))
+        hidden = self.act(self.norm(self.reduce(x)))
+        weights = self.span(hidden)
         # (B, G k^2, H, W) -> (B, G, k^2, N); the map has the neighbors last
         weights = weights.flatten(2).unflatten(1, (self.groups, -1))
         weights = self.tap(weights.transpose(2, 3)).transpose(2, 3)

@@ -100,10 +100,16 @@ class NonLocal(nn.Module):
         q, k, v = self._project(x)
         if self.scale != 1:
             q = q * self.scale
-        m = self.attend(q, k.to(q.dtype), v.to(q.dtype))
-        return x + self.norm(project_back(m, self.proj, x)).to(x.dtype)
+        k = k.to(q.dtype)
+        v = v.to(q.dtype)
+        m = self.attend(q, k, v)
+        y = self.norm(project_back(m, self.proj, x))
+        return x + y.to(x.dtype)
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(
+        self,
+        x: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values as tokens, (B, 1, N, D) each."""
         if self.subsample:
             key = halve(self.key(x))

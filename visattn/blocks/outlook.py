@@ -45,7 +45,13 @@ class OutlookAttention(nn.Module):
         torch.Size([2, 12, 7, 11])
     """
 
-    def __init__(self, channels: int, *, kernel_size: int = 3, num_heads: int | None = None):
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kernel_size: int = 3,
+        num_heads: int | None = None,
+    ):
         super().__init__()
         require_odd(kernel_size=kernel_size)
         if num_heads is None:
@@ -73,15 +79,19 @@ class OutlookAttention(nn.Module):
         # (B, heads, N, k^2, D) -> (B, C k^2, N) -> (B, C, H, W), where windows overlap added up
         y = m.permute(0, 1, 4, 3, 2).flatten(1, 3)
         y = F.fold(y, map_size(x), self.kernel_size, padding=padding)
-        return like_format(self.proj(like_format(y.to(x.dtype), x)), x)
+        # The fold forgets the memory format, and the convolution works in that of its input.
+        y = like_format(y.to(x.dtype), x)
+        return like_format(self.proj(y), x)
 
     def _weigh_neighbors(self, x: Tensor) -> Tensor:
         """Return the attention of every window, (B, heads, N, k^2 queries, k^2 keys)."""
         area = self.kernel_size**2
         head_dim = self.channels // self.num_heads
         # (B, heads k^4, H, W) -> (B, heads, k^2, k^2, N) -> (B, heads, N, k^2, k^2)
-        scores = self.weigh(x).flatten(2).unflatten(1, (self.num_heads, area, area))
+        scores = self.weigh(x).flatten(2)
+        scores = scores.unflatten(1, (self.num_heads, area, area))
         scores = scores * head_dim**-0.5
         weights = scores.permute(0, 1, 4, 2, 3).softmax(-1)
         # The map has the queries of all windows in one axis: (B, heads, N k^2, k^2)
-        return self.tap(weights.flatten(2, 3)).unflatten(2, (-1, area))
+        alpha = self.tap(weights.flatten(2, 3))
+        return alpha.unflatten(2, (-1, area))

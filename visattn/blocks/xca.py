@@ -44,7 +44,13 @@ class CrossCovarianceAttention(nn.Module):
         torch.Size([2, 12, 7, 11])
     """
 
-    def __init__(self, channels: int, *, num_heads: int = 4, qkv_bias: bool = False):
+    def __init__(
+        self,
+        channels: int,
+        *,
+        num_heads: int = 4,
+        qkv_bias: bool = False,
+    ):
         super().__init__()
         require_divisible(channels, num_heads, groups_name="num_heads")
         self.channels = channels
@@ -59,9 +65,12 @@ class CrossCovarianceAttention(nn.Module):
         require_map(x, self.channels)
         layout = Channels()
         # (B, 3 C, H, W) -> 3 x (B, heads, D, N)
-        q, k, v = (to_channels(y, self.num_heads) for y in self.qkv(x).chunk(3, 1))
-        q = F.normalize(q, dim=-1) * self.temperature.to(q.dtype)
+        maps = self.qkv(x).chunk(3, 1)
+        q, k, v = (to_channels(y, self.num_heads) for y in maps)
+        # The inner product of unit vectors is the cosine.
+        q = F.normalize(q, dim=-1)
         k = F.normalize(k, dim=-1)
+        q = q * self.temperature.to(q.dtype)
         m = self.attend(q, k, v, layout=layout)
         y = to_map(layout.unfold(m), x)
         return like_format(self.proj(y.to(x.dtype)), x)

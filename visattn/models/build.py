@@ -24,7 +24,8 @@ T = TypeVar("T")
 # Relations that partition the grid of patches, in which a class token has no position.
 FOLDING = ("window", "shifted_window", "grid", "axial", "criss_cross", "neighborhood")
 # Relations that give an output for every token.
-MIXERS = {name: RELATIONS[name] for name in ("self", *FOLDING, "memory", "channel")}
+MIXER_NAMES = ("self", *FOLDING, "memory", "channel")
+MIXERS = {name: RELATIONS[name] for name in MIXER_NAMES}
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,12 @@ class Mixing:
         return {"window_size": self.window_size, "kernel_size": self.kernel_size}
 
     def build_relation(
-        self, name: str, dim: int, num_heads: int, grid: tuple[int, int], prefix: int
+        self,
+        name: str,
+        dim: int,
+        num_heads: int,
+        grid: tuple[int, int],
+        prefix: int,
     ) -> nn.Module:
         """Build the relation of one block."""
         head_dim = per_head(dim, num_heads)
@@ -117,9 +123,10 @@ def build_vit(
         image_size = (image_size, image_size)
     height, width = image_size
     per_head(dim, num_heads)  # refuses heads that do not divide dim
-    stem = lookup(TOKEN_STEMS, tokens.stem, "stem")(dim, tokens.patch_size, in_channels=in_channels)
+    stem_class = lookup(TOKEN_STEMS, tokens.stem, "stem")
+    stem = stem_class(dim, tokens.patch_size, in_channels=in_channels)
     grid = stem.grid(height, width)
-    names = mixing.names
+    names = mixing.names  # block i has relation i modulo their number
     _check_extents(mixing.extents, names)
     blocks = []
     for index in range(depth):
@@ -164,7 +171,10 @@ def known_options(build: Callable) -> list[str]:
     return names
 
 
-def _select_fields(group: type[Tokens | Mixing], options: Mapping[str, Any]) -> dict[str, Any]:
+def _select_fields(
+    group: type[Tokens | Mixing],
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
     """Return those of the options that are fields of the dataclass."""
     names = {field.name for field in fields(group)}
     return {name: value for name, value in options.items() if name in names}
@@ -184,7 +194,10 @@ def make(
 
 
 def _build_position(
-    position: str, head_dim: int, num_heads: int, grid: tuple[int, int]
+    position: str,
+    head_dim: int,
+    num_heads: int,
+    grid: tuple[int, int],
 ) -> nn.Module | None:
     """Build the module that adds positions to the scores; learned ones belong to the ViT."""
     if position in ("learned", "none"):
@@ -195,7 +208,12 @@ def _build_position(
     return POSITIONS[position](head_dim, num_heads, grid)
 
 
-def _build_pool(pool: str, dim: int, num_heads: int, mlp_ratio: float) -> str | nn.Module:
+def _build_pool(
+    pool: str,
+    dim: int,
+    num_heads: int,
+    mlp_ratio: float,
+) -> str | nn.Module:
     """Build the attention pool; the ViT knows "class" and "mean" by name."""
     lookup(dict.fromkeys(("class", "mean", "attention")), pool, "pool")
     if pool != "attention":
@@ -203,7 +221,10 @@ def _build_pool(pool: str, dim: int, num_heads: int, mlp_ratio: float) -> str | 
     return RELATIONS["pool"](dim, num_heads, mlp_ratio=mlp_ratio)
 
 
-def _check_extents(extents: Mapping[str, int | None], names: Sequence[str]) -> None:
+def _check_extents(
+    extents: Mapping[str, int | None],
+    names: Sequence[str],
+) -> None:
     """Refuse a size that none of the relations takes."""
     for option, size in extents.items():
         accepted = any(option in _relation_options(name) for name in names)
@@ -219,10 +240,17 @@ def _relation_options(name: str) -> Mapping[str, inspect.Parameter]:
 
 
 def _build_relation(
-    name: str, dim: int, num_heads: int, prefix: int, options: Mapping[str, Any]
+    name: str,
+    dim: int,
+    num_heads: int,
+    prefix: int,
+    options: Mapping[str, Any],
 ) -> nn.Module:
     """Build a relation; an option that is None keeps the relation's default."""
-    chosen = {option: value for option, value in options.items() if value is not None}
+    chosen = {}
+    for option, value in options.items():
+        if value is not None:
+            chosen[option] = value
     accepted = _relation_options(name)
     for option in chosen:
         if option not in accepted:

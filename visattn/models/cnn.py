@@ -23,7 +23,11 @@ class ResNetConfig:
 
 
 # Kernel size and stride of the first convolution; "imagenet" pools behind it.
-CONV_STEMS = {"cifar": (3, 1), "half": (3, 2), "imagenet": (7, 2)}
+CONV_STEMS = {
+    "cifar": (3, 1),
+    "half": (3, 2),
+    "imagenet": (7, 2),
+}
 CIFAR = (16, 32, 64)
 IMAGENET = (64, 128, 256, 512)
 CNNS = {
@@ -222,7 +226,9 @@ class ResNet(nn.Module):
         self.conv1 = _conv(in_channels, channels, kernel_size, stride)
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, 2, 1) if config.stem == "imagenet" else nn.Identity()
+        self.maxpool: nn.Module = nn.Identity()
+        if config.stem == "imagenet":
+            self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         self.stages: list[str] = []
         for depth, width in zip(config.depths, config.widths, strict=True):
             units = []
@@ -242,11 +248,14 @@ class ResNet(nn.Module):
             self.stages.append(f"layer{len(self.stages) + 1}")
             self.add_module(self.stages[-1], nn.Sequential(*units))
         self.num_features = channels
-        self.fc = nn.Linear(channels, num_classes) if num_classes else nn.Identity()
+        self.fc: nn.Module = nn.Identity()
+        if num_classes:
+            self.fc = nn.Linear(channels, num_classes)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last feature map (B, num_features, h, w)."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.maxpool(x)
         for name in self.stages:
             x = getattr(self, name)(x)
         return x
@@ -276,7 +285,12 @@ def build_resnet(
     )
 
 
-def _conv(channels: int, width: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
+def _conv(
+    channels: int,
+    width: int,
+    kernel_size: int,
+    stride: int = 1,
+) -> nn.Conv2d:
     """Build a padded convolution without bias, initialized as in He et al. 2015."""
     padding = kernel_size // 2
     conv = nn.Conv2d(channels, width, kernel_size, stride, padding, bias=False)
@@ -285,7 +299,10 @@ def _conv(channels: int, width: int, kernel_size: int, stride: int = 1) -> nn.Co
 
 
 def _conv_or_block(
-    width: int, stride: int, block: str | None, options: dict[str, Any] | None
+    width: int,
+    stride: int,
+    block: str | None,
+    options: dict[str, Any] | None,
 ) -> nn.Module:
     """Build the 3 x 3 convolution of a unit, or the block that replaces it."""
     # A block keeps the size of its map, so a convolution with a stride stays.
@@ -294,15 +311,24 @@ def _conv_or_block(
     return _conv(width, width, 3, stride)
 
 
-def _slot(channels: int, block: str | None, options: dict[str, Any] | None) -> nn.Module:
+def _slot(
+    channels: int,
+    block: str | None,
+    options: dict[str, Any] | None,
+) -> nn.Module:
     """Build the block at the end of a unit; blocks that replace a convolution leave it empty."""
     if not block or block in CONVOLUTIONS:
         return nn.Identity()
     return create_block(block, channels, **(options or {}))
 
 
-def _shortcut(channels: int, width: int, stride: int) -> nn.Sequential | None:
+def _shortcut(
+    channels: int,
+    width: int,
+    stride: int,
+) -> nn.Sequential | None:
     """Build a strided 1 x 1 convolution, or None where the shapes agree."""
     if stride == 1 and channels == width:
         return None
-    return nn.Sequential(_conv(channels, width, 1, stride), nn.BatchNorm2d(width))
+    conv = _conv(channels, width, 1, stride)
+    return nn.Sequential(conv, nn.BatchNorm2d(width))

@@ -93,7 +93,8 @@ class Glimpses(nn.Module):
         rows, columns = x.shape[-2:]
         waves = self._encode_positions(rows, columns, x.device).to(x.dtype)
         # (B, D, h, w) -> (B, h w, D)
-        tokens = x.flatten(2).transpose(1, 2) + self.place(waves)
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = tokens + self.place(waves)
         keys = tokens[:, None]  # (B, 1, h w, D): one head
         state = self.start(tokens.mean(1)).tanh()
         outputs = []
@@ -104,7 +105,12 @@ class Glimpses(nn.Module):
             outputs.append(torch.cat([state, context], dim=1))
         return torch.stack(outputs, dim=1)
 
-    def _encode_positions(self, rows: int, columns: int, device: torch.device) -> Tensor:
+    def _encode_positions(
+        self,
+        rows: int,
+        columns: int,
+        device: torch.device,
+    ) -> Tensor:
         """Return sines and cosines of row and column, (rows * columns, 4 WAVES).
 
         The longest wave is twice as long as the image, each further one half as long.
@@ -116,7 +122,8 @@ class Glimpses(nn.Module):
         centers = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1)
         # (rows, columns, 2) -> (rows columns, 2, WAVES)
         angles = centers.flatten(0, 1)[..., None] * frequencies
-        return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)
+        waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
+        return waves.flatten(1)  # (N, 2, 2 WAVES) -> (N, 4 WAVES)
 
 
 class GlimpseClassifier(nn.Module):
@@ -148,12 +155,21 @@ class GlimpseClassifier(nn.Module):
         torch.Size([2, 5])
     """
 
-    def __init__(self, glimpses: Glimpses, dim: int, num_classes: int, *, dropout: float = 0.0):
+    def __init__(
+        self,
+        glimpses: Glimpses,
+        dim: int,
+        num_classes: int,
+        *,
+        dropout: float = 0.0,
+    ):
         super().__init__()
         self.glimpses = glimpses
         self.num_features = 2 * dim
         self.head_drop = nn.Dropout(dropout)
-        self.head = nn.Linear(2 * dim, num_classes) if num_classes else nn.Identity()
+        self.head: nn.Module = nn.Identity()
+        if num_classes:
+            self.head = nn.Linear(2 * dim, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         last = self.glimpses(x)[:, -1]  # (B, T, 2 D) -> (B, 2 D)
@@ -197,7 +213,12 @@ class GlimpseReader(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.glimpses(x))
 
-    def loss(self, scores: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
+    def loss(
+        self,
+        scores: Tensor,
+        labels: Tensor,
+        lengths: Tensor,
+    ) -> Tensor:
         """Return the cross-entropy with labels (B, L) and the end mark behind them.
 
         The first ``lengths`` (B,) labels of each image count.
@@ -212,11 +233,14 @@ class GlimpseReader(nn.Module):
         targets = F.pad(labels, (0, padding))[:, :num_steps]
         targets = targets.where(steps < lengths[:, None], IGNORED)
         targets = targets.where(steps != lengths[:, None], self.num_classes)
-        return F.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+        # (B, T, K + 1) -> (B T, K + 1): one case per glimpse
+        cases = scores.flatten(0, 1)
+        return F.cross_entropy(cases, targets.flatten(), ignore_index=IGNORED)
 
     def read(self, scores: Tensor) -> list[list[int]]:
         """Return the most likely labels of each image, up to the end mark."""
-        return [self._before_mark(labels) for labels in scores.argmax(-1).tolist()]
+        best = scores.argmax(-1).tolist()  # (B, T, K + 1) -> B lists of T labels
+        return [self._before_mark(labels) for labels in best]
 
     def _before_mark(self, labels: list[int]) -> list[int]:
         if self.num_classes not in labels:

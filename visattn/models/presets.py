@@ -70,7 +70,9 @@ def _describe_options(entry: ModelEntry) -> str:
     config = options.get("config")
     if config is not None:
         options = vars(config)
-    return " ".join(f"{name}={value}".replace(" ", "") for name, value in options.items())
+    words = [f"{name}={value}" for name, value in options.items()]
+    # Without the spaces in tuples, so that a space separates the options.
+    return " ".join(word.replace(" ", "") for word in words)
 
 
 MODELS = NamedTable(
@@ -148,7 +150,10 @@ def _create_timm(
 
 
 def _explain_timm_error(
-    error: Exception, name: str, pretrained: bool, weights: str | Path | None
+    error: Exception,
+    name: str,
+    pretrained: bool,
+    weights: str | Path | None,
 ) -> str | None:
     """Say in our terms why timm did not build a model, or None for its own message."""
     if isinstance(error, TypeError) and "unexpected keyword" in str(error):
@@ -165,8 +170,9 @@ def _explain_timm_error(
 
 def _shorten(error: Exception) -> str:
     """Return the type of an error and its first informative line: torch and the hub fill pages."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    line = lines[0] if lines else ""
+    stripped = [line.strip() for line in str(error).splitlines()]
+    lines = [line for line in stripped if line] or [""]
+    line = lines[0]
     if line.endswith(":") and len(lines) > 1:
         line = lines[1]  # the first line is only a heading
     return f"{type(error).__name__}: {line}"[:200]
@@ -187,10 +193,15 @@ _POOLS = {"token": "class", "avg": "mean", "map": "attention"}
 def _timm_entry(name: str) -> Callable[..., nn.Module]:
     """Return the function that timm calls to build the model `name`, with timm's options."""
 
-    def build(pretrained: bool = False, **timm_options: Any) -> nn.Module:
+    def build(
+        pretrained: bool = False,
+        **timm_options: Any,
+    ) -> nn.Module:
         for unused in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
             timm_options.pop(unused, None)
-        options = {_FROM_TIMM.get(word, word): value for word, value in timm_options.items()}
+        options = {}
+        for name_in_timm, value in timm_options.items():
+            options[_FROM_TIMM.get(name_in_timm, name_in_timm)] = value
         if "pool" in options:
             options["pool"] = _POOLS.get(options["pool"], options["pool"])
         return create_model(name, pretrained=pretrained, **options)

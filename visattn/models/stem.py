@@ -40,14 +40,24 @@ class PatchStem(nn.Module):
         torch.Size([2, 8, 4, 6])
     """
 
-    def __init__(self, dim: int, patch_size: int = 16, *, in_channels: int = 3):
+    def __init__(
+        self,
+        dim: int,
+        patch_size: int = 16,
+        *,
+        in_channels: int = 3,
+    ):
         super().__init__()
         if patch_size < 1:
             raise ValueError(f"patch_size must be at least 1; got {patch_size}")
         self.stride = patch_size
         self.proj = nn.Conv2d(in_channels, dim, patch_size, stride=patch_size)
 
-    def grid(self, height: int, width: int) -> tuple[int, int]:
+    def grid(
+        self,
+        height: int,
+        width: int,
+    ) -> tuple[int, int]:
         """Count the rows and columns of tokens in an image of this size."""
         return ceil_divide(height, self.stride), ceil_divide(width, self.stride)
 
@@ -97,7 +107,13 @@ class ConvStem(nn.Module):
         torch.Size([2, 16, 4, 6])
     """
 
-    def __init__(self, dim: int, patch_size: int = 8, *, in_channels: int = 3):
+    def __init__(
+        self,
+        dim: int,
+        patch_size: int = 8,
+        *,
+        in_channels: int = 3,
+    ):
         super().__init__()
         halvings = patch_size.bit_length() - 1
         if patch_size < 2 or patch_size != 2**halvings or patch_size > dim:
@@ -117,7 +133,11 @@ class ConvStem(nn.Module):
         self.conv = nn.Sequential(*layers[:-3])
         self.proj = nn.Conv2d(dim, dim, 1)
 
-    def grid(self, height: int, width: int) -> tuple[int, int]:
+    def grid(
+        self,
+        height: int,
+        width: int,
+    ) -> tuple[int, int]:
         """Count the rows and columns of tokens in an image of this size."""
         return ceil_divide(height, self.stride), ceil_divide(width, self.stride)
 
@@ -130,7 +150,12 @@ def ceil_divide(length: int, stride: int) -> int:
     return -(-length // stride)
 
 
-def _conv_norm_relu(channels: int, width: int, *, stride: int) -> list[nn.Module]:
+def _conv_norm_relu(
+    channels: int,
+    width: int,
+    *,
+    stride: int,
+) -> list[nn.Module]:
     """Build a 3 x 3 convolution, its batch norm and a ReLU."""
     conv = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
     return [conv, nn.BatchNorm2d(width), nn.ReLU()]

@@ -67,7 +67,11 @@ class ViTBlock(nn.Module):
         self.ls2 = _make_layer_scale(dim, layer_scale)
         self.drop_path2 = _make_drop_path(drop_path)
 
-    def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        grid: tuple[int, int] | None = None,
+    ) -> Tensor:
         mixed = self.attn(self.norm1(x), grid=grid)
         x = x + self.drop_path1(self.ls1(mixed))
         hidden = self.mlp(self.norm2(x))
@@ -204,7 +208,8 @@ class ViT(nn.Module):
         height, width = x.shape[-2:]
         positions = self._positions_for((height, width))
         x = x.flatten(2).transpose(1, 2)  # (B, D, h, w) -> (B, h w, D)
-        prefix = [token.expand(x.shape[0], -1, -1) for token in self._prefix()]
+        batch = x.shape[0]
+        prefix = [token.expand(batch, -1, -1) for token in self._prefix()]
         if positions is None:
             return torch.cat([*prefix, x], dim=1) if prefix else x
         if self.prefix_positions:
@@ -212,7 +217,10 @@ class ViT(nn.Module):
         x = x + positions
         return torch.cat([*prefix, x], dim=1) if prefix else x
 
-    def _positions_for(self, grid: tuple[int, int]) -> Tensor | None:
+    def _positions_for(
+        self,
+        grid: tuple[int, int],
+    ) -> Tensor | None:
         """Return the learned positions laid out for this grid, if there are any."""
         if self.pos_embed is None:
             return None
@@ -260,7 +268,10 @@ class ViT(nn.Module):
         tokens = re.compile(r"^(cls_token|reg_token|pos_embed|attn_pool\.latent)$|\.position\.")
         return {name for name, _ in self.named_parameters() if tokens.search(name)}
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+    def group_matcher(
+        self,
+        coarse: bool = False,
+    ) -> dict[str, Any]:
         """Group parameters by depth for layer-wise learning rates, in timm's notation."""
         return {
             "stem": r"^cls_token|reg_token|pos_embed|patch_embed",
@@ -293,14 +304,20 @@ def resize_positions(
     prefix_positions = positions[:, :prefix]
     patches = positions[:, prefix:]
     # (1, h w, D) -> (1, D, h, w)
-    plane = patches.reshape(1, *grid, -1).permute(0, 3, 1, 2).float()
+    plane = patches.reshape(1, *grid, -1).permute(0, 3, 1, 2)
+    plane = plane.float()
     plane = F.interpolate(plane, size=target_grid, mode="bicubic", antialias=True)
     # (1, D, h', w') -> (1, h' w', D)
     patches = plane.flatten(2).transpose(1, 2).to(positions.dtype)
     return torch.cat([prefix_positions, patches], dim=1)
 
 
-def _resize_on_load(model: ViT, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+def _resize_on_load(
+    model: ViT,
+    state: dict[str, Tensor],
+    prefix: str,
+    *_: object,
+) -> None:
     """Resize the positions of weights trained at another image size, on a square grid."""
     key = prefix + "pos_embed"
     if model.pos_embed is None or key not in state:
@@ -320,7 +337,11 @@ def _resize_on_load(model: ViT, state: dict[str, Tensor], prefix: str, *_: objec
     )
 
 
-def _check_options(positions: str, pool: str | nn.Module, class_token: bool) -> None:
+def _check_options(
+    positions: str,
+    pool: str | nn.Module,
+    class_token: bool,
+) -> None:
     """Refuse unknown words and a pool that the tokens cannot serve."""
     if positions not in ("all", "patches", "none"):
         raise ValueError(f"positions must be 'all', 'patches' or 'none'; got {positions!r}")

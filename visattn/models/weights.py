@@ -37,7 +37,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(
             f"weights: {path} is damaged or holds no weights ({type(error).__name__})"
         ) from error
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+    only_tensors = all(isinstance(value, Tensor) for value in state.values())
+    if not state or not only_tensors:
         raise ValueError(f"weights: {path} holds no weights")
     # A checkpoint of the training holds the network as the attribute `model`.
     network = {}
@@ -47,17 +48,24 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return network or state
 
 
-def load_weights(model: nn.Module, state: dict[str, Tensor], source: str | Path) -> nn.Module:
+def load_weights(
+    model: nn.Module,
+    state: dict[str, Tensor],
+    source: str | Path,
+) -> nn.Module:
     """Load a state dict, without its head if that is for another number of classes.
 
     Any other difference is an error that names the first key.
     """
     name, head = last_layer(model)
-    head_shapes = {f"{name}.{key}": value.shape for key, value in head.state_dict().items()}
+    head_shapes = {}
+    for key, value in head.state_dict().items():
+        head_shapes[f"{name}.{key}"] = value.shape
     fitting = {}
     for key, value in state.items():
         if key not in head_shapes or head_shapes[key] == value.shape:
             fitting[key] = value
+    # Not strict, as the keys of the head may be missing; the others are checked below.
     misfit = f"weights: {source} does not fit {type(model).__name__}"
     try:
         result = model.load_state_dict(fitting, strict=False)

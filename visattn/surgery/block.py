@@ -8,7 +8,11 @@ from torch import nn
 from visattn.blocks.catalog import create_block
 
 
-def create_map_block(name: str, channels: int, options: dict[str, Any]) -> nn.Module:
+def create_map_block(
+    name: str,
+    channels: int,
+    options: dict[str, Any],
+) -> nn.Module:
     """Build the block `name`; refuse one that takes more than one map, as a site has only one."""
     block = create_block(name, channels, **options)
     parameters = inspect.signature(block.forward).parameters.values()

@@ -36,7 +36,10 @@ class ModuleCall:
         return self.output
 
 
-def dry_run(model: nn.Module, example: Tensor | tuple[int, ...] | None = None) -> ModuleCall:
+def dry_run(
+    model: nn.Module,
+    example: Tensor | tuple[int, ...] | None = None,
+) -> ModuleCall:
     """Run the model once in eval mode without gradients; return its call."""
     example = _make_example(model, example)
     root = ModuleCall("", model)
@@ -58,7 +61,10 @@ def walk(call: ModuleCall) -> Iterator[ModuleCall]:
         yield from walk(inner)
 
 
-def _make_example(model: nn.Module, example: Tensor | tuple[int, ...] | None) -> Tensor:
+def _make_example(
+    model: nn.Module,
+    example: Tensor | tuple[int, ...] | None,
+) -> Tensor:
     """Return the example, or zeros of its shape on the device and in the dtype of the weights."""
     if isinstance(example, Tensor):
         return example
@@ -91,19 +97,31 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _recording(model: nn.Module, root: ModuleCall) -> Iterator[None]:
+def _recording(
+    model: nn.Module,
+    root: ModuleCall,
+) -> Iterator[None]:
     """Append the tree of calls to `root` by hooks, which are removed at the end."""
+    # A module with several names goes by its first.
     names = {module: name for name, module in model.named_modules()}
-    stack = [root]
+    stack = [root]  # the calls that have not returned yet
 
-    def enter(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def enter(
+        module: nn.Module,
+        inputs: tuple[Any, ...],
+    ) -> None:
         call = ModuleCall(names[module], module)
-        call.input = next((x for x in inputs if isinstance(x, Tensor)), None)
+        tensors = [x for x in inputs if isinstance(x, Tensor)]
+        call.input = tensors[0] if tensors else None
         call.input_version = _version(call.input)
         stack[-1].inner.append(call)
         stack.append(call)
 
-    def leave(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def leave(
+        module: nn.Module,
+        inputs: tuple[Any, ...],
+        output: Any,
+    ) -> None:
         call = stack.pop()
         call.output = output if isinstance(output, Tensor) else None
         call.output_version = _version(call.output)

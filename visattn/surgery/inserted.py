@@ -40,7 +40,12 @@ class Inserted(nn.Module):
         True
     """
 
-    def __init__(self, block: nn.Module, *, fade: bool = True):
+    def __init__(
+        self,
+        block: nn.Module,
+        *,
+        fade: bool = True,
+    ):
         super().__init__()
         self.block = block
         self.gamma = nn.Parameter(torch.zeros(())) if fade else None
@@ -49,10 +54,15 @@ class Inserted(nn.Module):
         y = self.block(x)
         if self.gamma is None:
             return y
-        return torch.lerp(x, y.to(x.dtype), self.gamma.to(x.dtype))
+        gamma = self.gamma.to(x.dtype)
+        return torch.lerp(x, y.to(x.dtype), gamma)
 
 
-def run_inserted(host: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+def run_inserted(
+    host: nn.Module,
+    inputs: tuple[Any, ...],
+    output: Tensor,
+) -> Tensor:
     """Pass the output of a host through the block behind it; a forward hook."""
     block: nn.Module = getattr(host, CHILD)
     return block(output)
@@ -102,7 +112,9 @@ def insert(
     for site in find_sites(dry_run(model, example), where):
         host = model.get_submodule(site.name)
         _refuse_second_block(site.name, host)
-        blocks[site.name] = _build_for(site, block, identity, options).train(host.training)
+        inserted = _build_for(site, block, identity, options)
+        blocks[site.name] = inserted.train(host.training)
+    # Nothing has changed so far; from here on an error takes the blocks out again.
     attached: dict[str, Inserted] = {}
     try:
         for host_name, inserted in blocks.items():
@@ -116,12 +128,16 @@ def insert(
 
 def remove(model: nn.Module) -> nn.Module:
     """Remove every inserted block, in place, and return the network as it was."""
-    _detach(model, {module for module in model.modules() if isinstance(module, Inserted)})
+    blocks = {module for module in model.modules() if isinstance(module, Inserted)}
+    _detach(model, blocks)
     return model
 
 
 def _build_for(
-    site: InsertionSite, block_name: str, identity: bool, options: dict[str, Any]
+    site: InsertionSite,
+    block_name: str,
+    identity: bool,
+    options: dict[str, Any],
 ) -> Inserted:
     """Build the block for the map of a site: on its device, in its dtype, faded in if need be."""
     x = site.feature_map
@@ -135,10 +151,15 @@ def _build_for(
     return Inserted(block, fade=fade).to(device=x.device, dtype=x.dtype)
 
 
-def _is_identity(block: nn.Module, block_name: str, site: InsertionSite) -> bool:
+def _is_identity(
+    block: nn.Module,
+    block_name: str,
+    site: InsertionSite,
+) -> bool:
     """Test on the CPU whether a block returns exactly its input, at the size of the site's map."""
     size = site.feature_map.shape[1:]
-    x = torch.linspace(-2, 2, 2 * size.numel()).reshape(2, *size)
+    x = torch.linspace(-2, 2, 2 * size.numel())
+    x = x.reshape(2, *size)  # two different images (C, H, W)
     try:
         with torch.no_grad():
             return torch.equal(block.eval()(x), x)
@@ -158,13 +179,18 @@ def _fill_zero_weights(block: nn.Module) -> None:
 
 
 def _refuse_second_block(name: str, host: nn.Module) -> None:
-    if isinstance(getattr(host, CHILD, None), Inserted) or isinstance(host, Inserted):
+    has_block = isinstance(getattr(host, CHILD, None), Inserted)
+    if has_block or isinstance(host, Inserted):
         raise ValueError(
             f"module {name!r} has an inserted block; remove(model) first, or insert elsewhere"
         )
 
 
-def _attach(model: nn.Module, host_name: str, block: Inserted) -> str:
+def _attach(
+    model: nn.Module,
+    host_name: str,
+    block: Inserted,
+) -> str:
     """Register the block as a child of its host and return its name in the model.
 
     A ModuleDict or ModuleList with a forward of its own (a dense block) would run a new child as
@@ -186,7 +212,12 @@ def _attach(model: nn.Module, host_name: str, block: Inserted) -> str:
     return f"{outer_name}.{block_name}".removeprefix(".")
 
 
-def _add_behind(sequential: nn.Sequential, index: str, name: str, block: Inserted) -> None:
+def _add_behind(
+    sequential: nn.Sequential,
+    index: str,
+    name: str,
+    block: Inserted,
+) -> None:
     """Add a child behind the child `index`: those that follow are registered anew, in order."""
     names = [child_name for child_name, _ in sequential.named_children()]
     sequential.add_module(name, block)
@@ -204,12 +235,16 @@ def _hook_hosts(
     """Hook the hosts that do not run their new child; a Sequential does, and so do some stages."""
     modules_run = {call.module for call in walk(dry_run(model, example))}
     for name, block in attached.items():
+        # A second run of the block would apply it twice.
         if block not in modules_run:
             host = model.get_submodule(name.rpartition(".")[0])
             host.register_forward_hook(run_inserted)
 
 
-def _detach(model: nn.Module, blocks: set[Inserted]) -> None:
+def _detach(
+    model: nn.Module,
+    blocks: set[Inserted],
+) -> None:
     """Delete the blocks from their hosts, with the hooks that run them."""
     for host in list(model.modules()):
         for name, child in list(host.named_children()):
@@ -219,6 +254,7 @@ def _detach(model: nn.Module, blocks: set[Inserted]) -> None:
 
 
 def _remove_hook(host: nn.Module) -> None:
+    # Found by its function, as a copied or unpickled network has no handle of it.
     for key, hook in list(host._forward_hooks.items()):
         if hook is run_inserted:
             del host._forward_hooks[key]

@@ -51,6 +51,7 @@ def find_sites(root: ModuleCall, where: str) -> list[InsertionSite]:
 
 def find_stages(root: ModuleCall) -> list[ModuleCall]:
     """Return the last unit at each resolution, in the order in which the model reaches them."""
+    # Of the units at one resolution, the dict keeps the last.
     last = {_size(call): call for call in _find_units(root)}
     return list(last.values())
 
@@ -60,6 +61,7 @@ def find_blocks(root: ModuleCall) -> list[ModuleCall]:
     blocks: list[ModuleCall] = []
     for unit in _find_units(root):
         blocks += _split_chain(unit)
+    # Where every block is a single layer, as in VGG, a block behind each would be too many.
     if any(_count_layers(block) > 1 for block in blocks):
         return blocks
     return find_stages(root)
@@ -140,7 +142,8 @@ def _count_layers(call: ModuleCall) -> int:
     Those of squeeze layers do not count: they work at 1 x 1.
     """
     area = math.inf if call.output_map is None else _area(call.output_map)
-    return sum(_count_positions(inner) >= area for inner in (call, *walk(call)))
+    calls = (call, *walk(call))
+    return sum(_count_positions(inner) >= area for inner in calls)
 
 
 def _count_positions(call: ModuleCall) -> int:
@@ -164,7 +167,9 @@ def _area(x: Tensor) -> int:
 
 def _size(call: ModuleCall) -> tuple[int, ...]:
     """Return the (H, W) of the map a call gives."""
-    return () if call.output_map is None else tuple(call.output_map.shape[2:])
+    if call.output_map is None:
+        return ()
+    return tuple(call.output_map.shape[2:])
 
 
 def _make_site(call: ModuleCall) -> InsertionSite:
@@ -182,7 +187,9 @@ def _matches(name: str, pattern: str) -> bool:
     """Match a dotted name with a pattern word by word: a star does not cross a dot."""
     words = name.split(".")
     patterns = pattern.split(".")
-    return len(words) == len(patterns) and all(map(fnmatchcase, words, patterns))
+    if len(words) != len(patterns):
+        return False
+    return all(map(fnmatchcase, words, patterns))
 
 
 def _hint(calls: list[ModuleCall], where: str) -> str:

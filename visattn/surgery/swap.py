@@ -77,22 +77,31 @@ def _class_names(name: str) -> set[str]:
     return names
 
 
-def _build_for(call: ModuleCall, name: str, options: dict[str, Any]) -> nn.Module:
+def _build_for(
+    call: ModuleCall,
+    name: str,
+    options: dict[str, Any],
+) -> nn.Module:
     """Build the block `name` with the channels, device, dtype and mode of the layer it replaces."""
     x = call.input
     y = call.output
+    # The next layer expects the map of the layer that leaves, so its shape must stay.
     if x is None or y is None or x.ndim != 4 or x.shape != y.shape:
         raise ValueError(
             f"layer {call.name!r} must take and give one map of the same shape (B, C, H, W) "
             "to be replaced"
         )
-    block = create_map_block(name, x.shape[1], options).train(call.module.training)
+    block = create_map_block(name, x.shape[1], options)
+    block.train(call.module.training)
     return block.to(device=x.device, dtype=x.dtype)
 
 
 def _hint(model: nn.Module, name: str) -> str:
     """Name the attention layers of the network, and the nearest class names."""
     classes = {type(module).__name__ for module in model.modules()}
-    present = [block for block, peers in PEER_CLASSES.items() if not classes.isdisjoint(peers)]
+    present = []
+    for block, peers in PEER_CLASSES.items():
+        if not classes.isdisjoint(peers):
+            present.append(block)
     layers = ", ".join(present) or "none of timm or torchvision"
     return f"attention layers in it: {layers}; class: {suggest(name, sorted(classes))}"

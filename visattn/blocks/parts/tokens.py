@@ -46,7 +46,10 @@ def to_map(m: Tensor, x: Tensor) -> Tensor:
     return flat.unflatten(2, x.shape[2:])
 
 
-def project(x: Tensor, *convs: nn.Conv2d) -> tuple[Tensor, ...]:
+def project(
+    x: Tensor,
+    *convs: nn.Conv2d,
+) -> tuple[Tensor, ...]:
     """Apply 1 x 1 convolutions to x; returns flat maps (B, O, N).
 
     All of them are one product, which costs less than one product each.
@@ -55,13 +58,18 @@ def project(x: Tensor, *convs: nn.Conv2d) -> tuple[Tensor, ...]:
         return tuple(conv(x).flatten(2) for conv in convs)
     weight, bias = _stack_convs(convs)
     # (B, O, C) @ (B, C, N) -> (B, O, N), O the sum over the convolutions
-    y = product(weight.expand(x.size(0), -1, -1), x.flatten(2))
+    weights = weight.expand(x.size(0), -1, -1)
+    y = product(weights, x.flatten(2))
     if bias is not None:
         y = y.add_(bias[:, None])
     return y.split([conv.out_channels for conv in convs], 1)
 
 
-def project_tokens(x: Tensor, *convs: nn.Conv2d, num_heads: int = 1) -> tuple[Tensor, ...]:
+def project_tokens(
+    x: Tensor,
+    *convs: nn.Conv2d,
+    num_heads: int = 1,
+) -> tuple[Tensor, ...]:
     """Apply 1 x 1 convolutions to x; returns tokens (B, heads, N, O / heads).
 
     All of them are one product, which gives tokens without a copy.
@@ -70,27 +78,36 @@ def project_tokens(x: Tensor, *convs: nn.Conv2d, num_heads: int = 1) -> tuple[Te
         return tuple(to_tokens(conv(x), num_heads) for conv in convs)
     weight, bias = _stack_convs(convs)
     # (B, N, C) @ (B, C, O) -> (B, N, O)
-    y = product(x.flatten(2).mT, weight.t().expand(x.size(0), -1, -1))
+    weights = weight.t().expand(x.size(0), -1, -1)
+    y = product(x.flatten(2).mT, weights)
     if bias is not None:
         y = y.add_(bias)
-    projections = y.split([conv.out_channels for conv in convs], 2)
-    # (B, N, O) -> (B, heads, N, O / heads)
-    return tuple(tokens.unflatten(2, (num_heads, -1)).transpose(1, 2) for tokens in projections)
+    widths = [conv.out_channels for conv in convs]
+    # (B, N, O) -> (B, N, heads, O / heads) -> (B, heads, N, O / heads)
+    heads = [tokens.unflatten(2, (num_heads, -1)) for tokens in y.split(widths, 2)]
+    return tuple(tokens.transpose(1, 2) for tokens in heads)
 
 
-def project_back(m: Tensor, conv: nn.Conv2d, x: Tensor) -> Tensor:
+def project_back(
+    m: Tensor,
+    conv: nn.Conv2d,
+    x: Tensor,
+) -> Tensor:
     """Apply a 1 x 1 convolution to tokens (B, heads, N, D); returns a map in the format of x."""
     if plain(m, x, conv.weight) or is_channels_last(x):
         return conv(to_map(m, x))
-    weight = conv.weight.flatten(1).expand(x.size(0), -1, -1)
+    weight = conv.weight.flatten(1)
     # (B, O, heads D) @ (B, heads D, N) -> (B, O, N)
-    y = product(weight, m.transpose(2, 3).flatten(1, 2))
+    weights = weight.expand(x.size(0), -1, -1)
+    y = product(weights, m.transpose(2, 3).flatten(1, 2))
     if conv.bias is not None:
         y = y.add_(conv.bias[:, None])
     return y.unflatten(2, x.shape[2:])
 
 
-def _stack_convs(convs: tuple[nn.Conv2d, ...]) -> tuple[Tensor, Tensor | None]:
+def _stack_convs(
+    convs: tuple[nn.Conv2d, ...],
+) -> tuple[Tensor, Tensor | None]:
     """Concatenate the weights (O, C) of 1 x 1 convolutions, and their biases (O), if any."""
     weight = torch.cat([conv.weight.flatten(1) for conv in convs])
     biases = [conv.bias for conv in convs if conv.bias is not None]

@@ -18,7 +18,11 @@ the tensor), or None for a tensor that is not loaded. In place of a key map ther
 """
 
 
-def load_reference(block: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> nn.Module:
+def load_reference(
+    block: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    source: str,
+) -> nn.Module:
     """Load weights of the implementation `source` ("paper", "timm", ...) and return the block.
 
     The keys must match one to one after renaming; shapes may differ in axes of size one only.
@@ -49,7 +53,10 @@ def load_reference(block: nn.Module, state_dict: Mapping[str, Tensor], source: s
     return block
 
 
-def _rename_keys(state_dict: Mapping[str, Tensor], key_map: Mapping[str, Any]) -> dict[str, Tensor]:
+def _rename_keys(
+    state_dict: Mapping[str, Tensor],
+    key_map: Mapping[str, Any],
+) -> dict[str, Tensor]:
     """Apply a key map to a state dict; a key without an entry keeps its name."""
     renamed = {}
     for key, tensor in state_dict.items():
@@ -67,7 +74,10 @@ def _rename_keys(state_dict: Mapping[str, Tensor], key_map: Mapping[str, Any]) -
     return renamed
 
 
-def _longest_prefix(key: str, prefixes: Mapping[str, Any]) -> str | None:
+def _longest_prefix(
+    key: str,
+    prefixes: Mapping[str, Any],
+) -> str | None:
     """Return the longest prefix, in whole words between dots, of a key."""
     matches = [prefix for prefix in prefixes if key == prefix or key.startswith(f"{prefix}.")]
     return max(matches, key=len, default=None)

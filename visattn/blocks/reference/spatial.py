@@ -8,7 +8,9 @@ from torch import Tensor
 StateDict = Mapping[str, Tensor]
 
 
-def _fold_biases(*pairs: tuple[str, str]) -> Callable[[StateDict], StateDict]:
+def _fold_biases(
+    *pairs: tuple[str, str],
+) -> Callable[[StateDict], StateDict]:
     """Return a function that folds the bias of each (convolution, batch norm) into the norm.
 
     Subtracted from the running mean, it leaves the values as they are.
@@ -39,7 +41,10 @@ def _swap_axes(weight: Tensor) -> Tensor:
     return weight.transpose(2, 3)
 
 
-def _pairs_below(prefix: str, *pairs: tuple[str, str]) -> list[tuple[str, str]]:
+def _pairs_below(
+    prefix: str,
+    *pairs: tuple[str, str],
+) -> list[tuple[str, str]]:
     """Prepend a module's name to (convolution, batch norm) pairs."""
     return [(f"{prefix}.{conv}", f"{prefix}.{norm}") for conv, norm in pairs]
 
@@ -54,7 +59,10 @@ _AFF_PAIRS = [
 _IAFF_PAIRS = [*_AFF_PAIRS, *_pairs_below("local_att2", *_LOCAL_PAIRS)]
 
 
-def _global_keys(source: str, target: str) -> dict[str, str]:
+def _global_keys(
+    source: str,
+    target: str,
+) -> dict[str, str]:
     """Map the global branch of MS-CAM; theirs pools in its first layer, so ours are one less."""
     return {f"{source}.{index}": f"{target}.{index - 1}" for index in (1, 2, 4, 5)}
 
