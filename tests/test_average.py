@@ -69,7 +69,7 @@ def test_pictures_show_the_average_and_training_ends_with_it(shapes, tmp_path, m
         seen.append({key: value.clone() for key, value in model.state_dict().items()})
         raise ValueError("seen")
 
-    monkeypatch.setattr("visattn.training.reports.attention_overlays.look", look)
+    monkeypatch.setattr("visattn.training.reports.attention_overlays.explain_batch", look)
     monkeypatch.setattr(ImageClassifier, "on_fit_end", lambda module: modules.append(module))
     with pytest.raises(ValueError, match="seen"):
         cli.main(

@@ -16,7 +16,7 @@ from visattn.training.module import ImageClassifier
 from visattn.training.optimizer import planned_steps
 from visattn.training.parser import image_classifier, parse
 from visattn.training.recipe import Recipe
-from visattn.training.reports.attention_overlays import look
+from visattn.training.reports.attention_overlays import explain_batch
 from visattn.training.sharded_parameters import repeated_blocks
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -198,7 +198,7 @@ def test_attention_of_any_network_can_be_drawn(name, options, method):
     model = create_model(name, num_classes=3, image_size=24, **options).eval()
     with torch.inference_mode():
         images = torch.rand(2, 3, 24, 24)
-        scores, heat, _ = look(model, images)
+        scores, heat, _ = explain_batch(model, images)
         assert torch.allclose(scores, model(images), atol=1e-5)
     assert heat.values.shape[0] == 2
     assert heat.values.std() > 0
@@ -209,7 +209,7 @@ def test_attention_of_any_network_can_be_drawn(name, options, method):
 def test_a_map_of_zeros_is_looked_at_all_the_same():
     model = create_model("resnet8", num_classes=3).eval()
     torch.nn.init.zeros_(last_layer(model)[1].weight)  # no pixel speaks for a class
-    heat = look(model, torch.rand(2, 3, 24, 24)).heat
+    heat = explain_batch(model, torch.rand(2, 3, 24, 24)).heat
     assert heat.values.shape[0] == 2 and not heat.values.any()
 
 

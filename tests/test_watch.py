@@ -25,7 +25,7 @@ from visattn.training.invocation import command_words
 from visattn.training.measures import measures, write_classes
 from visattn.training.recipe import Recipe
 from visattn.training.reports import plots
-from visattn.training.reports.attention_overlays import AttentionOverlays, look
+from visattn.training.reports.attention_overlays import AttentionOverlays, explain_batch
 from visattn.training.reports.head_statistics import add_rows, head_statistics, read_rows
 from visattn.training.reports.mistakes import Mistakes, collect, write_mistakes
 
@@ -187,11 +187,11 @@ def test_the_most_confident_mistakes_are_kept():
     found.add(images, labels, probabilities)
     found.add(images[:1], labels[:1], probabilities[:1])
     assert (found.wrong, found.total) == (3, 6)
-    assert [(round(p, 2), truth, answer) for p, _, _, truth, answer in found.kept] == [
+    assert [(round(row.probability, 2), row.label, row.answer) for row in found.worst] == [
         (0.95, 0, 1),
         (0.8, 1, 0),
     ]
-    assert torch.equal(found.kept[0][2], images[4])
+    assert torch.equal(found.worst[0].image, images[4])
 
 
 def test_mistakes_of_a_run_are_one_offline_page(run):
@@ -248,8 +248,8 @@ def test_mistakes_are_those_of_validation(shapes):
     with torch.no_grad():
         values, answers = ((model(images) + model(images.flip(3))) / 2).sigmoid().max(1)
     missed = values[answers != labels].tolist()
-    assert [row[0] for row in found.kept] == pytest.approx(sorted(missed, reverse=True))
-    assert found.processes == 1 and len(found.names) == 21
+    assert [row.probability for row in found.worst] == pytest.approx(sorted(missed, reverse=True))
+    assert found.processes == 1 and len(found.file_names) == 21
 
 
 def test_a_page_of_one_process_says_so(tmp_path):
@@ -269,7 +269,7 @@ def test_a_map_of_zeros_and_a_name_that_is_no_text_are_drawn(tmp_path):
     torch.nn.init.zeros_(last_layer(model)[1].weight)
     found = Mistakes()
     found.add(images, torch.tensor([0]), torch.tensor([[0.1, 0.9]]))
-    found.names = ["gr\udcfc\udcdfe.png"]
+    found.file_names = ["gr\udcfc\udcdfe.png"]
     data = SimpleNamespace(
         classes=["a", "b"], transform_config=lambda: {"mean": [0.5] * 3, "std": [0.2] * 3}
     )
@@ -280,7 +280,7 @@ def test_a_map_of_zeros_and_a_name_that_is_no_text_are_drawn(tmp_path):
     overlays.labels = [torch.tensor(0)]
     overlays._draw(
         [np.zeros((16, 16, 3), np.uint8)],
-        look(model, images).heat,
+        explain_batch(model, images).heat,
         torch.tensor([[0.1, 0.9]]),
         ["a", "b"],
     )

@@ -82,7 +82,7 @@ class ImageClassifier(pl.LightningModule):
         self.memory_format = torch.contiguous_format
         if channels_last:
             self.memory_format = torch.channels_last
-        self.model.to(memory_format=self.memory_format)  # type: ignore[call-overload]  # in torch
+        self.model.to(memory_format=self.memory_format)
         if compile:
             self.model.compile()
 
