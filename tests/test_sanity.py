@@ -29,7 +29,7 @@ def test_sanity_counts_a_map_that_has_become_zero():
         for seed in range(8)
     ]
     assert {round(alike, 4) for alike in found} == {0, 1}
-    with pytest.raises(ValueError, match="gradcam gave a map of zeros"):
+    with pytest.raises(ValueError, match="gradcam computed a map of zeros"):
         metrics.sanity(OneFeature(-1.0), image, 0, "gradcam")
 
 
@@ -45,7 +45,7 @@ def test_max_sensitivity_counts_a_map_that_noise_puts_out():
     dark, edge = torch.full((1, 1, 4, 4), 0.3), torch.full((1, 1, 4, 4), 0.5 + 1e-4)
     assert metrics.max_sensitivity(Lit(), edge, **options).tolist() == [1]  # all of it gone
     assert metrics.max_sensitivity(Lit(), torch.cat([edge + 0.3, dark]), **options)[1] == 0
-    with pytest.raises(ValueError, match="gradcam gave a map of zeros"):
+    with pytest.raises(ValueError, match="gradcam computed a map of zeros"):
         metrics.max_sensitivity(Lit(), dark, **options)
 
 

@@ -76,7 +76,7 @@ def resized(
     )[:, 0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Map:
     """One heat map per image, with what is needed to read it.
 
@@ -98,6 +98,8 @@ class Map:
         >>> heat = Map(torch.rand(2, 7, 5), method="raw")
         >>> heat[0].values.shape, heat.resize((14, 10)).values.shape, len(heat)
         (torch.Size([7, 5]), torch.Size([2, 14, 10]), 2)
+        >>> Map(torch.tensor([[0.0, 0.5]]), "blocks.1.attn", "raw")
+        Map(raw at 'blocks.1.attn', (1, 2), 0 to 0.5)
     """
 
     values: Tensor
@@ -108,6 +110,14 @@ class Map:
     notes: dict = field(default_factory=dict)
     limits: tuple[float, float] | None = None
     lattice: Lattice | None = None
+
+    def __repr__(self) -> str:
+        finite = self.values[self.values.isfinite()]
+        span = "no finite values"
+        if len(finite):
+            span = f"{finite.min().item():.3g} to {finite.max().item():.3g}"
+        layer = f" at {self.layer!r}" if self.layer else ""
+        return f"Map({self.method or 'no method'}{layer}, {tuple(self.values.shape)}, {span})"
 
     def __len__(self) -> int:
         if self.values.ndim == 2:

@@ -1,4 +1,7 @@
-"""The row chain: a row over all tokens goes down through the layers, one u A at a time, without an N x N matrix."""
+"""The row chain: a row over all tokens goes down the layers, one u A at a time.
+
+No N x N matrix is formed: a map of all layers is a chain of vector-matrix products.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from visattn.map import Map
+from visattn.map import Lattice, Map
 from visattn.record.entry import Record
 from visattn.record.session import Maps, device_of, mean_row
 from visattn.record.space import Space
 
-OUTLIER = 4.0  # standard deviations above the mean of the map
+OUTLIER_DEVIATIONS = 4.0  # standard deviations above the mean of the map
+Attend = Callable[[Record, Tensor], Tensor]
 Step = Callable[[Record, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -21,174 +25,215 @@ class EmptyMap(ValueError):
 
     def __init__(self, heat: Map):
         super().__init__(
-            f"{heat.method} gave a map of zeros at {heat.layer!r}: nothing there speaks for the target; "
-            "choose other layers, another target or another method"
+            f"{heat.method} computed a map of zeros at {heat.layer!r}: no patch has positive "
+            "evidence for the target; choose other layers, another target or another method"
         )
         self.heat = heat
 
 
-class Row(NamedTuple):
-    """Weight of every token: (B, P) of prefix tokens and (B, h, w) of patches, on the finest grid met so far."""
+class TokenRow(NamedTuple):
+    """Weight of every token: (B, P) of prefix tokens and (B, h, w) of patches.
+
+    The patches lie on the finest grid that the row has met on its way down.
+    """
 
     prefix: Tensor
     patches: Tensor
 
     @staticmethod
-    def of(row: Tensor, space: Space) -> "Row":
+    def of(row: Tensor, space: Space) -> "TokenRow":
         """Split (B, tokens) of a space that has a grid."""
-        return Row(row[:, : space.prefix], row[:, space.prefix :].unflatten(1, space.grid))
+        return TokenRow(row[:, : space.prefix], _patches_of(row, space))
 
     def on(self, space: Space) -> Tensor:
         """Return the row over the tokens of a space: (B, tokens)."""
-        prefix = _widen(self.prefix, space.prefix)[:, : space.prefix]
-        return (
-            prefix
-            if space.grid is None
-            else torch.cat([prefix, spread(self.patches, space.grid).flatten(1)], 1)
-        )
+        prefix = _pad_prefix(self.prefix, space.prefix)[:, : space.prefix]
+        if space.grid is None:
+            return prefix
+        patches = spread(self.patches, space.grid).flatten(1)  # (B, h, w) -> (B, h w)
+        return torch.cat([prefix, patches], 1)
 
-    def replaced(self, row: Tensor, space: Space) -> "Row":
+    def replaced(self, row: Tensor, space: Space) -> "TokenRow":
         """Return this row with the tokens of a space replaced; tokens outside the space stay."""
         prefix = torch.cat([row[:, : space.prefix], self.prefix[:, space.prefix :]], 1)
-        return Row(
-            prefix,
-            self.patches if space.grid is None else row[:, space.prefix :].unflatten(1, space.grid),
-        )
+        patches = self.patches if space.grid is None else _patches_of(row, space)
+        return TokenRow(prefix, patches)
 
-    def plus(self, other: "Row") -> "Row":
+    def plus(self, row: "TokenRow") -> "TokenRow":
         """Add another row on the finer of their grids."""
-        count = max(self.prefix.shape[1], other.prefix.shape[1])
-        finer = max(
-            self.patches.shape[1:], other.patches.shape[1:], key=lambda grid: grid[0] * grid[1]
-        )
-        patches = spread(self.patches, finer) + spread(other.patches, finer)
-        return Row(_widen(self.prefix, count) + _widen(other.prefix, count), patches)
+        count = max(self.prefix.shape[1], row.prefix.shape[1])
+        prefix = _pad_prefix(self.prefix, count) + _pad_prefix(row.prefix, count)
+        grids = (self.patches.shape[1:], row.patches.shape[1:])
+        finer = max(grids, key=lambda grid: grid[0] * grid[1])
+        patches = spread(self.patches, finer) + spread(row.patches, finer)
+        return TokenRow(prefix, patches)
 
 
-def chain(records: list[Record], row: Row, step: Step) -> Row:
-    """Send a row down through records, first to last of the model.
+def chain(records: list[Record], row: TokenRow, step: Step) -> TokenRow:
+    """Send a row down through records, which stand first to last of the model.
 
-    ``step`` gives, for a record and a row u over its queries, what stays on the tokens and what
+    ``step`` returns, for a record and a row u over its queries, what stays on the tokens and what
     moves to the keys.
     """
     for record in reversed(records):
         stays, moves = step(record, row.on(record.queries))
-        row = row.replaced(stays, record.queries).plus(Row.of(moves, record.keys))
+        remaining = row.replaced(stays, record.queries)
+        row = remaining.plus(TokenRow.of(moves, record.keys))
     return row
 
 
-def opening(
-    maps: Maps, records: list[Record], attend: Callable[[Record, Tensor], Tensor]
-) -> tuple[Row, list[Record]]:
+def opening(maps: Maps, records: list[Record], attend: Attend) -> tuple[TokenRow, list[Record]]:
     """Return the row at the top and the records it goes down through.
 
     Layers whose queries are no tokens of the picture (attention pooling, glimpses) have no residual
-    path to the
-    picture: what they attended is the row at the top, averaged over them.
+    path to the picture: what they attended is the row at the top, averaged over them.
     """
-    blind = next((record for record in records if record.grid is None), None)
-    if blind is not None:
-        raise ValueError(
-            f"no grid was found behind the {blind.keys.tokens} keys of {blind.name!r}; pass grid="
-        )
+    for record in records:
+        if record.grid is None:
+            raise ValueError(
+                f"no grid was found for the {record.keys.tokens} keys of {record.name!r}; "
+                "pass grid="
+            )
     pools = [record for record in records if record.pool]
-    rest = [record for record in records if not record.pool]
-    return (_pooled(pools, attend) if pools else start(maps, rest[-1])), rest
+    layers = [record for record in records if not record.pool]
+    if pools:
+        return _mean_of_pools(pools, attend), layers
+    return start(maps, layers[-1]), layers
 
 
-def spread(patches: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Share the mass of every patch (B, h, w) among its children on a finer grid, or sum it on a coarser one."""
+def spread(patches: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """Share the mass of each patch (B, h, w) among its children on a finer grid.
+
+    On a coarser grid the mass of the children is summed.
+    """
     if tuple(patches.shape[1:]) == tuple(grid):
         return patches
-    rows, columns = (
-        _shares(old, new).to(patches) for old, new in zip(patches.shape[1:], grid, strict=True)
-    )
+    rows = _shares(patches.shape[1], grid[0]).to(patches)  # (h, h')
+    columns = _shares(patches.shape[2], grid[1]).to(patches)  # (w, w')
     return rows.T @ patches @ columns
 
 
-def finished(row: Row, records: list[Record], method: str, target=None, **notes) -> Map:
-    """Cut the patches out of the last row, count the share that prefix tokens took, and flag outliers."""
-    layer = records[0].name if len(records) == 1 else f"{records[0].name} to {records[-1].name}"
-    prefix, patches = row.prefix.sum(1), row.patches.sum((1, 2))
-    share = prefix / (prefix + patches).clamp(min=torch.finfo(patches.dtype).tiny)
-    lattice = next(
-        (r.keys.lattice for r in records if r.grid == tuple(row.patches.shape[1:])), None
+def finished(
+    row: TokenRow, records: list[Record], method: str, target: Tensor | None = None, **notes: Tensor
+) -> Map:
+    """Return the patches of the last row as a map, with the share that prefix tokens took."""
+    prefix = row.prefix.sum(1)
+    patches = row.patches.sum((1, 2))
+    smallest = torch.finfo(patches.dtype).tiny
+    prefix_mass = prefix / (prefix + patches).clamp(min=smallest)
+    heat = Map(
+        row.patches.float(),
+        name_of_layers(records),
+        method,
+        target,
+        prefix_mass.float(),
+        notes,
+        lattice=_lattice_of(records, tuple(row.patches.shape[1:])),
     )
-    return checked(
-        Map(row.patches.float(), layer, method, target, share.float(), notes, lattice=lattice)
-    )
+    return checked(heat)
+
+
+def name_of_layers(records: list[Record]) -> str:
+    """Return the name of one layer, or of the first and the last of several."""
+    if len(records) == 1:
+        return records[0].name
+    return f"{records[0].name} to {records[-1].name}"
+
+
+def _lattice_of(records: list[Record], grid: tuple[int, ...]) -> Lattice | None:
+    for record in records:
+        if record.grid == grid:
+            return record.keys.lattice
+    return None
 
 
 def checked(heat: Map) -> Map:
-    """Refuse values that are not finite and maps that are all zero; flag patches far above the others."""
+    """Refuse values that are not finite and maps that are all zero; flag outlier patches."""
     values = heat.values
     if not values.isfinite().all():
         raise ValueError(
-            f"{heat.method} gave values that are not finite: look for NaN in the images or the weights"
+            f"{heat.method} computed values that are not finite: "
+            "look for NaN in the images or the weights"
         )
     empty = values.flatten(1).abs().amax(1) == 0
     if empty.all():
         raise EmptyMap(heat)
     if empty.any():
         heat.notes["all_zero"] = empty
-    mean, deviation = (
-        values.mean((1, 2), keepdim=True),
-        values.std((1, 2), correction=0, keepdim=True),
-    )
-    heat.notes["outliers"] = values > mean + OUTLIER * deviation
+    mean = values.mean((1, 2), keepdim=True)
+    deviation = values.std((1, 2), correction=0, keepdim=True)
+    heat.notes["outliers"] = values > mean + OUTLIER_DEVIATIONS * deviation
     return heat
 
 
-def start(maps: Maps, top: Record) -> Row:
+def start(maps: Maps, top: Record) -> TokenRow:
     """Return the row of what the head reads at the top: the class token, or all patches alike."""
     row = mean_row(top.queries, top.batch, device_of(top))
     if maps.auto_query(top) == "cls":
         row = torch.zeros_like(row)
         row[:, 0] = 1
-    prefix, patches, grid = (
-        row[:, : top.queries.prefix],
-        row[:, top.queries.prefix :],
-        top.queries.grid,
-    )
-    return Row(
-        prefix, row.new_zeros(top.batch, *top.grid) if grid is None else patches.unflatten(1, grid)
-    )
+    if top.queries.grid is not None:
+        return TokenRow.of(row, top.queries)
+    # queries without patches, such as a class token alone
+    height, width = _grid_of(top)
+    return TokenRow(row[:, : top.queries.prefix], row.new_zeros(top.batch, height, width))
 
 
 def start_row(maps: Maps, record: Record) -> Tensor:
     """Return the row over a record's queries that one layer alone starts from."""
-    return (
-        mean_row(record.queries, record.batch, device_of(record))
-        if record.pool
-        else start(maps, record).on(record.queries)
-    )
+    if record.pool:
+        return mean_row(record.queries, record.batch, device_of(record))
+    return start(maps, record).on(record.queries)
 
 
-def _pooled(pools: list[Record], attend: Callable) -> Row:
+def sum_of_rows(records: list[Record], row_of: Callable[[Record], Tensor]) -> TokenRow:
+    """Add up one row over the keys of every layer; there is at least one."""
+    total = TokenRow.of(row_of(records[0]), records[0].keys)
+    for record in records[1:]:
+        total = total.plus(TokenRow.of(row_of(record), record.keys))
+    return total
+
+
+def _mean_of_pools(pools: list[Record], attend: Attend) -> TokenRow:
     """Average what the learned queries, or the glimpses one after the other, attended."""
-    rows = [Row.of(attend(r, mean_row(r.queries, r.batch, device_of(r))), r.keys) for r in pools]
-    total = rows[0]
-    for row in rows[1:]:
-        total = total.plus(row)
-    return Row(total.prefix / len(rows), total.patches / len(rows))
+
+    def attended(record: Record) -> Tensor:
+        return attend(record, mean_row(record.queries, record.batch, device_of(record)))
+
+    total = sum_of_rows(pools, attended)
+    return TokenRow(total.prefix / len(pools), total.patches / len(pools))
 
 
-def _widen(prefix: Tensor, count: int) -> Tensor:
+def _patches_of(row: Tensor, space: Space) -> Tensor:
+    """Return the patches of a row: (B, tokens) -> (B, h, w)."""
+    if space.grid is None:
+        raise ValueError(f"the {space.tokens} tokens of a row must lie on a grid")
+    return row[:, space.prefix :].unflatten(1, space.grid)
+
+
+def _grid_of(record: Record) -> tuple[int, int]:
+    if record.grid is None:
+        raise ValueError(f"the keys of {record.name!r} must lie on a grid")
+    return record.grid
+
+
+def _pad_prefix(prefix: Tensor, count: int) -> Tensor:
+    """Append zeros to (B, P) up to ``count`` prefix tokens."""
     return F.pad(prefix, (0, max(0, count - prefix.shape[1])))
 
 
-def _shares(old: int, new: int) -> Tensor:
-    """Return (old, new): the share of each old cell that each new cell gets; rows sum to one."""
-    if new < old:
-        back = _shares(new, old)
-        return (back / back.sum(0)).T
-    step = -(-new // old)
-    if (
-        -(-new // step) == old
-    ):  # merging that pads the border: the last parent may have fewer children
-        parents = F.one_hot(torch.arange(new) // step, old).T.double()
+def _shares(cells: int, finer: int) -> Tensor:
+    """Return (cells, finer): the share of each cell that each finer cell gets; rows sum to one."""
+    if finer < cells:
+        children = _shares(finer, cells)
+        return (children / children.sum(0)).T
+    step = -(-finer // cells)
+    if -(-finer // step) == cells:
+        # merging that pads the border: the last parent may have fewer children
+        parents = F.one_hot(torch.arange(finer) // step, cells).T.double()
         return parents / parents.sum(1, keepdim=True)
-    edges = torch.arange(new + 1, dtype=torch.double) * old / new
-    low, high = edges[:-1], edges[1:]
-    cells = torch.arange(old, dtype=torch.double)[:, None]
-    return (torch.minimum(high, cells + 1) - torch.maximum(low, cells)).clamp(min=0)
+    # cells that do not nest share by the length of their overlap
+    edges = torch.arange(finer + 1, dtype=torch.double) * cells / finer
+    starts = torch.arange(cells, dtype=torch.double)[:, None]
+    overlap = torch.minimum(edges[1:], starts + 1) - torch.maximum(edges[:-1], starts)
+    return overlap.clamp(min=0)

@@ -1,4 +1,6 @@
-"""Methods that weigh attention by the gradient of a class score. The fused kernel runs forward and backward.
+"""Methods that weight attention by the gradient of a class score.
+
+The fused kernel runs forward and backward.
 
 With O = A V, the gradient at the weights is G = dO V^T, so that any tile of G follows from the
 values and the gradient at the output of the attention call, and nothing N x N is stored.
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from visattn.map import Map
-from visattn.methods.chain import Row, chain, finished, opening, start_row
+from visattn.methods.chain import TokenRow, chain, finished, opening, start_row, sum_of_rows
 from visattn.methods.target import Target, check_images, evaluating, run, scores_of
 from visattn.record.entry import Record
 from visattn.record.session import Maps, record_into
@@ -18,8 +20,11 @@ from visattn.record.session import Maps, record_into
 
 def differentiate(
     model: nn.Module, images: Tensor, target: Target, layers=None
-) -> tuple[Maps, list, Tensor | None]:
-    """Run forward and backward once; return the captured maps, the layers asked for with their gradient, the target."""
+) -> tuple[Maps, list[Record], Tensor | None]:
+    """Run forward and backward once.
+
+    Return the maps, the selected layers with their gradient, and the classes that were explained.
+    """
     check_images(images)
     maps = Maps(model, "graph")
     with evaluating(model), torch.inference_mode(False), torch.enable_grad():
@@ -34,45 +39,69 @@ def differentiate(
     return maps, records, target
 
 
-def fill_gradients(score: Tensor, records: list[Record], keep_graph: bool = False):
+def fill_gradients(score: Tensor, records: list[Record], keep_graph: bool = False) -> None:
     """Set ``record.gradient`` to the gradient of a score at each attention call's output."""
     if not score.requires_grad:
         raise ValueError(
             "the score does not depend on the images in a way that can be differentiated"
         )
-    attached = [record for record in records if record.output.requires_grad]
+    attached: list[Record] = []
+    outputs: list[Tensor] = []
+    for record in records:
+        output = _output_of(record)
+        if output.requires_grad:
+            attached.append(record)
+            outputs.append(output)
     if not attached:
         raise ValueError(
             "no attention layer has a gradient: the model runs them under torch.no_grad()"
         )
-    outputs = [record.output for record in attached]
-    found = torch.autograd.grad(score, outputs, allow_unused=True, retain_graph=keep_graph)
-    for record, output, gradient in zip(attached, outputs, found, strict=True):
-        record.gradient = torch.zeros_like(output) if gradient is None else gradient
+    gradients = torch.autograd.grad(score, outputs, allow_unused=True, retain_graph=keep_graph)
+    for record, gradient in zip(attached, gradients, strict=True):
+        record.gradient = gradient
+    # what the score does not depend on has the gradient zero
     for record in records:
         if record.gradient is None:
-            record.gradient = torch.zeros_like(record.output)
+            record.gradient = torch.zeros_like(_output_of(record))
 
 
-def release(record: Record):
-    """Let go of the graph."""
+def _output_of(record: Record) -> Tensor:
+    if record.output is None:
+        raise ValueError(f"{record.name!r} was recorded without its graph: keep='graph' holds it")
+    return record.output
+
+
+def release(record: Record) -> None:
+    """Drop the references to the autograd graph."""
     for name in ("q", "k", "v", "alpha", "bias", "mask"):
-        held = getattr(record, name)
-        setattr(record, name, None if held is None else held.detach())
+        tensor = getattr(record, name)
+        if tensor is not None:
+            setattr(record, name, tensor.detach())
     record.output = None
 
 
 def gradient_tile(record: Record, rows: slice) -> Tensor:
     """Return G = dO V^T for some queries: (B * G, H, r, Nk)."""
-    if record.v is None:
-        return record.gradient.reshape(record.alpha.shape)[:, :, rows].float()
+    gradient = gradient_of(record)
     v = record.v
-    if v.shape[1] != record.gradient.shape[1]:
-        v = v.repeat_interleave(record.gradient.shape[1] // v.shape[1], 1)
-    wide = torch.promote_types(v.dtype, torch.float32)
-    return record.gradient.reshape(*v.shape[:2], -1, v.shape[3])[:, :, rows].to(wide) @ v.to(
-        wide
-    ).transpose(-2, -1)
+    if v is None:
+        # only weights were recorded: the gradient is that of the weights themselves
+        assert record.alpha is not None
+        return gradient.reshape(record.alpha.shape)[:, :, rows].float()
+    if v.shape[1] != gradient.shape[1]:
+        # grouped heads share values
+        v = v.repeat_interleave(gradient.shape[1] // v.shape[1], 1)
+    dtype = torch.promote_types(v.dtype, torch.float32)
+    d_output = gradient.reshape(*v.shape[:2], -1, v.shape[3])[:, :, rows]
+    # (B * G, H, r, Dv) x (B * G, H, Dv, Nk) -> (B * G, H, r, Nk)
+    return d_output.to(dtype) @ v.to(dtype).transpose(-2, -1)
+
+
+def gradient_of(record: Record) -> Tensor:
+    """Return the gradient that `fill_gradients` set."""
+    if record.gradient is None:
+        raise ValueError(f"{record.name!r} has no gradient: run fill_gradients first")
+    return record.gradient
 
 
 def positive_share(record: Record, rows: slice) -> Tensor:
@@ -81,8 +110,11 @@ def positive_share(record: Record, rows: slice) -> Tensor:
 
 
 def _attend(record: Record, u: Tensor) -> Tensor:
+    """Return u times the mean over heads of [A o G]+: (B, keys.tokens)."""
     moved = record.apply_positive(u)
-    return record.apply(u, partial(positive_share, record)) if moved is None else moved
+    if moved is not None:
+        return moved
+    return record.apply(u, partial(positive_share, record))
 
 
 def gae(model: nn.Module, images: Tensor, target: Target = None, layers=None) -> Map:
@@ -100,19 +132,25 @@ def gae(model: nn.Module, images: Tensor, target: Target = None, layers=None) ->
     """
     maps, records, target = differentiate(model, images, target, layers)
 
-    row, rest = opening(maps, records, _attend)
-    # e and what was added to it travel apart: added, e would swallow small relevance in float32.
-    e = None if any(record.pool for record in records) else row
-    row = row if e is None else Row(*(torch.zeros_like(part) for part in row))
+    top, below = opening(maps, records, _attend)
+    if any(record.pool for record in records):
+        # a pool has no residual path: its row is relevance already
+        return finished(chain(below, top, _relevance_step), records, "gae", target)
+    # e and what was added to it travel apart: added, e would swallow small relevance in float32
+    no_relevance = TokenRow(torch.zeros_like(top.prefix), torch.zeros_like(top.patches))
 
     def step(record: Record, u: Tensor) -> tuple[Tensor, Tensor]:
-        return u, _attend(record, u if e is None else u + e.on(record.queries))
+        return u, _attend(record, u + top.on(record.queries))
 
-    return finished(chain(rest, row, step), records, "gae", target)
+    return finished(chain(below, no_relevance, step), records, "gae", target)
+
+
+def _relevance_step(record: Record, u: Tensor) -> tuple[Tensor, Tensor]:
+    return u, _attend(record, u)
 
 
 def grad_rollout(model: nn.Module, images: Tensor, target: Target = None, layers=None) -> Map:
-    r"""Roll out attention weighed by the positive part of its gradient.
+    r"""Roll out attention weighted by the positive part of its gradient.
 
     .. math::
         \bar A_l = \frac{I + \operatorname{mean}_h [A_{lh} \odot G_{lh}]_+}{\text{row sum}}, \qquad
@@ -125,8 +163,9 @@ def grad_rollout(model: nn.Module, images: Tensor, target: Target = None, layers
     maps, records, target = differentiate(model, images, target, layers)
 
     def step(record: Record, u: Tensor) -> tuple[Tensor, Tensor]:
-        kind = torch.promote_types(u.dtype, record.gradient.dtype)
-        moved = torch.zeros_like(record.queries.fold(u), dtype=kind)
+        dtype = torch.promote_types(u.dtype, gradient_of(record).dtype)
+        # the share of each query that leaves it, in groups: (B * G, T)
+        moved = torch.zeros_like(record.queries.fold(u), dtype=dtype)
 
         def scaled(rows: slice) -> Tensor:
             tile = positive_share(record, rows).mean(1)
@@ -135,14 +174,18 @@ def grad_rollout(model: nn.Module, images: Tensor, target: Target = None, layers
             return tile
 
         moves = record.apply(u, scaled)
-        return u * (1 - record.queries.unfold(moved[:, None])[:, 0]), moves
+        # (B * G, 1, T) -> (B, 1, tokens) -> (B, tokens)
+        shares = record.queries.unfold(moved[:, None])[:, 0]
+        return u * (1 - shares), moves
 
-    row, rest = opening(maps, records, _attend)
-    return finished(chain(rest, row, step), records, "grad_rollout", target)
+    top, below = opening(maps, records, _attend)
+    return finished(chain(below, top, step), records, "grad_rollout", target)
 
 
 def grad_attention(model: nn.Module, images: Tensor, target: Target = None, layers=None) -> Map:
-    r"""Weigh the attention of what the head reads by its gradient, in the last layer (or summed over those asked for).
+    r"""Weight the attention of what the head reads by its gradient.
+
+    The last layer is used, or the sum over the selected layers.
 
     .. math::
         \text{map} = \sum_l \operatorname{mean}_h\, e\,[A_{lh} \odot G_{lh}]_+
@@ -152,9 +195,5 @@ def grad_attention(model: nn.Module, images: Tensor, target: Target = None, laye
         from the paper in: layers can be chosen.
     """
     maps, records, target = differentiate(model, images, target, -1 if layers is None else layers)
-    total = None
-    for record in records:
-        u = start_row(maps, record)
-        row = Row.of(_attend(record, u), record.keys)
-        total = row if total is None else total.plus(row)
+    total = sum_of_rows(records, lambda record: _attend(record, start_row(maps, record)))
     return finished(total, records, "grad_attention", target)

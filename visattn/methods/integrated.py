@@ -7,11 +7,9 @@ from visattn.map import Map
 from visattn.methods.chain import checked
 from visattn.methods.target import Target, check_images, evaluating, logits_of, run, scores_of
 
-STEPS = 32
-
 
 def integrated_gradients(
-    model: nn.Module, images: Tensor, target: Target = None, layers=None
+    model: nn.Module, images: Tensor, target: Target = None, layers=None, *, steps: int = 32
 ) -> Map:
     r"""Integrate the gradient at the pixels along the line from a zero image, summed over channels; signed.
 
@@ -20,9 +18,16 @@ def integrated_gradients(
 
     The map has the size of the image, and sums to y(x) - y(0) but for the error of the quadrature.
 
+    Args:
+        model: Any network.
+        images: (B, C, H, W), as the model takes them.
+        target: As in `visattn.explain`.
+        layers: None: the method reads pixels.
+        steps: Points of the quadrature.
+
     Raises:
         ImportError: captum is not installed.
-        ValueError: ``layers`` is given: the method looks at pixels.
+        ValueError: ``layers`` is not None.
 
     Reference:
         Sundararajan, Taly, Yan 2017, https://arxiv.org/abs/1703.01365. Differs from: nothing.
@@ -34,9 +39,7 @@ def integrated_gradients(
             "integrated_gradients needs captum: pip install 'visattn[captum]'"
         ) from error
     if layers is not None:
-        raise ValueError(
-            f"integrated_gradients looks at pixels and takes no layers; got {layers!r}"
-        )
+        raise ValueError(f"integrated_gradients reads pixels and takes no layers; got {layers!r}")
     check_images(images)
     with evaluating(model), torch.inference_mode(False), torch.enable_grad():
         images = images.detach().clone()
@@ -47,6 +50,6 @@ def integrated_gradients(
             return scores_of(model(x), target)[0] if classes is None else logits_of(model(x))
 
         values = IntegratedGradients(score).attribute(
-            images, target=classes, n_steps=STEPS, internal_batch_size=max(len(images), 8)
+            images, target=classes, n_steps=steps, internal_batch_size=max(len(images), 8)
         )
     return checked(Map(values.detach().sum(1).float(), "pixels", "integrated_gradients", classes))

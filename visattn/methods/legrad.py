@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from visattn.map import Map
-from visattn.methods.chain import Row, finished
-from visattn.methods.gradient import fill_gradients, gradient_tile, release
+from visattn.methods.chain import TokenRow, finished, sum_of_rows
+from visattn.methods.gradient import fill_gradients, gradient_of, gradient_tile, release
 from visattn.methods.target import Target, check_images, evaluating, logits_of, run, scores_of
 from visattn.record.entry import Record
 from visattn.record.session import Maps, record_into
@@ -108,7 +108,7 @@ def _all_at_once(model: nn.Module, images: Tensor, last: str, blocks: dict[str, 
         if len({tuple(tokens.shape) for tokens in blocks.values()}) > 1:
             raise ValueError(
                 "legrad needs blocks that return tokens of one shape, since one head reads them all; "
-                "for others pass head= to visattn.methods.legrad.legrad"
+                "for others pass head="
             )
         tokens = torch.cat(list(blocks.values()))
         return (tokens, *output[1:]) if isinstance(output, tuple) else tokens
@@ -129,7 +129,7 @@ def last_block(model: nn.Module, images: Tensor) -> str:
     if not blocks:
         raise ValueError(
             "legrad needs attention between tokens inside blocks that are listed in a module list; "
-            "pass head= to visattn.methods.legrad.legrad, which turns the tokens of a block into scores"
+            "pass head=, a function from the tokens of a block to scores"
         )
     return blocks[-1]
 
@@ -151,14 +151,15 @@ def _scores(outputs: list[Tensor], target: Target) -> tuple[list[Tensor], Tensor
     ], classes
 
 
-def _summed(records: list[Record]) -> Row:
-    total = None
-    for record in records:
+def _summed(records: list[Record]) -> TokenRow:
+    """Add up the positive gradients of all layers, averaged over heads and queries."""
+
+    def mean_gradient(record: Record) -> Tensor:
+        def positive_tile(rows: slice) -> Tensor:
+            return gradient_tile(record, rows).clamp(min=0)
+
         count = record.queries.tokens
-        u = torch.full((record.batch, count), 1 / count, device=record.gradient.device)
-        gradient = record.apply(
-            u, lambda rows, record=record: gradient_tile(record, rows).clamp(min=0)
-        )
-        row = Row.of(gradient, record.keys)
-        total = row if total is None else total.plus(row)
-    return total
+        u = torch.full((record.batch, count), 1 / count, device=gradient_of(record).device)
+        return record.apply(u, positive_tile)
+
+    return sum_of_rows(records, mean_gradient)

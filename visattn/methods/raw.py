@@ -9,7 +9,7 @@ from visattn.record.session import Maps
 
 
 def raw(maps: Maps, layers=None) -> Map:
-    r"""Return the weights of the query the head reads, averaged over heads and over the layers asked for.
+    r"""Return the weights of the query the head reads, averaged over heads and layers.
 
     .. math::
         \text{map} = \operatorname{mean}_{l, h}\, e A_{lh}
@@ -24,21 +24,32 @@ def raw(maps: Maps, layers=None) -> Map:
     """
     if layers is None or isinstance(layers, (int, str)):
         return checked(maps.map(-1 if layers is None else layers))
-    heats = [maps.map(record.name) for record in maps.select(layers)]
-    sizes = {tuple(heat.values.shape) for heat in heats}
-    if len(sizes) > 1:
+    records = maps.select(layers)
+    heats = [maps.map(record.name) for record in records]
+    grids = {tuple(heat.values.shape[1:]) for heat in heats}
+    if len(grids) > 1:
         raise ValueError(
-            f"raw averages layers of one grid; these have {', '.join(map(str, sorted(sizes)))}"
+            f"raw averages layers of one grid; these have {', '.join(map(str, sorted(grids)))}"
         )
-    values, mass = (
-        torch.stack([getattr(h, name) for h in heats]).mean(0) for name in ("values", "prefix_mass")
+    heat = Map(
+        torch.stack([heat.values for heat in heats]).mean(0),
+        f"{heats[0].layer} to {heats[-1].layer}",
+        "raw",
+        prefix_mass=_mean_prefix_mass(heats),
+        lattice=heats[0].lattice,
     )
-    name = f"{heats[0].layer} to {heats[-1].layer}"
-    return checked(Map(values, name, "raw", prefix_mass=mass, lattice=heats[0].lattice))
+    return checked(heat)
+
+
+def _mean_prefix_mass(heats: list[Map]) -> Tensor:
+    masses = [heat.prefix_mass for heat in heats if heat.prefix_mass is not None]
+    return torch.stack(masses).mean(0)
 
 
 def dino(maps: Maps, layers=-1, head: int | None = None, mass: float = 0.6) -> Map:
-    r"""Return, per patch, the share of heads that keep it among the fewest patches holding most of the attention.
+    r"""Return, per patch, the share of heads whose mask holds it.
+
+    The mask of a head holds the fewest patches that together have the share ``mass`` of its row.
 
     .. math::
         \text{map}_j = \operatorname{mean}_h\, 1\bigl[\, j \in \operatorname{top}_{m}(e A_{Lh}) \,\bigr]
@@ -52,7 +63,7 @@ def dino(maps: Maps, layers=-1, head: int | None = None, mass: float = 0.6) -> M
     Reference:
         Caron et al. 2021, "Emerging Properties in Self-Supervised Vision Transformers",
         https://arxiv.org/abs/2104.14294. Differs from the authors' code in: heads are averaged
-        unless one is asked for.
+        unless one is selected.
     """
     if not 0 < mass <= 1:
         raise ValueError(f"mass must lie in (0, 1]; got {mass}")
@@ -63,17 +74,26 @@ def dino(maps: Maps, layers=-1, head: int | None = None, mass: float = 0.6) -> M
             f"layers must select one layer, whose heads dino shows; got {len(chosen)}: {names}"
         )
     record = chosen[0]
-    heats = [maps.map(record.name, h) for h in (range(record.heads) if head is None else [head])]
-    values = torch.stack([mass_mask(heat.values, mass).float() for heat in heats]).mean(0)
-    prefix_mass = torch.stack([heat.prefix_mass for heat in heats]).mean(0)
-    about = {"prefix_mass": prefix_mass, "notes": {"mass": mass}, "lattice": record.keys.lattice}
-    return checked(Map(values, record.name, "dino", **about))
+    heads = range(record.heads) if head is None else [head]
+    heats = [maps.map(record.name, number) for number in heads]
+    masks = [mass_mask(heat.values, mass).float() for heat in heats]
+    heat = Map(
+        torch.stack(masks).mean(0),
+        record.name,
+        "dino",
+        prefix_mass=_mean_prefix_mass(heats),
+        notes={"mass": mass},
+        lattice=record.keys.lattice,
+    )
+    return checked(heat)
 
 
 def mass_mask(values: Tensor, mass: float) -> Tensor:
-    """Return the fewest patches of each map (B, h, w) that hold a share of its sum, as a bool mask."""
-    flat = values.flatten(1)
-    ordered, order = flat.sort(dim=1, descending=True)
-    before = ordered.cumsum(1) - ordered
-    kept = before < mass * flat.sum(1, keepdim=True)
-    return torch.zeros_like(kept).scatter(1, order, kept).unflatten(1, values.shape[1:])
+    """Return a bool mask of the fewest patches of each map (B, h, w) that hold a share of its sum."""
+    flat = values.flatten(1)  # (B, h, w) -> (B, h w)
+    largest_first, order = flat.sort(dim=1, descending=True)
+    sum_of_larger = largest_first.cumsum(1) - largest_first
+    inside = sum_of_larger < mass * flat.sum(1, keepdim=True)
+    # back from the order of size to the order of patches
+    mask = torch.zeros_like(inside).scatter(1, order, inside)
+    return mask.unflatten(1, values.shape[1:])

@@ -1,5 +1,7 @@
 """Attention rollout."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -8,17 +10,22 @@ from visattn.methods.chain import chain, finished, opening
 from visattn.record.entry import Record
 from visattn.record.session import Maps
 
-FUSIONS = {"mean": Tensor.mean, "max": Tensor.amax, "min": Tensor.amin}
+FUSIONS: dict[str, Callable[..., Tensor]] = {
+    "mean": Tensor.mean,
+    "max": Tensor.amax,
+    "min": Tensor.amin,
+}
 
 
 def rollout(maps: Maps, layers=None, head_fusion: str = "mean") -> Map:
     r"""Follow attention down through all layers, half of it staying on the residual path.
 
     .. math::
-        \bar A_l = \tfrac12 \operatorname{mean}_h A_{lh} + \tfrac12 I, \qquad \text{map} = e\, \bar A_L \cdots \bar A_1
+        \bar A_l = \tfrac12 \operatorname{mean}_h A_{lh} + \tfrac12 I, \qquad
+        \text{map} = e\, \bar A_L \cdots \bar A_1
 
-    e is what the head reads: the class token, or all patches alike. Only rows are ever formed: e
-    goes down through the layers by one vector-matrix product each.
+    e is what the head reads: the class token, or all patches alike. Only rows are formed: e goes
+    down through the layers by one vector-matrix product each.
 
     Args:
         maps: What `visattn.capture` recorded with keep="qk" or "maps".
@@ -35,10 +42,9 @@ def rollout(maps: Maps, layers=None, head_fusion: str = "mean") -> Map:
 
     Reference:
         Abnar, Zuidema 2020, "Quantifying Attention Flow in Transformers",
-        https://arxiv.org/abs/2005.00928. Differs
-        from the paper in: windows and grids that change between layers, where a patch shares its
-        mass among its children; rows that do not sum to one by their definition (sigmoid ...) are
-        scaled to absolute sum one.
+        https://arxiv.org/abs/2005.00928. Differs from the paper in: windows and grids that change
+        between layers, where a patch shares its mass among its children; rows that do not sum to
+        one by their definition (sigmoid ...) are scaled to absolute sum one.
 
     Example:
         >>> import torch
@@ -54,20 +60,35 @@ def rollout(maps: Maps, layers=None, head_fusion: str = "mean") -> Map:
     records = maps.select(layers)
 
     def attend(record: Record, u: Tensor) -> Tensor:
-        return record.apply(u, _fusion(record, head_fusion))
+        return record.apply(u, _fused_rows(record, head_fusion))
 
     def step(record: Record, u: Tensor) -> tuple[Tensor, Tensor]:
         return u / 2, attend(record, u) / 2
 
-    row, rest = opening(maps, records, attend)
-    row = chain(rest, row, step)
-    padded = any(r.keys.index is not None and (r.keys.index < 0).any() for r in records)
+    top, below = opening(maps, records, attend)
+    row = chain(below, top, step)
+    if not any(_has_padding(record) for record in records):
+        return finished(row, records, "rollout")
     total = row.patches.sum((1, 2)) + row.prefix.sum(1)
-    return finished(row, records, "rollout", **({"padding_mass": 1 - total} if padded else {}))
+    return finished(row, records, "rollout", padding_mass=1 - total)
 
 
-def _fusion(record: Record, head_fusion: str):
+def _has_padding(record: Record) -> bool:
+    """Whether windows of a layer are filled up with tokens outside the picture."""
+    index = record.keys.index
+    return index is not None and bool((index < 0).any())
+
+
+def _fused_rows(record: Record, head_fusion: str) -> Callable[[slice], Tensor] | None:
+    """Return the rows that stand for all heads; None is the plain mean of a record."""
     sums_to_one = getattr(record.pair[1], "rows_sum_to_one", True)
-    if head_fusion == "mean":
-        return None if sums_to_one else lambda rows: F.normalize(record.rows(rows), p=1, dim=-1)
-    return lambda rows: F.normalize(FUSIONS[head_fusion](record.rows(rows), 1), p=1, dim=-1)
+    if head_fusion == "mean" and sums_to_one:
+        return None
+
+    def fused(rows: slice) -> Tensor:
+        weights = record.rows(rows)  # (B * G, H, rows, Nk)
+        if head_fusion != "mean":
+            weights = FUSIONS[head_fusion](weights, 1)
+        return F.normalize(weights, p=1, dim=-1)
+
+    return fused
