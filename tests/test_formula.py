@@ -245,7 +245,7 @@ def test_gumbel_takes_a_generator():
         (lambda q, k, v: attend(q, k, v, mask=torch.ones(7, 12).bool()), "mask must broadcast"),
         (lambda q, k, v: attend(q, k, v, mask=torch.ones(7, 11)), "mask must be bool"),
         (lambda q, k, v: attend(q, k.to("meta"), v), "k must be on the device of q, cpu; got meta"),
-        (lambda q, k, v: attend(q, k, v, impl="flash"), "impl must be one of auto, sdpa"),
+        (lambda q, k, v: attend(q, k, v, impl="flash"), "impl must be one of auto, associative, sdpa"),
         (
             lambda q, k, v: attend(q, k, v, None, NORMALIZERS["sigmoid"](), impl="sdpa"),
             "cannot be rewritten as a softmax",

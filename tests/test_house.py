@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import visattn
+from visattn import core
 from visattn.core.formula import Attend
 from visattn.core.tap import Tap
 
@@ -113,6 +114,13 @@ def test_public_names_survive_importing_everything():
         getattr(visattn, name)
     assert all(callable(getattr(visattn, name)) for name in FUNCTIONS)
     assert not {path.name.removesuffix(".py") for path in ROOT.iterdir()} & set(FUNCTIONS)
+
+
+def test_core_offers_every_class_of_its_tables():
+    tables = (core.SIMILARITIES, core.NORMALIZERS, core.RELATIONS, core.POSITIONS)
+    classes = {cls.__name__ for table in tables for cls in table.values()}
+    assert classes <= set(core.__all__)
+    assert all(hasattr(core, name) for name in core.__all__)
 
 
 def test_unknown_names_are_refused():

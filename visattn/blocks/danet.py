@@ -5,9 +5,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visattn.blocks.parts.check import hidden_width, require_map, require_positive
-from visattn.blocks.parts.map_attend import MapAttend
 from visattn.blocks.parts.products import plain, product
-from visattn.blocks.parts.tokens import like_format, project_tokens, to_channels, to_map
+from visattn.blocks.parts.tokens import (
+    CACHED_SCORES,
+    like_format,
+    project_tokens,
+    to_channels,
+    to_map,
+)
 from visattn.core.formula import Attend
 from visattn.core.layout import Channels
 from visattn.core.normalize.exponential import Softmax
@@ -52,7 +57,7 @@ class PositionAttention(nn.Module):
         self.query = nn.Conv2d(channels, inner, 1)
         self.key = nn.Conv2d(channels, inner, 1)
         self.value = nn.Conv2d(channels, channels, 1)
-        self.attend = MapAttend(Dot(inner), Softmax())
+        self.attend = Attend(Dot(inner), Softmax(), dense_below=CACHED_SCORES)
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visattn.blocks.parts.check import hidden_width, require_choice, require_map
-from visattn.blocks.parts.map_attend import MapAttend
 from visattn.blocks.parts.norm import make_norm
-from visattn.blocks.parts.tokens import project_back, project_tokens, to_tokens
+from visattn.blocks.parts.tokens import CACHED_SCORES, project_back, project_tokens, to_tokens
+from visattn.core.formula import Attend
 from visattn.core.normalize import NORMALIZERS
 from visattn.core.similarity import SIMILARITIES
 
@@ -87,7 +87,11 @@ class NonLocal(nn.Module):
             self.key = nn.Conv2d(channels, inner, 1)
         self.value = nn.Conv2d(channels, inner, 1)
         similarity, normalize = MODES[mode]
-        self.attend = MapAttend(SIMILARITIES[similarity](head_dim), NORMALIZERS[normalize]())
+        self.attend = Attend(
+            SIMILARITIES[similarity](head_dim),
+            NORMALIZERS[normalize](),
+            dense_below=CACHED_SCORES,
+        )
         self.proj = nn.Conv2d(inner, channels, 1)
         self.norm = make_norm(norm, channels)
         # The last layer starts at zero, so that the block starts as the identity.

@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from visattn.core.call import alpha_of, check
-from visattn.core.evaluation import EVALUATE, IMPLS, Plan, choose, require
+from visattn.core.call import AttendCall, check_call, compute_weights
+from visattn.core.evaluation import IMPLS, Plan, check_impl, make_plan, require, select
 from visattn.core.normalize.definition import Normalizer
 from visattn.core.similarity.definition import Similarity
 
@@ -46,12 +46,9 @@ def attend(
         >>> attend(torch.rand(2, 3, 5, 7), torch.rand(2, 3, 11, 7), torch.rand(2, 3, 11, 13)).shape
         torch.Size([2, 3, 5, 13])
     """
-    call = check(q, k, v, similarity, normalize, bias, mask, dropout)
-    if impl == "auto":
-        impl = choose(call).impl
-    else:
-        require(call, impl)
-    return EVALUATE[impl](call)
+    call = check_call(q, k, v, similarity, normalize, bias, mask, dropout)
+    evaluation = select(call) if impl == "auto" else require(call, impl)
+    return evaluation.run(call)
 
 
 def attention_map(
@@ -86,17 +83,21 @@ def attention_map(
         >>> attention_map(torch.rand(2, 3, 5, 7), torch.rand(2, 3, 11, 7), rows=[0, 4]).shape
         torch.Size([2, 3, 2, 11])
     """
-    call = check(q, k, None, similarity, normalize, bias, mask, 0.0)
+    call = check_call(q, k, None, similarity, normalize, bias, mask, 0.0)
     if rows is None:
-        return alpha_of(call, call.q, call.bias, call.mask)
+        return compute_weights(call, call.q, call.bias, call.mask)
     if not call.normalize.row_local:
-        return alpha_of(call, call.q, call.bias, call.mask)[:, :, rows]
-    return alpha_of(call, call.q[:, :, rows], _rows_of(call.bias, rows), _rows_of(call.mask, rows))
+        return compute_weights(call, call.q, call.bias, call.mask)[:, :, rows]
+    bias = _select_rows(call.bias, rows)
+    mask = _select_rows(call.mask, rows)
+    return compute_weights(call, call.q[:, :, rows], bias, mask)
 
 
-def _rows_of(x: Tensor | None, rows: Tensor | slice | list[int]) -> Tensor | None:
-    """Cut the query axis of a bias or mask, where it has one."""
-    return x if x is None or x.shape[2] == 1 else x[:, :, rows]
+def _select_rows(x: Tensor | None, rows: Tensor | slice | list[int]) -> Tensor | None:
+    """Select from the query axis of a bias or mask (B, H, Nq or 1, Nk)."""
+    if x is None or x.shape[2] == 1:
+        return x
+    return x[:, :, rows]
 
 
 def plan(
@@ -117,7 +118,7 @@ def plan(
         >>> print(plan(x, x, x))
         sdpa: scaled_dot x softmax is what the fused kernel computes
     """
-    return choose(check(q, k, v, similarity, normalize, bias, mask, dropout))
+    return make_plan(check_call(q, k, v, similarity, normalize, bias, mask, dropout))
 
 
 class Attend(nn.Module):
@@ -131,6 +132,8 @@ class Attend(nn.Module):
         normalize: f_norm; None is Softmax.
         dropout: Share of the weights dropped in training.
         impl: As in :func:`attend`.
+        dense_below: Bytes up to which ``impl="auto"`` forms and keeps the whole score matrix on a
+            CPU: the faster way where heads are wide.
 
     Shape:
         As :func:`attend`. ``layout`` says how tokens were folded into the batch; the formula does
@@ -161,22 +164,19 @@ class Attend(nn.Module):
         *,
         dropout: float = 0.0,
         impl: str = "auto",
+        dense_below: int = 0,
     ):
         super().__init__()
-        for argument, value, table in (
-            ("similarity", similarity, "SIMILARITIES"),
-            ("normalize", normalize, "NORMALIZERS"),
-        ):
-            if value is not None and not isinstance(value, nn.Module):
-                raise TypeError(
-                    f"{argument} must be an object, such as {table}[...](...); got {value!r}"
-                )
+        _check_object("similarity", similarity, "SIMILARITIES")
+        _check_object("normalize", normalize, "NORMALIZERS")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1); got {dropout}")
-        if impl not in IMPLS:
-            raise ValueError(f"impl must be one of {', '.join(IMPLS)}; got {impl!r}")
-        self.similarity, self.normalize = similarity, normalize
-        self.dropout, self.impl = dropout, impl
+        check_impl(impl)
+        self.similarity = similarity
+        self.normalize = normalize
+        self.dropout = dropout
+        self.impl = impl
+        self.dense_below = dense_below
 
     def forward(
         self,
@@ -187,15 +187,34 @@ class Attend(nn.Module):
         mask: Tensor | None = None,
         layout: object | None = None,
     ) -> Tensor:
+        call = self._call(q, k, v, bias, mask)
+        if self.impl == "auto":
+            return select(call, self.dense_below).run(call)
+        return require(call, self.impl).run(call)
+
+    def plan(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None = None,
+        mask: Tensor | None = None,
+        layout: object | None = None,
+    ) -> Plan:
+        """Return how ``forward`` will evaluate this call in the module's present mode, and why."""
+        call = self._call(q, k, v, bias, mask)
+        if self.impl == "auto":
+            return make_plan(call, self.dense_below)
+        return Plan(require(call, self.impl).name, f"the module was made with impl={self.impl!r}")
+
+    def _call(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None
+    ) -> AttendCall:
         dropout = self.dropout if self.training else 0.0
-        return attend(
-            q,
-            k,
-            v,
-            self.similarity,
-            self.normalize,
-            bias=bias,
-            mask=mask,
-            dropout=dropout,
-            impl=self.impl,
-        )
+        return check_call(q, k, v, self.similarity, self.normalize, bias, mask, dropout)
+
+
+def _check_object(argument: str, value: object, table: str) -> None:
+    """Refuse a name: only configurations speak in names."""
+    if value is not None and not isinstance(value, nn.Module):
+        raise TypeError(f"{argument} must be an object, such as {table}[...](...); got {value!r}")

@@ -5,16 +5,16 @@ import warnings
 import torch
 from torch import Tensor
 
-from visattn.core.call import Call, check, inner_form, name_of
+from visattn.core.call import AttendCall, check_call, inner_form, name_of
 from visattn.core.kernels.triton import ops
 from visattn.core.kernels.triton.device import unavailable
 from visattn.core.normalize.definition import Normalizer
 from visattn.core.similarity.definition import Similarity
 
-HEAD_DIM = 128
+HEAD_DIM = 128  # widest head that the kernels take
 
 
-def missing(call: Call, kinds: tuple[str, ...] = ops.KINDS) -> str | None:
+def lacks_kernel(call: AttendCall, kinds: tuple[str, ...] = ops.KINDS) -> str | None:
     """Return why there is no fused GPU kernel for a pair, on any machine."""
     if call.normalize.kernel in kinds and call.similarity.has_dot_form:
         return None
@@ -23,31 +23,34 @@ def missing(call: Call, kinds: tuple[str, ...] = ops.KINDS) -> str | None:
     )
 
 
-def refuses(call: Call, kinds: tuple[str, ...] = ops.KINDS) -> str | None:
+def refuses(call: AttendCall, kinds: tuple[str, ...] = ops.KINDS) -> str | None:
     """Return why the kernels cannot serve a call; None where they can."""
-    return missing(call, kinds) or _beyond(call) or unavailable(call.q.device)
+    return lacks_kernel(call, kinds) or _beyond(call) or unavailable(call.q.device)
 
 
-def _beyond(call: Call) -> str | None:
+def _beyond(call: AttendCall) -> str | None:
     """Return what in a call is beyond the fused GPU kernels."""
-    width = max(x.shape[3] for x in (call.q, call.shared_k, call.shared_v) if x is not None)
+    tensors = (call.q, call.shared_k, call.shared_v)
+    width = max(x.shape[3] for x in tensors if x is not None)
     if call.dropout:
         return "dropout of the weights is left to tiles"
     if width > HEAD_DIM:
         return f"it takes heads up to {HEAD_DIM} wide; got {width}"
-    return None if call.q.dtype != torch.float64 else "it has no float64"
+    if call.q.dtype == torch.float64:
+        return "it has no float64"
+    return None
 
 
-def warn_of_tiles(call: Call) -> None:
+def warn_of_tiles(call: AttendCall) -> None:
     """Say on CUDA, once, why a fused kernel that exists is not taken."""
-    if not call.q.is_cuda or torch.compiler.is_compiling() or missing(call) or _beyond(call):
+    if not call.q.is_cuda or torch.compiler.is_compiling() or lacks_kernel(call) or _beyond(call):
         return
     why = unavailable(call.q.device)
     if why is not None:
-        warnings.warn(f"query tiles are taken in place of the fused kernels: {why}", stacklevel=2)
+        warnings.warn(f"query tiles are used in place of the fused kernels: {why}", stacklevel=2)
 
 
-def evaluated(call: Call) -> Tensor:
+def evaluate(call: AttendCall) -> Tensor:
     """Return m."""
     q, k, bias, scale = inner_form(call)
     return ops.fused(
@@ -84,18 +87,30 @@ def row_chain(
         weighed: Gradients (B, H, Nq, Dv) and values (B, H, Nk, Dv), to weigh A by [G]+, G =
             gradients values^T.
     """
-    if unavailable(q.device) or (
-        torch.is_grad_enabled() and any(x.requires_grad for x in (u, q, k))
-    ):
+    needs_gradient = any(x.requires_grad for x in (u, q, k))
+    if unavailable(q.device) or (torch.is_grad_enabled() and needs_gradient):
         return None
-    call = check(q, k, None, *pair, bias, mask, 0.0)
+    call = check_call(q, k, None, *pair, bias, mask, 0.0)
     if refuses(call, (*ops.KINDS, "softmax")):
         return None
-    q, k, bias, own = inner_form(call)
-    dtype, p = torch.promote_types(q.dtype, k.dtype), call.normalize.exponent()
-    p = None if p is None else p.float()
-    gradient, v = (None, None) if weighed is None else (x.to(dtype) for x in weighed)
-    operands = (u.float(), q.to(dtype), k.to(dtype), bias, call.mask, p)
+    form = inner_form(call)
+    dtype = torch.promote_types(form.q.dtype, form.k.dtype)
+    exponent = call.normalize.exponent()
+    if exponent is not None:
+        exponent = exponent.float()
+    gradients = values = None
+    if weighed is not None:
+        gradients = weighed[0].to(dtype)
+        values = weighed[1].to(dtype)
     return ops.row_chain(
-        *operands, call.normalize.kernel, own if scale is None else scale, gradient, v
+        u.float(),
+        form.q.to(dtype),
+        form.k.to(dtype),
+        form.bias,
+        call.mask,
+        exponent,
+        call.normalize.kernel,
+        form.scale if scale is None else scale,
+        gradients,
+        values,
     )

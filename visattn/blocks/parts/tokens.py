@@ -5,6 +5,9 @@ from torch import Tensor, nn
 
 from visattn.blocks.parts.products import plain, product
 
+CACHED_SCORES = 32 * 2**20
+"""Bytes of a score matrix of one wide head that a CPU evaluates faster whole: about its cache."""
+
 
 def map_size(x: Tensor) -> tuple[int, int]:
     """Return the (H, W) of a map."""

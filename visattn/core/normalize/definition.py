@@ -1,7 +1,25 @@
 """f_norm: what turns scores into weights."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
+
+
+class SoftmaxForm(NamedTuple):
+    """How weights can be had from a softmax over the keys.
+
+    Args:
+        extra_keys: So many more keys of score and value zero.
+        column_passes: So many normalizations over the queries before it.
+    """
+
+    extra_keys: int = 0
+    column_passes: int = 0
+
+    @property
+    def is_plain(self) -> bool:
+        return self.extra_keys == 0 and self.column_passes == 0
 
 
 class Normalizer(nn.Module):
@@ -11,7 +29,8 @@ class Normalizer(nn.Module):
         \alpha_{ij} = f_{norm}(e)_{ij}
 
     A normalizer of one's own needs ``weights(e, count)``; everything else follows from what it
-    declares. Where it inherits from one that has a ``kernel``, new weights drop it.
+    declares. A class with new weights does not inherit what described the old ones: ``kernel``,
+    ``softmax_form``, ``linear_divisor`` and ``head_local``.
 
     Args:
         num_heads: H, for parameters of which each head has its own.
@@ -26,6 +45,9 @@ class Normalizer(nn.Module):
         head_local: Whether heads can be weighed one at a time: no head sees another, and the first
             axis of every parameter and buffer counts the heads.
         kernel: Name of its row functions in ``kernels/rows.py``, or None.
+        softmax_form: How the weights can be had from a softmax over the keys, or None.
+        linear_divisor: What weights linear in the scores are divided by: ``"count"`` (of keys),
+            ``"absolute_sum"`` (of the row), or None where they are not linear.
 
     Shape:
         - e: (B, H, Nq, Nk), any real numbers; -inf only through ``mask``.
@@ -40,8 +62,7 @@ class Normalizer(nn.Module):
 
     Reference:
         Chaudhari et al. 2021, "An Attentive Survey of Attention Models",
-        https://arxiv.org/abs/1904.02874. Differs
-        from: nothing.
+        https://arxiv.org/abs/1904.02874. Differs from: nothing.
     """
 
     row_local = True
@@ -51,11 +72,17 @@ class Normalizer(nn.Module):
     stochastic = False
     head_local = False
     kernel: str | None = None
+    softmax_form: SoftmaxForm | None = None
+    linear_divisor: str | None = None
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if "weights" in vars(cls) and "kernel" not in vars(cls):
-            cls.kernel = None
+        declared = vars(cls)
+        if "weights" not in declared and "forward" not in declared:
+            return
+        for name in ("kernel", "softmax_form", "linear_divisor", "head_local"):
+            if name not in declared:
+                setattr(cls, name, getattr(Normalizer, name))
 
     def __init__(self, num_heads: int = 1):
         super().__init__()

@@ -3,15 +3,14 @@
 import torch
 from torch import Tensor
 
-from visattn.core.normalize.definition import Normalizer
+from visattn.core.normalize.definition import Normalizer, SoftmaxForm
 
 
 def _lse(e: Tensor, axis: int) -> Tensor:
     """Return log sum exp along an axis, zero where every entry is masked."""
-    lse = e.masked_fill((e == -torch.inf).all(axis, keepdim=True), 0.0).logsumexp(
-        axis, keepdim=True
-    )
-    return lse.masked_fill((e == -torch.inf).all(axis, keepdim=True), 0.0)
+    is_empty = (e == -torch.inf).all(axis, keepdim=True)
+    lse = e.masked_fill(is_empty, 0.0).logsumexp(axis, keepdim=True)
+    return lse.masked_fill(is_empty, 0.0)
 
 
 class Double(Normalizer):
@@ -45,6 +44,7 @@ class Double(Normalizer):
 
     row_local = False
     rows_sum_to_one = True
+    softmax_form = SoftmaxForm(column_passes=1)
 
     def weights(self, e: Tensor, count: int | Tensor) -> Tensor:
         e = e - _lse(e, -2)
@@ -89,6 +89,10 @@ class Sinkhorn(Normalizer):
         if iterations < 1:
             raise ValueError(f"iterations must be at least 1; got {iterations}")
         self.iterations = iterations
+
+    @property
+    def softmax_form(self) -> SoftmaxForm:  # type: ignore[override]  # it depends on iterations
+        return SoftmaxForm(column_passes=self.iterations)
 
     def weights(self, e: Tensor, count: int | Tensor) -> Tensor:
         for _ in range(self.iterations):

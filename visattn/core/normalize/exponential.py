@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from visattn.core.normalize.definition import Normalizer
+from visattn.core.normalize.definition import Normalizer, SoftmaxForm
 
 
 class Softmax(Normalizer):
@@ -36,6 +36,7 @@ class Softmax(Normalizer):
     shift_invariant = True
     rows_sum_to_one = True
     kernel = "softmax"
+    softmax_form = SoftmaxForm()
 
     def weights(self, e: Tensor, count: int | Tensor) -> Tensor:
         return e.softmax(-1)
@@ -70,6 +71,7 @@ class Softmax1(Normalizer):
 
     head_local = True
     kernel = "softmax1"
+    softmax_form = SoftmaxForm(extra_keys=1)
 
     def weights(self, e: Tensor, count: int | Tensor) -> Tensor:
         lse = e.logsumexp(-1, keepdim=True)

@@ -37,6 +37,7 @@ class L1(Normalizer):
 
     head_local = True
     kernel = "l1"
+    linear_divisor = "absolute_sum"
 
     def weights(self, e: Tensor, count: int | Tensor) -> Tensor:
         e = kept(e)
@@ -77,6 +78,7 @@ class Uniform(Normalizer):
 
     head_local = True
     kernel = "none"
+    linear_divisor = "count"
 
     def weights(self, e: Tensor, count: int | Tensor) -> Tensor:
         return kept(e) / count

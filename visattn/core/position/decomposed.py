@@ -118,8 +118,9 @@ def widen(similarity: Similarity | None, head_dim: int) -> Similarity:
         raise ValueError(
             f"decomposed positions cannot join {name}, which normalizes a key's channels over all keys"
         )
-    has_form = type(similarity).dot_form is not Similarity.dot_form
-    return (_WidenedProduct if has_form else _Widened)(similarity, head_dim)
+    if similarity.has_dot_form:
+        return _WidenedProduct(similarity, head_dim)
+    return _Widened(similarity, head_dim)
 
 
 def _stretch(vectors: Tensor, length: int) -> Tensor:

@@ -61,18 +61,30 @@ class Similarity(nn.Module):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        form, definition = (_owner(cls, name) for name in ("dot_form", "forward"))
+        form = _owner(cls, "dot_form")
+        definition = _owner(cls, "forward")
         cls.has_dot_form = form is not Similarity and issubclass(form, definition)
+        declared = vars(cls)
+        if "forward" not in declared and "dot_form" not in declared:
+            return
+        for name in ("plain_scale", "nonnegative", "head_local"):
+            if name not in declared:
+                setattr(cls, name, vars(Similarity)[name])
 
     def __init__(self, head_dim: int, num_heads: int = 1):
         super().__init__()
         for name, value in (("head_dim", head_dim), ("num_heads", num_heads)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
-        self.head_dim, self.num_heads = head_dim, num_heads
+        self.head_dim = head_dim
+        self.num_heads = num_heads
 
     def dot_form(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor | None] | None:
         """Return (q', k', bias) with e = q' k'^T + bias, exactly; None where there is no such form."""
+        return None
+
+    def plain_scale(self, width: int) -> float | None:
+        """Return s where e = s q k^T for queries of this width, untouched; else None."""
         return None
 
     def extra_repr(self) -> str:

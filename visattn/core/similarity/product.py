@@ -39,6 +39,9 @@ class Dot(InnerProduct):
 
     head_local = True
 
+    def plain_scale(self, width: int) -> float | None:
+        return 1.0
+
     def dot_form(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         return q, k, None
 
@@ -76,9 +79,12 @@ class ScaledDot(InnerProduct):
 
     def __init__(self, head_dim: int, num_heads: int = 1, *, learned_temperature: bool = False):
         super().__init__(head_dim, num_heads)
-        self.log_temperature = (
-            nn.Parameter(torch.zeros(num_heads, 1, 1)) if learned_temperature else None
-        )
+        self.log_temperature: nn.Parameter | None = None
+        if learned_temperature:
+            self.log_temperature = nn.Parameter(torch.zeros(num_heads, 1, 1))
+
+    def plain_scale(self, width: int) -> float | None:
+        return width**-0.5 if self.log_temperature is None else None
 
     def dot_form(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         scale = q.shape[-1] ** -0.5
@@ -124,7 +130,8 @@ class Cosine(InnerProduct):
 
     def dot_form(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         tau = self.logit_scale.clamp(max=math.log(100.0)).exp()
-        wide_q, wide_k = F.normalize(widen(q), dim=-1) * tau, F.normalize(widen(k), dim=-1)
+        wide_q = F.normalize(widen(q), dim=-1) * tau
+        wide_k = F.normalize(widen(k), dim=-1)
         return wide_q.to(q.dtype), wide_k.to(k.dtype), None
 
 
