@@ -1,9 +1,10 @@
-"""Train, validate, test and use an image classifier: `uv run train.py fit --config configs/quickstart.yaml`.
+"""Train, validate, test and use an image classifier.
 
-Commands: fit, validate, test, predict; `uv run train.py fit --help` lists every key. Keys come from
-    the config files in
-the order given and then from the command line, where the later one wins: `--model.lr 3e-4
---trainer.max_epochs 10`.
+    uv run train.py fit --config configs/quickstart.yaml
+
+Commands: fit, validate, test, predict, tune; `uv run train.py fit --help` lists every key. Keys
+come from the config files, in the order of the command line, and then from the command line
+itself; later ones win: `--model.lr 3e-4 --trainer.max_epochs 10`.
 """
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def find_checkpoint(run: str | Path, which: str = "best") -> Path:
-    """Return the checkpoint ``which`` ("best" or "last") of a run, or another where it is missing."""
+    """Return the checkpoint "best" or "last" of a run, or another where that one is missing."""
     folder = Path(run) / "checkpoints"
     names = (LAST, PREVIOUS, BEST)
     if which == "best":
@@ -101,7 +101,7 @@ def refuse_newer_format(path: Path, note: dict[str, Any]) -> None:
 
 
 def readable_checkpoint(run: str | Path, which: str) -> tuple[Path, str]:
-    """Return a run's first readable checkpoint, ``which`` first, and what was wrong with the others."""
+    """Return a run's first readable checkpoint from ``which`` on, and the others' faults."""
     folder = Path(run) / "checkpoints"
     paths = [find_checkpoint(run, which)]
     for name in (LAST, PREVIOUS, BEST):

@@ -1,4 +1,4 @@
-"""The command line of training: flat keys in, one run folder out, one line for whatever is wrong."""
+"""The command line of training: flat keys in, one run folder out, one line per error."""
 
 import logging
 import sys
@@ -29,7 +29,12 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command of training; exit with 2 and one line where the user can correct what is wrong."""
+    """Run one command of training.
+
+    Raises:
+        SystemExit: 2 with one line where the user can correct what is wrong; 1 where training
+            failed; 128 + N after signal N.
+    """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     try:

@@ -6,10 +6,14 @@ import sys
 
 
 def command_words(script: str) -> str:
-    """Return the words that start ``script``, train.py or visattn, the way this program was started."""
+    """Return the words that start ``script`` (train.py, visattn) as this program was started."""
     if "UV_RUN_RECURSION_DEPTH" in os.environ:  # set by `uv run` for what it starts
         return f"uv run {script}"
-    python = "python" if shutil.which("python") == sys.executable else sys.executable
+    if not script.endswith(".py") and shutil.which(script):
+        return script
+    python = sys.executable
+    if shutil.which("python") == python:
+        python = "python"
     if script.endswith(".py"):
         return f"{python} {script}"
-    return script if shutil.which(script) else f"{python} -m {script}"
+    return f"{python} -m {script}"

@@ -264,7 +264,7 @@ class ImageClassifier(pl.LightningModule):
 
 
 def refuse_other_network(saved: dict[str, Any], current: dict[str, Any]) -> None:
-    """Raise where the network of a checkpoint is not the configured one, naming the first difference."""
+    """Raise where a checkpoint's network is not the configured one, naming the difference."""
     for key, value in current.items():
         if saved.get(key) != value:
             raise ValueError(

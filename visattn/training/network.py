@@ -20,7 +20,7 @@ def build_network(
     where: str = "blocks",
     options: dict[str, Any] | None = None,
 ) -> nn.Module:
-    """Return the network ``name`` of ``create_model``; the block ``insert`` is put into it at ``where``.
+    """Return a network of ``create_model``, with the block ``insert`` put into it at ``where``.
 
     ``weights`` may be those of the plain network, or of an earlier run that had the block too.
     """

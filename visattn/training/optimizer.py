@@ -1,4 +1,4 @@
-"""The optimizer of a training: its parameter groups, its planned steps, and its state on a resume."""
+"""The optimizer of a training: its parameter groups, planned steps, and state on a resume."""
 
 import math
 from collections.abc import Iterable
@@ -63,7 +63,7 @@ def overwrite_checkpoint_rates(
     optimizers: Iterable[torch.optim.Optimizer],
     groups: list[dict[str, Any]],
 ) -> None:
-    """Give the saved optimizer state the learning rates and decays of ``groups``: config beats checkpoint.
+    """Give saved optimizer state the rates and decays of ``groups``: config beats checkpoint.
 
     Args:
         checkpoint: The checkpoint before it is loaded.

@@ -43,7 +43,7 @@ RUN_KEYS: tuple[tuple[str, Any, Any, str], ...] = (
         "knn",
         int,
         0,
-        "validate: also classify each image by its N nearest neighbors in feature space; 0 = do not",
+        "validate: also classify images by their N nearest neighbors in feature space; 0 = do not",
     ),
 )
 

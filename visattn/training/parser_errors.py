@@ -22,7 +22,7 @@ UNKNOWN_KEY = re.compile(
 
 
 def explain_parser_error(message: str, known_keys: list[str]) -> str:
-    """Turn an error message of jsonargparse into one line that names the key and what would be right."""
+    """Turn an error of jsonargparse into one line that names the key and what would be right."""
     link = LINKED_KEY.search(message)
     if link:
         source, target = link.groups()

@@ -1,19 +1,28 @@
-"""Recipe: the numbers and words one tunes, and the arithmetic that is nothing but theirs."""
+"""Recipe: the settings of a training, and the arithmetic that depends on them alone."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from timm.optim import list_optimizers
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from visattn.names import suggest
 
 LOSSES = ("cross_entropy", "bce")
-WEIGHTS = ("none", "balanced")
+CLASS_WEIGHTS = ("none", "balanced")
 VIEWS = ("none", "flip")
+NOT_NEGATIVE = (
+    "lr",
+    "weight_decay",
+    "warmup_epochs",
+    "mixup",
+    "cutmix",
+    "unfreeze_epoch",
+    "start_size",
+)
 
 
 @dataclass(frozen=True)
@@ -66,28 +75,19 @@ class Recipe:
     views: str = "none"
 
     def __post_init__(self):
-        known = {
-            "optimizer": list_optimizers(),
-            "loss": LOSSES,
-            "class_weights": WEIGHTS,
-            "views": VIEWS,
-        }
-        for name, words in known.items():
-            _check_word(name, getattr(self, name), words)
-        for name in (
-            "lr",
-            "weight_decay",
-            "warmup_epochs",
-            "mixup",
-            "cutmix",
-            "unfreeze_epoch",
-            "start_size",
-        ):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        optimizers = [str(name) for name in list_optimizers()]
+        _check_word("optimizer", self.optimizer, optimizers)
+        _check_word("loss", self.loss, LOSSES)
+        _check_word("class_weights", self.class_weights, CLASS_WEIGHTS)
+        _check_word("views", self.views, VIEWS)
+        for name in NOT_NEGATIVE:
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be 0 or more, got {value}")
         for name in ("label_smoothing", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {value}")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay must lie in (0, 1], got {self.layer_decay}")
         if self.unfreeze_epoch and not self.freeze:
@@ -97,65 +97,85 @@ class Recipe:
         """Return the share of ``lr`` that step number ``step`` of ``steps`` uses."""
         if step < warmup:
             return (step + 1) / (warmup + 1)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+        progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+        return 0.5 * (1 + math.cos(math.pi * progress))
 
-    def mix(self, num_classes: int):
-        """Return what mixes a batch of images and labels, or None."""
-        kinds = ((v2.MixUp, self.mixup), (v2.CutMix, self.cutmix))
-        mixes = [kind(alpha=alpha, num_classes=num_classes) for kind, alpha in kinds if alpha > 0]
-        return v2.RandomChoice(mixes) if mixes else None
+    def mix(self, num_classes: int) -> nn.Module | None:
+        """Return the transform that mixes a batch of images and labels, or None."""
+        transforms: list[nn.Module] = []
+        if self.mixup > 0:
+            transforms.append(v2.MixUp(alpha=self.mixup, num_classes=num_classes))
+        if self.cutmix > 0:
+            transforms.append(v2.CutMix(alpha=self.cutmix, num_classes=num_classes))
+        if not transforms:
+            return None
+        return v2.RandomChoice(transforms)
 
     def objective(self, scores: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Return what training makes small; targets are class numbers (B,) or shares of each class (B, C)."""
-        return self._measure(scores, targets, weights, self.label_smoothing)
+        """Return the loss that training minimizes.
+
+        Args:
+            scores: (B, C).
+            targets: Class numbers (B,) or shares of each class (B, C).
+            weights: Of the classes, (C,).
+        """
+        return self._cross_entropy(scores, targets, weights, self.label_smoothing)
 
     def plain_loss(self, scores: Tensor, targets: Tensor) -> Tensor:
-        """Return the same without smoothing and weights, which training and validation can be compared by.
+        """Return the loss without smoothing and weights, by which training and validation compare.
 
-        The targets of mixed images are as mixed as they are.
+        The targets of mixed images stay mixed.
         """
-        return self._measure(scores, targets, None, 0.0)
+        return self._cross_entropy(scores, targets, None, 0.0)
 
-    def _measure(
+    def _cross_entropy(
         self, scores: Tensor, targets: Tensor, weights: Tensor | None, smoothing: float
     ) -> Tensor:
-        weights = (
-            None if weights is None else weights.to(scores.dtype)
-        )  # cross_entropy takes no other
+        if weights is not None:
+            weights = weights.to(scores.dtype)  # torch's cross_entropy takes no other type
         if self.loss == "cross_entropy":
             return F.cross_entropy(scores, targets, weights, label_smoothing=smoothing)
+        num_classes = scores.shape[1]
         if targets.ndim == 1:
-            targets = F.one_hot(targets, scores.shape[1])
-        targets = targets.to(scores.dtype) * (1 - smoothing) + smoothing / scores.shape[1]
+            targets = F.one_hot(targets, num_classes)  # (B,) -> (B, C)
+        targets = targets.to(scores.dtype) * (1 - smoothing) + smoothing / num_classes
         return F.binary_cross_entropy_with_logits(scores, targets, weights)
 
     @property
     def plain(self) -> bool:
         """Whether the objective is the plain loss."""
-        return not (self.label_smoothing or self.class_weights != "none")
+        return self.label_smoothing == 0 and self.class_weights == "none"
 
     def scores(self, model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """Return a model's scores (B, C) in float32, averaged over the views of each image."""
         scores = model(images).float()
-        return (scores + model(images.flip(-1)).float()) / 2 if self.views == "flip" else scores
+        if self.views == "none":
+            return scores
+        mirrored_scores = model(images.flip(-1)).float()
+        return (scores + mirrored_scores) / 2
 
     def probabilities(self, scores: Tensor) -> Tensor:
         """Turn scores (B, C) into probabilities, which for "bce" do not sum to one."""
-        return scores.softmax(1) if self.loss == "cross_entropy" else scores.sigmoid()
+        if self.loss == "cross_entropy":
+            return scores.softmax(1)
+        return scores.sigmoid()
 
-    def side(self, full: int, epoch: int, epochs: int) -> int:
-        """Return the side of the training images in an epoch: a multiple of 8 pixels on the way from small to full."""
-        progress = min(1.0, 1.5 * epoch / max(1, epochs))
-        grown = self.start_size + (full - self.start_size) * progress
-        return full if progress == 1 else min(full, max(8, 8 * round(grown / 8)))
+    def side(self, full_size: int, epoch: int, epochs: int) -> int:
+        """Return the side in pixels of an epoch's training images: a multiple of 8, or full."""
+        progress = min(1.0, 1.5 * epoch / max(1, epochs))  # full after two thirds
+        if progress == 1:
+            return full_size
+        exact_size = self.start_size + (full_size - self.start_size) * progress
+        return min(full_size, max(8, 8 * round(exact_size / 8)))
 
 
 def resized(images: Tensor, factor: float) -> Tensor:
-    """Shrink a batch of images, antialiased."""
-    height, width = (max(1, round(side * factor)) for side in images.shape[-2:])
-    return F.interpolate(images, (height, width), mode="bilinear", antialias=True)
+    """Shrink a batch of images (B, 3, H, W), antialiased."""
+    height, width = images.shape[-2:]
+    size = (max(1, round(height * factor)), max(1, round(width * factor)))
+    return F.interpolate(images, size, mode="bilinear", antialias=True)
 
 
-def _check_word(name: str, word: str, known) -> None:
+def _check_word(name: str, word: str, known: Collection[str]) -> None:
     if word not in known:
         raise ValueError(f"{name}: there is no {word!r}; {suggest(word, known)}")

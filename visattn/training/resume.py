@@ -124,7 +124,7 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 def refuse_other_optimizer(
     checkpoint: dict[str, Any], groups: list[dict[str, Any]], optimizer: str
 ) -> None:
-    """Raise where a checkpoint's optimizer state belongs to other parameter groups than ``groups``."""
+    """Raise where a checkpoint's optimizer state does not fit the parameter groups ``groups``."""
     saved_optimizer = checkpoint[KEY].get("optimizer", optimizer)
     if saved_optimizer != optimizer:
         raise ValueError(

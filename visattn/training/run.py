@@ -1,4 +1,4 @@
-"""fit, validate, test, predict and tune: each reads from top to bottom, from a configuration to a Run.
+"""fit, validate, test, predict and tune: from a configuration to a Run, top to bottom.
 
 >>> command, config = parse(["fit", "--config", "configs/quickstart.yaml"])  # doctest: +SKIP
 >>> print(fit(config))  # doctest: +SKIP

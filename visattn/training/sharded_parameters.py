@@ -67,7 +67,7 @@ def any_has_batch(has_batch: bool, device: torch.device) -> bool:
 
 
 class ShardedParameters(ModelParallelStrategy):
-    """Lightning's strategy for sharded parameters: data are split over all processes, tensors not."""
+    """Lightning's strategy for sharded parameters: all processes split the data, none a tensor."""
 
     def __init__(self):
         super().__init__(

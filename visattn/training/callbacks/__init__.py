@@ -1,1 +1,1 @@
-"""What is attached to a training besides reports: progress, speed, freezing, averaging, stopping."""
+"""What is attached to a training besides reports: progress, speed, freezing, stopping."""

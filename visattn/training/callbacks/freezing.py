@@ -1,4 +1,4 @@
-"""Freezing: which parameters do not learn, and how the layers that hold them are kept still."""
+"""Freezing: which parameters do not learn, and how the layers that hold them stay unchanged."""
 
 from fnmatch import fnmatch
 
@@ -10,27 +10,40 @@ from visattn.models.weights import last_layer
 
 
 def frozen_names(model: nn.Module, patterns: str) -> set[str]:
-    """Return the parameters that ``Recipe.freeze`` names; a pattern that names none is an error."""
+    """Return the parameters that ``Recipe.freeze`` names.
+
+    Raises:
+        ValueError: A pattern names no parameter, or nothing is left to learn.
+    """
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if patterns == "backbone":
-        head = last_layer(model)[0]
+        head, _ = last_layer(model)
         return {name for name in names if not name.startswith(f"{head}.")}
-    frozen = set()
-    for pattern in filter(None, (part.strip() for part in patterns.split(","))):
-        found = {name for name in names if fnmatch(name, pattern) or fnmatch(name, f"{pattern}.*")}
-        if not found:
-            parts = sorted({name.split(".")[0] for name in names})
-            raise ValueError(
-                f"freeze: {pattern!r} names no parameter; the network's parts are {', '.join(parts)}"
-            )
-        frozen |= found
+    frozen: set[str] = set()
+    for pattern in patterns.split(","):
+        if pattern.strip():
+            frozen |= _match_names(pattern.strip(), names)
     if frozen and len(frozen) == len(names):
         raise ValueError(f"freeze: {patterns!r} leaves nothing to learn")
     return frozen
 
 
+def _match_names(pattern: str, names: list[str]) -> set[str]:
+    """Return the names that match a pattern of parameters or of modules that hold them."""
+    matches = set()
+    for name in names:
+        if fnmatch(name, pattern) or fnmatch(name, f"{pattern}.*"):
+            matches.add(name)
+    if not matches:
+        modules = sorted({name.partition(".")[0] for name in names})
+        raise ValueError(
+            f"freeze: {pattern!r} names no parameter; the network's parts are {', '.join(modules)}"
+        )
+    return matches
+
+
 class Freeze(Callback):
-    """Keep layers still up to an epoch: no gradient, no dropout, and running statistics that do not run.
+    """Freeze layers until an epoch: no gradient, no dropout, frozen running statistics.
 
     Args:
         names: The parameters that do not learn.
@@ -40,32 +53,31 @@ class Freeze(Callback):
     def __init__(self, names: set[str], until: int = 0):
         self.names = names
         self.until = until
-        self.held = True
+        self.is_frozen = True
 
     def on_train_start(self, trainer, pl_module) -> None:
-        self._hold(trainer, pl_module)
+        self._set_layers(trainer, pl_module.model)
 
-    on_train_epoch_start = (
-        on_train_start  # which a run that goes on in the middle of an epoch leaves out
-    )
+    def on_train_epoch_start(self, trainer, pl_module) -> None:
+        # not called where a run resumes in the middle of an epoch: hence on_train_start too
+        self._set_layers(trainer, pl_module.model)
 
-    def _hold(self, trainer, pl_module: pl.LightningModule) -> None:
-        self.held = not self.until or trainer.current_epoch < self.until
-        model = pl_module.model
-        for name, parameter in model.named_parameters():
-            # Several processes agree once which gradients they will exchange, so there it is
-            # dropped when it comes.
-            if name in self.names and (trainer.world_size == 1 or not self.until):
-                parameter.requires_grad_(not self.held)
+    def _set_layers(self, trainer: pl.Trainer, model: nn.Module) -> None:
+        """Freeze or unfreeze the layers, as the current epoch asks."""
+        self.is_frozen = not self.until or trainer.current_epoch < self.until
+        # Several processes agree once which gradients they exchange, so where layers unfreeze
+        # later, on_before_optimizer_step drops the gradients instead.
+        if trainer.world_size == 1 or not self.until:
+            for name in self.names:
+                model.get_parameter(name).requires_grad_(not self.is_frozen)
         for prefix, module in model.named_modules():
-            inner = [
-                f"{prefix}.{name}" if prefix else name for name, _ in module.named_parameters()
-            ]
-            if inner and self.names.issuperset(inner):
-                module.train(not self.held)
+            names = [name for name, _ in module.named_parameters()]
+            if prefix:
+                names = [f"{prefix}.{name}" for name in names]
+            if names and self.names.issuperset(names):
+                module.train(not self.is_frozen)
 
-    def on_before_optimizer_step(self, trainer, pl_module: pl.LightningModule, optimizer) -> None:
-        if self.held and trainer.world_size > 1:
-            for name, parameter in pl_module.model.named_parameters():
-                if name in self.names:
-                    parameter.grad = None
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        if self.is_frozen and trainer.world_size > 1:
+            for name in self.names:
+                pl_module.model.get_parameter(name).grad = None

@@ -43,7 +43,7 @@ class BatchExplanation(NamedTuple):
 
 
 def explain_batch(model: nn.Module, images: Tensor) -> BatchExplanation:
-    """Explain a batch by rollout of the network's tokens, else its last spatial gate, else Grad-CAM."""
+    """Explain a batch by rollout of its tokens, else the last spatial gate, else Grad-CAM."""
     with torch.inference_mode(False):
         images = images.clone()  # a tensor of inference mode takes no gradients
         with torch.no_grad(), capture(model) as maps:
@@ -213,7 +213,7 @@ def class_names(label: Tensor, classes: list[str]) -> str:
 
 
 def photographs(images: Tensor, transform: dict[str, Any]) -> list[np.ndarray]:
-    """Undo the normalization of images (B, 3, h, w), and enlarge small ones so that maps are visible."""
+    """Undo the normalization of images (B, 3, h, w), and enlarge small ones for the eye."""
     mean = torch.tensor(transform["mean"])[:, None, None]
     std = torch.tensor(transform["std"])[:, None, None]
     pixels = (images.float() * std + mean).clamp(0, 1)

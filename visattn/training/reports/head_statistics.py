@@ -103,7 +103,7 @@ def _tile_distance(alpha: Tensor, start: int, coordinates: Tensor, prefix: int) 
 
 
 def add_rows(path: Path, step: int, statistics: list[dict[str, Any]]) -> None:
-    """Add a step's rows to a table; rows of this and later steps, of a stopped run, are replaced."""
+    """Add a step's rows to a table; rows of this and later steps (a stopped run's) go."""
     rows: list[dict[str, Any]] = []
     for row in read_rows(path):
         if int(row["step"]) < step:

@@ -1,7 +1,8 @@
-"""PredictionWriter: what a classifier says about a folder of images, as a table."""
+"""PredictionWriter: the predictions of a classifier for a folder of images, as a table."""
 
 import csv
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.callbacks import BasePredictionWriter
 
@@ -9,7 +10,7 @@ from visattn.training.checkpoint_io import KEY
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Write one line per image while predicting: its file, its most likely class and that class's probability.
+    """While predicting write one line per image: file, most likely class and its probability.
 
     Args:
         folder: Where predictions.csv goes; with several processes each writes its own
@@ -19,20 +20,21 @@ class PredictionWriter(BasePredictionWriter):
     def __init__(self, folder: Path):
         super().__init__(write_interval="batch")
         self.folder = folder
+        self.path = folder / "predictions.csv"
         self.classes: list[str] = []
         self.count = 0
 
-    def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
+    def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict[str, Any]) -> None:
         self.classes = checkpoint[KEY]["classes"]
 
     def on_predict_start(self, trainer, pl_module) -> None:
-        part = f".{trainer.global_rank}" if trainer.world_size > 1 else ""
-        self.path = self.folder / f"predictions{part}.csv"
+        if trainer.world_size > 1:
+            self.path = self.folder / f"predictions.{trainer.global_rank}.csv"
         self.folder.mkdir(parents=True, exist_ok=True)
         # a file's name need not be text: its bytes stay what they are
         self.file = self.path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
-        self.rows = csv.writer(self.file)
-        self.rows.writerow(("file", "class", "probability"))
+        self.writer = csv.writer(self.file)
+        self.writer.writerow(("file", "class", "probability"))
 
     def write_on_batch_end(
         self,
@@ -44,12 +46,13 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        names, probabilities = prediction
+        names, probabilities = prediction  # B file names and (B, C)
         values, winners = probabilities.max(1)
-        for name, value, winner in zip(names, values.tolist(), winners.tolist(), strict=True):
-            self.rows.writerow((name, self.classes[winner], f"{value:.6f}"))
+        for row, name in enumerate(names):
+            class_name = self.classes[int(winners[row])]
+            self.writer.writerow((name, class_name, f"{float(values[row]):.6f}"))
         self.count += len(names)
 
     def teardown(self, trainer, pl_module, stage: str) -> None:
-        if hasattr(self, "file"):
+        if hasattr(self, "file"):  # prediction may fail before it starts
             self.file.close()
