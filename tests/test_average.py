@@ -1,4 +1,4 @@
-"""The running average of the weights: its arithmetic, what it validates and saves, and that a resume repeats it."""
+"""The running average of the weights: its arithmetic, what it validates and saves, resuming."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""Taking a classifier away: safetensors, torch.export and ONNX give the model's scores; folders of the hub's mixin."""
+"""Export: safetensors, torch.export and ONNX give the model's scores; folders of the hub."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Fine-tuning: weights from a file, frozen layers, layer-wise rates, losses, and features without any training."""
+"""Fine-tuning: weights from a file, frozen layers, layer-wise rates, losses, plain features."""
 
 import re
 import signal

@@ -1,4 +1,4 @@
-"""Journeys through the real commands: train, checkpoint, map; a killed run goes on; two processes count as one."""
+"""The real commands in a row: train, map, export; killed runs resume; two processes are one."""
 
 import csv
 import json
@@ -112,7 +112,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
 
 
 def some_images(root: Path, train: int = 8, val: int = 7) -> Path:
-    """A folder with a few of the embedded images of three classes: 24 to train, and 21, an odd number, to validate."""
+    """A folder with a few of the embedded images of three classes: 24 to train, 21 to validate."""
     with zipfile.ZipFile(HOUSE / "assets" / "writing_systems.zip") as archive:
         for split, count in (("train", train), ("val", val)):
             for name in ("Greek", "Korean", "Latin"):

@@ -1,4 +1,4 @@
-"""Nothing is lost: signals, dead workers, full disks, damaged checkpoints, requeued jobs, and what is said of them."""
+"""Nothing is lost: signals, dead workers, full disks, damaged checkpoints, requeued jobs."""
 
 import errno
 import json

@@ -17,6 +17,8 @@ from visattn.training import cli
 from visattn.training.checkpoint_io import KEY, read_checkpoint
 from visattn.training.classifier import load_classifier
 from visattn.training.module import ImageClassifier
+from visattn.training.parser import parse
+from visattn.training.run import validate
 from visattn.training.run_folder import claim
 
 
@@ -81,6 +83,16 @@ def test_validate_counts_every_image(run, shapes, capsys):
     cli.main(["validate", *keys(shapes, run)])
     wanted = json.loads((run / "result.json").read_text())["val_accuracy"]
     assert f"({round(wanted * 21)} of 21 images)" in capsys.readouterr().out
+
+
+def test_a_command_returns_its_run(run, shapes):
+    _, config = parse(["validate", *keys(shapes, run)])
+    result = validate(config)
+    best_checkpoint = run / "checkpoints" / "best.ckpt"
+    accuracy = json.loads((run / "result.json").read_text())["val_accuracy"]
+    assert (result.folder, result.checkpoint) == (run, best_checkpoint)
+    assert result.metrics["accuracy"] == pytest.approx(accuracy)
+    assert f"accuracy    {accuracy:.4f}" in str(result)
 
 
 def test_predict_writes_a_line_per_file(run, shapes, capsys):
@@ -170,7 +182,8 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
 
 
 def test_training_without_progress_stops_early(shapes, tmp_path):
-    options = '{"dim": 16, "depth": 2, "num_heads": 2, "stem": "patch"}'  # no batch norm, which moves without steps
+    # no batch norm, whose statistics change without steps
+    options = '{"dim": 16, "depth": 2, "num_heads": 2, "stem": "patch"}'
     changed = {"patience": 2, "model__options": options, "model__lr": 0.0, "trainer__max_epochs": 9}
     cli.main(["fit", *keys(shapes, tmp_path / "run", **changed)])
     assert json.loads((tmp_path / "run" / "result.json").read_text())["epochs"] == 3
@@ -184,7 +197,7 @@ def test_a_moved_run_keeps_its_best_checkpoint(shapes, tmp_path):
     state = read_checkpoint(moved / "checkpoints" / "last.ckpt")
     for name, value in state["state_dict"].items():
         if name.startswith("model.head"):
-            value.zero_()  # every class is as likely as any other: no better than chance from here on
+            value.zero_()  # every class is equally likely: no better than chance from here on
     torch.save(state, moved / "checkpoints" / "last.ckpt")
     worse = keys(shapes, moved, trainer__max_epochs=6, model__mixup=0, model__lr=0.0)
     cli.main(["fit", *worse, "--ckpt_path", "last"])

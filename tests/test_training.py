@@ -1,4 +1,4 @@
-"""Training without a run: the recipe's arithmetic, the module's steps, and what can be drawn of any network."""
+"""Training without a run: the recipe's arithmetic, the module's steps, maps of any network."""
 
 import math
 from pathlib import Path

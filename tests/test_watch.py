@@ -1,4 +1,4 @@
-"""What a training shows: its bar, curves, the table of classes, calibration, mistakes, heads, speed and loggers."""
+"""What a training shows: bar, curves, classes, calibration, mistakes, heads, speed, loggers."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""What the tests of training share: a folder of drawn shapes, a run of seconds, and how two runs are compared."""
+"""Shared by the tests of training: a folder of drawn shapes, a run of seconds, comparisons."""
 
 from pathlib import Path
 

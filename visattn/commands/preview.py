@@ -16,7 +16,6 @@ from PIL import Image
 from visattn.data.augment import TrainTransform
 from visattn.data.loader import occurrence
 from visattn.data.module import ImageData
-from visattn.training.errors import expected_warnings_silenced
 from visattn.training.module import ImageClassifier
 from visattn.training.optimizer import planned_steps
 from visattn.training.parser import parse
@@ -36,13 +35,12 @@ class TrainingPlan:
 
 def read_plan(arguments: list[str]) -> TrainingPlan:
     """Build data and model of ``train.py fit ARGUMENTS``, without weights and workers."""
-    with expected_warnings_silenced():
-        _, config = parse(["fit", *arguments])
-        config.model.pretrained = False  # no weights are needed, so none are downloaded
-        config.model.weights = None  # or read
-        config.data.num_workers = 0  # a few images need no workers
-        data = build_data(config)
-        module = build_module(config, data)
+    _, config = parse(["fit", *arguments])
+    config.model.pretrained = False  # no weights are needed, so none are downloaded
+    config.model.weights = None  # or read
+    config.data.num_workers = 0  # a few images need no workers
+    data = build_data(config)
+    module = build_module(config, data)
     return TrainingPlan(data, module, _trainer_limits(config, data))
 
 

@@ -11,7 +11,6 @@ from visattn.training import run
 from visattn.training.errors import (
     Interrupted,
     NotFinite,
-    expected_warnings_silenced,
     find_refusal,
     is_lost_worker,
     one_line,
@@ -38,9 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     try:
-        with expected_warnings_silenced():
-            command, config = parse(arguments)
-            COMMANDS[command](config)
+        command, config = parse(arguments)
+        COMMANDS[command](config)
     except Interrupted as stop:
         _leave(f"{stop}\n{_resume_hint(stop.checkpoint)}", 128 + stop.number)
     except NotFinite as error:

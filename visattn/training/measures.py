@@ -39,7 +39,11 @@ def confusion(classes: int, multilabel: bool = False) -> MulticlassConfusionMatr
     return MulticlassConfusionMatrix(classes)
 
 
-def write_classes(matrix: Tensor, classes: list[str], path: Path) -> None:
+def write_classes(
+    matrix: Tensor,
+    classes: list[str],
+    path: Path,
+) -> None:
     """Write a line per class of a confusion matrix (C, C), rows: true class."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -48,7 +52,11 @@ def write_classes(matrix: Tensor, classes: list[str], path: Path) -> None:
             writer.writerow(_describe_class(matrix, number, classes))
 
 
-def _describe_class(matrix: Tensor, number: int, classes: list[str]) -> tuple:
+def _describe_class(
+    matrix: Tensor,
+    number: int,
+    classes: list[str],
+) -> tuple:
     """Return a class's name, images, precision, recall, F1 and what it is most often taken for."""
     right = int(matrix[number, number])
     images = int(matrix[number].sum())

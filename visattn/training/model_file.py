@@ -17,7 +17,11 @@ MODEL_FILE = "model.safetensors"
 FOREIGN_FORMATS = {".pt2": "torch.export.load", ".onnx": "onnxruntime.InferenceSession"}
 
 
-def write_model(path: Path, model: nn.Module, note: dict[str, Any]) -> None:
+def write_model(
+    path: Path,
+    model: nn.Module,
+    note: dict[str, Any],
+) -> None:
     """Write the weights and the note of a checkpoint; the file appears only once it is complete."""
     partial = path.with_name(f"{path.name}.part")
     safetensors.torch.save_model(model, str(partial), metadata={KEY: json.dumps(note)})
@@ -43,7 +47,11 @@ def read_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     return model, note
 
 
-def load_weights_of(path: Path, note: dict[str, Any], load: Callable[[], Any]) -> None:
+def load_weights_of(
+    path: Path,
+    note: dict[str, Any],
+    load: Callable[[], Any],
+) -> None:
     """Call ``load``; where the weights of ``path`` do not fit the network of ``note``, say so."""
     try:
         load()

@@ -133,7 +133,11 @@ class ImageClassifier(pl.LightningModule):
         step_seed = np.random.SeedSequence(entropy).generate_state(1)[0]
         torch.manual_seed(int(step_seed))
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(
+        self,
+        batch: tuple[Tensor, Tensor],
+        batch_idx: int,
+    ) -> Tensor:
         images, targets = batch
         if self.mix is not None:
             images, targets = self.mix(images, targets)  # targets: (B,) -> (B, C)
@@ -149,7 +153,12 @@ class ImageClassifier(pl.LightningModule):
         trainer: Any = self.trainer  # Lightning sets log_every_n_steps later
         return (self.global_step + 1) % trainer.log_every_n_steps == 0
 
-    def _log_step(self, loss: Tensor, scores: Tensor, targets: Tensor) -> None:
+    def _log_step(
+        self,
+        loss: Tensor,
+        scores: Tensor,
+        targets: Tensor,
+    ) -> None:
         self.log("train_loss", loss, prog_bar=True, on_step=True)
         if not self.recipe.plain:
             self.log("train_plain_loss", self.recipe.plain_loss(scores, targets), on_step=True)
@@ -173,14 +182,24 @@ class ImageClassifier(pl.LightningModule):
 
     # Validation, test and prediction.
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def validation_step(
+        self,
+        batch: tuple[Tensor, Tensor],
+        batch_idx: int,
+    ) -> Tensor:
         return self._update_measures(batch)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def test_step(
+        self,
+        batch: tuple[Tensor, Tensor],
+        batch_idx: int,
+    ) -> Tensor:
         return self._update_measures(batch)
 
     def predict_step(
-        self, batch: tuple[Tensor, list[str]], batch_idx: int
+        self,
+        batch: tuple[Tensor, list[str]],
+        batch_idx: int,
     ) -> tuple[list[str], Tensor]:
         images, names = batch
         return names, self.recipe.probabilities(self._evaluate(images))
@@ -278,7 +297,11 @@ def _without_weights(network: dict[str, Any]) -> dict[str, Any]:
     return {**network, "pretrained": False, "weights": None}
 
 
-def _check_recipe(recipe: Recipe, multilabel: bool, model: nn.Module) -> None:
+def _check_recipe(
+    recipe: Recipe,
+    multilabel: bool,
+    model: nn.Module,
+) -> None:
     """Refuse a recipe that does not fit the labels or the network."""
     if multilabel and recipe.loss != "bce":
         raise ValueError("images with several labels need loss='bce', class by class")

@@ -13,7 +13,11 @@ TILE = 1024  # images whose similarities to all training images are in memory at
 
 
 @torch.no_grad()
-def features(model: nn.Module, loader: DataLoader, device: torch.device) -> tuple[Tensor, Tensor]:
+def features(
+    model: nn.Module,
+    loader: DataLoader,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
     """Return the inputs of the last layer (N, D), scaled to length one, and the labels (N,)."""
     batch_features: list[Tensor] = []
     batch_labels: list[Tensor] = []
@@ -33,7 +37,12 @@ def features(model: nn.Module, loader: DataLoader, device: torch.device) -> tupl
     return torch.cat(batch_features), torch.cat(batch_labels)
 
 
-def vote(train: tuple[Tensor, Tensor], test: Tensor, k: int, classes: int) -> Tensor:
+def vote(
+    train: tuple[Tensor, Tensor],
+    test: Tensor,
+    k: int,
+    classes: int,
+) -> Tensor:
     r"""Return the votes for each class, (N, C).
 
     Each of the k nearest neighbors by cosine votes for its class with :math:`e^{\cos / 0.07}`.
@@ -61,7 +70,12 @@ def vote(train: tuple[Tensor, Tensor], test: Tensor, k: int, classes: int) -> Te
     return torch.cat(votes)
 
 
-def neighbors_accuracy(model: nn.Module, data: ImageData, k: int, device: torch.device) -> float:
+def neighbors_accuracy(
+    model: nn.Module,
+    data: ImageData,
+    k: int,
+    device: torch.device,
+) -> float:
     """Classify validation images by their k nearest training images; return the accuracy."""
     if data.multilabel:
         raise ValueError(

@@ -9,6 +9,7 @@ from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from visattn.data.module import ImageData
+from visattn.training.errors import expected_warnings_silenced
 from visattn.training.module import ImageClassifier
 from visattn.training.parser_errors import explain_parser_error
 from visattn.training.recipe import Recipe
@@ -134,12 +135,17 @@ class TrainingParser(LightningArgumentParser):
     """Say in one line what is wrong with a command or config, and which key was probably meant."""
 
     # jsonargparse calls it with the exception too
-    def error(self, message: str, ex: Exception | None = None) -> Never:
+    def error(
+        self,
+        message: str,
+        ex: Exception | None = None,
+    ) -> Never:
         explanation = explain_parser_error(str(ex or message), known_keys())
         print(f"error: {explanation}", file=sys.stderr)
         raise SystemExit(2)
 
 
+@expected_warnings_silenced()
 def parse(arguments: list[str] | None = None) -> tuple[str, Namespace]:
     """Read a command line (None: that of this process); return the command and its configuration.
 

@@ -93,7 +93,12 @@ class Recipe:
         if self.unfreeze_epoch and not self.freeze:
             raise ValueError(f"unfreeze_epoch={self.unfreeze_epoch} has no effect without freeze")
 
-    def rate(self, step: int, steps: int, warmup: int) -> float:
+    def rate(
+        self,
+        step: int,
+        steps: int,
+        warmup: int,
+    ) -> float:
         """Return the share of ``lr`` that step number ``step`` of ``steps`` uses."""
         if step < warmup:
             return (step + 1) / (warmup + 1)
@@ -111,7 +116,12 @@ class Recipe:
             return None
         return v2.RandomChoice(transforms)
 
-    def objective(self, scores: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    def objective(
+        self,
+        scores: Tensor,
+        targets: Tensor,
+        weights: Tensor | None = None,
+    ) -> Tensor:
         """Return the loss that training minimizes.
 
         Args:
@@ -129,7 +139,11 @@ class Recipe:
         return self._cross_entropy(scores, targets, None, 0.0)
 
     def _cross_entropy(
-        self, scores: Tensor, targets: Tensor, weights: Tensor | None, smoothing: float
+        self,
+        scores: Tensor,
+        targets: Tensor,
+        weights: Tensor | None,
+        smoothing: float,
     ) -> Tensor:
         if weights is not None:
             weights = weights.to(scores.dtype)  # torch's cross_entropy takes no other type
@@ -146,7 +160,11 @@ class Recipe:
         """Whether the objective is the plain loss."""
         return self.label_smoothing == 0 and self.class_weights == "none"
 
-    def scores(self, model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    def scores(
+        self,
+        model: Callable[[Tensor], Tensor],
+        images: Tensor,
+    ) -> Tensor:
         """Return a model's scores (B, C) in float32, averaged over the views of each image."""
         scores = model(images).float()
         if self.views == "none":
@@ -160,7 +178,12 @@ class Recipe:
             return scores.softmax(1)
         return scores.sigmoid()
 
-    def side(self, full_size: int, epoch: int, epochs: int) -> int:
+    def side(
+        self,
+        full_size: int,
+        epoch: int,
+        epochs: int,
+    ) -> int:
         """Return the side in pixels of an epoch's training images: a multiple of 8, or full."""
         progress = min(1.0, 1.5 * epoch / max(1, epochs))  # full after two thirds
         if progress == 1:
@@ -176,6 +199,10 @@ def resized(images: Tensor, factor: float) -> Tensor:
     return F.interpolate(images, size, mode="bilinear", antialias=True)
 
 
-def _check_word(name: str, word: str, known: Collection[str]) -> None:
+def _check_word(
+    name: str,
+    word: str,
+    known: Collection[str],
+) -> None:
     if word not in known:
         raise ValueError(f"{name}: there is no {word!r}; {suggest(word, known)}")

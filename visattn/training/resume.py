@@ -40,7 +40,11 @@ class StartingPoint:
     notice: str = ""
 
 
-def read_starting_point(folder: Path, ckpt_path: str | None, command: str) -> StartingPoint | None:
+def read_starting_point(
+    folder: Path,
+    ckpt_path: str | None,
+    command: str,
+) -> StartingPoint | None:
     """Read the checkpoint that a command starts from, or return None where it starts from none."""
     path, problem = choose_checkpoint(folder, ckpt_path, command)
     if path is None:
@@ -50,7 +54,11 @@ def read_starting_point(folder: Path, ckpt_path: str | None, command: str) -> St
     return StartingPoint(path, content["global_step"], list(content[KEY]["classes"]), notice)
 
 
-def choose_checkpoint(folder: Path, ckpt_path: str | None, command: str) -> tuple[Path | None, str]:
+def choose_checkpoint(
+    folder: Path,
+    ckpt_path: str | None,
+    command: str,
+) -> tuple[Path | None, str]:
     """Return the checkpoint meant by ``--ckpt_path``, and what was wrong with those passed over.
 
     Without the key, fit and tune start from none (a job that SLURM started again: from the last),
@@ -122,7 +130,9 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def refuse_other_optimizer(
-    checkpoint: dict[str, Any], groups: list[dict[str, Any]], optimizer: str
+    checkpoint: dict[str, Any],
+    groups: list[dict[str, Any]],
+    optimizer: str,
 ) -> None:
     """Raise where a checkpoint's optimizer state does not fit the parameter groups ``groups``."""
     saved_optimizer = checkpoint[KEY].get("optimizer", optimizer)

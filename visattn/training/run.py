@@ -17,6 +17,7 @@ from visattn.data.labels import check_same_classes
 from visattn.data.module import ImageData
 from visattn.training.checkpoint_io import BEST
 from visattn.training.classifier import load_classifier
+from visattn.training.errors import expected_warnings_silenced
 from visattn.training.invocation import command_words
 from visattn.training.module import ImageClassifier
 from visattn.training.neighbors import neighbors_accuracy
@@ -65,6 +66,7 @@ class Run:
         return "\n".join(lines)
 
 
+@expected_warnings_silenced()
 def fit(config: Namespace) -> Run:
     """Train, validate after each epoch, and leave checkpoints and reports in the run's folder."""
     _seed(config)
@@ -105,6 +107,7 @@ def fit(config: Namespace) -> Run:
     return run
 
 
+@expected_warnings_silenced()
 def validate(config: Namespace) -> Run:
     """Measure a checkpoint on the validation images, and show its most confident mistakes."""
     _seed(config)
@@ -128,6 +131,7 @@ def validate(config: Namespace) -> Run:
     return Run(folder, metrics, checkpoint=_checkpoint_of(start))
 
 
+@expected_warnings_silenced()
 def test(config: Namespace) -> Run:
     """Measure a checkpoint on the test images."""
     _seed(config)
@@ -147,6 +151,7 @@ def test(config: Namespace) -> Run:
     return Run(folder, metrics, checkpoint=_checkpoint_of(start))
 
 
+@expected_warnings_silenced()
 def predict(config: Namespace) -> Run:
     """Write the most likely class of each image to predictions.csv."""
     _seed(config)
@@ -176,6 +181,7 @@ def predict(config: Namespace) -> Run:
     return Run(folder, checkpoint=_checkpoint_of(start))
 
 
+@expected_warnings_silenced()
 def tune(config: Namespace) -> Run:
     """Search the largest batch that fits into a GPU, and a learning rate; draw rates.png."""
     _seed(config)
@@ -238,7 +244,11 @@ def _seed(config: Namespace) -> None:
     config.seed_everything = seed_everything(seed, workers=True)
 
 
-def _read_start(folder: Path, config: Namespace, command: str) -> StartingPoint | None:
+def _read_start(
+    folder: Path,
+    config: Namespace,
+    command: str,
+) -> StartingPoint | None:
     start = read_starting_point(folder, config.ckpt_path, command)
     if start is not None and start.notice:
         print_once(start.notice)
@@ -252,7 +262,11 @@ def _checkpoint_of(start: StartingPoint | None) -> Path | None:
 
 
 @rank_zero_only
-def _claim_folder(folder: Path, resumed: bool, config: Namespace) -> None:
+def _claim_folder(
+    folder: Path,
+    resumed: bool,
+    config: Namespace,
+) -> None:
     notice = claim(folder, resumed)
     if notice:
         print(notice)
@@ -287,7 +301,10 @@ def _print_metrics(module: ImageClassifier, metrics: dict[str, float]) -> None:
 
 
 def _print_neighbors_accuracy(
-    k: int, module: ImageClassifier, data: ImageData, trainer: pl.Trainer
+    k: int,
+    module: ImageClassifier,
+    data: ImageData,
+    trainer: pl.Trainer,
 ) -> None:
     if trainer.world_size > 1:
         print("knn is left out: it compares all images in one process")

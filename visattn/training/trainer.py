@@ -59,7 +59,11 @@ def fit_loggers(folder: Path, resumed_step: int | None = None) -> list[Logger]:
     return [RunLogger(folder, resumed_step), TensorBoardLogger(folder, "tensorboard", version="")]
 
 
-def fit_callbacks(config: Namespace, module: ImageClassifier, report: RunReport) -> list[Callback]:
+def fit_callbacks(
+    config: Namespace,
+    module: ImageClassifier,
+    report: RunReport,
+) -> list[Callback]:
     """Return the callbacks of a training, in the order in which they must be called."""
     folder = report.folder
     checkpoints = (folder / "checkpoints").absolute()
@@ -91,7 +95,11 @@ def progress_bar(config: Namespace) -> list[Callback]:
     return [Bar()]
 
 
-def _checkpoint_callbacks(config: Namespace, folder: Path, monitor: str) -> list[Callback]:
+def _checkpoint_callbacks(
+    config: Namespace,
+    folder: Path,
+    monitor: str,
+) -> list[Callback]:
     """Return what writes best.ckpt and last.ckpt."""
     callbacks: list[Callback] = [
         ModelCheckpoint(

@@ -19,7 +19,9 @@ class RangeTest:
 
 
 def search_batch_size(
-    trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    data: pl.LightningDataModule,
 ) -> int | None:
     """Return the largest power of two that fits into the GPU's memory; None on other devices."""
     if trainer.strategy.root_device.type != "cuda":
@@ -29,7 +31,9 @@ def search_batch_size(
 
 
 def run_range_test(
-    trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    data: pl.LightningDataModule,
 ) -> RangeTest:
     """Train 100 steps with a growing learning rate, and choose the rate from the losses."""
     finder = Tuner(trainer).lr_find(

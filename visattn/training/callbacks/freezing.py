@@ -62,7 +62,11 @@ class Freeze(Callback):
         # not called where a run resumes in the middle of an epoch: hence on_train_start too
         self._set_layers(trainer, pl_module.model)
 
-    def _set_layers(self, trainer: pl.Trainer, model: nn.Module) -> None:
+    def _set_layers(
+        self,
+        trainer: pl.Trainer,
+        model: nn.Module,
+    ) -> None:
         """Freeze or unfreeze the layers, as the current epoch asks."""
         self.is_frozen = not self.until or trainer.current_epoch < self.until
         # Several processes agree once which gradients they exchange, so where layers unfreeze

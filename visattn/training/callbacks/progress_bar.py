@@ -26,7 +26,11 @@ SHOWN_METRICS = (
 class Bar(RichProgressBar):
     """Show epoch, loss, accuracy and images per second in one line of a terminal of 80 columns."""
 
-    def get_metrics(self, trainer, pl_module) -> dict[str, Any]:
+    def get_metrics(
+        self,
+        trainer,
+        pl_module,
+    ) -> dict[str, Any]:
         logged: dict[str, Any] = super().get_metrics(trainer, pl_module)
         shown = {}
         for key, name, number_format in SHOWN_METRICS:

@@ -37,7 +37,14 @@ class Speed(Callback):
         self.start = time.perf_counter()
         self.images = 0
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self,
+        trainer,
+        pl_module,
+        outputs,
+        batch,
+        batch_idx: int,
+    ) -> None:
         self.images += len(batch[0]) * trainer.world_size
         seconds = time.perf_counter() - self.start
         if batch_idx == 0 or trainer.global_step % trainer.log_every_n_steps == 0:
@@ -49,7 +56,11 @@ class Speed(Callback):
             # other loaders than ours do not measure it
             self.all_waited += getattr(trainer.train_dataloader, "waited", 0.0)
 
-    def facts(self, trainer: pl.Trainer, module) -> dict[str, Any]:
+    def facts(
+        self,
+        trainer: pl.Trainer,
+        module,
+    ) -> dict[str, Any]:
         """Return what result.json tells of speed and memory; None where it cannot be known."""
         device = trainer.strategy.root_device
         flops = forward_flops(module.model, module.network["image_size"])

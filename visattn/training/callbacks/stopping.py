@@ -44,12 +44,23 @@ class StopOnSignal(Callback):
         for number in SIGNALS:
             self.previous_handlers[number] = signal.signal(number, self._remember)
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:
+    def _remember(
+        self,
+        number: int,
+        frame: FrameType | None,
+    ) -> None:
         if self.signal_number and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal_number = number
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self,
+        trainer,
+        pl_module,
+        outputs,
+        batch,
+        batch_idx: int,
+    ) -> None:
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return  # the validation that follows belongs to this epoch: stop when the next begins
         if trainer.fit_loop._should_accumulate():
@@ -61,7 +72,12 @@ class StopOnSignal(Callback):
             trainer.save_checkpoint(self.checkpoint)
             self._stop(number, trainer)
 
-    def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self,
+        trainer,
+        pl_module,
+        checkpoint: dict[str, Any],
+    ) -> None:
         self.saved_step = trainer.global_step
 
     def on_train_epoch_start(self, trainer, pl_module) -> None:
@@ -73,14 +89,22 @@ class StopOnSignal(Callback):
         if number:
             self._stop(number, trainer)
 
-    def _agree(self, trainer: pl.Trainer, device: torch.device) -> int:
+    def _agree(
+        self,
+        trainer: pl.Trainer,
+        device: torch.device,
+    ) -> int:
         """Return a signal that any process received, or 0."""
         if trainer.world_size == 1:
             return self.signal_number
         number = torch.tensor(self.signal_number, device=device)
         return int(trainer.strategy.reduce(number, reduce_op="max"))
 
-    def _stop(self, number: int, trainer: pl.Trainer) -> None:
+    def _stop(
+        self,
+        number: int,
+        trainer: pl.Trainer,
+    ) -> None:
         """Raise Interrupted; after SIGUSR1 requeue the job of SLURM, or go on outside of one."""
         if number == USR1:
             job = _slurm_job()
@@ -113,7 +137,14 @@ def _slurm_job() -> str | None:
 class BetweenSteps(ModelCheckpoint):
     """Save by steps or minutes, but not between accumulated gradients: no checkpoint holds them."""
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self,
+        trainer,
+        pl_module,
+        outputs,
+        batch,
+        batch_idx: int,
+    ) -> None:
         if not trainer.fit_loop._should_accumulate():
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
@@ -121,7 +152,14 @@ class BetweenSteps(ModelCheckpoint):
 class StopOnNotFinite(Callback):
     """Stop at an infinite or NaN loss, and never write such weights over a good checkpoint."""
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self,
+        trainer,
+        pl_module,
+        outputs,
+        batch,
+        batch_idx: int,
+    ) -> None:
         # Reading the loss waits for an accelerator, so there it is read only as often as metrics
         # are logged.
         is_cpu = pl_module.device.type == "cpu"
@@ -132,7 +170,12 @@ class StopOnNotFinite(Callback):
             step = trainer.global_step - 1
             raise NotFinite(f"the loss became {float(loss)} at step {step}")
 
-    def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self,
+        trainer,
+        pl_module,
+        checkpoint: dict[str, Any],
+    ) -> None:
         for name, parameter in pl_module.named_parameters():
             if not torch.isfinite(parameter).all():
                 step = trainer.global_step - 1

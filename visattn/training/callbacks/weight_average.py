@@ -35,7 +35,11 @@ class AverageWeights(WeightAveraging):
     """
 
     def __init__(self, decay: float):
-        def update(averages: list[Tensor], weights: list[Tensor], count: Tensor) -> None:
+        def update(
+            averages: list[Tensor],
+            weights: list[Tensor],
+            count: Tensor,
+        ) -> None:
             if averages[0].is_floating_point():
                 weight = 1 - warmed_decay(decay, int(count))
                 torch._foreach_lerp_(averages, weights, weight)

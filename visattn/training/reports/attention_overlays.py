@@ -59,7 +59,12 @@ def explain_batch(model: nn.Module, images: Tensor) -> BatchExplanation:
         return BatchExplanation(scores, heat, heads)
 
 
-def _choose_map(model: nn.Module, images: Tensor, maps: Maps, layer_kinds: list[str]) -> Map:
+def _choose_map(
+    model: nn.Module,
+    images: Tensor,
+    maps: Maps,
+    layer_kinds: list[str],
+) -> Map:
     if "token" in layer_kinds:
         return rollout(maps)
     spatial_layers = [number for number, kind in enumerate(layer_kinds) if kind == "spatial"]
@@ -102,7 +107,13 @@ class AttentionOverlays(Callback):
         self.is_chosen = False  # the images are chosen in the first whole validation
 
     def on_validation_batch_end(
-        self, trainer, pl_module, outputs, batch, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer,
+        pl_module,
+        outputs,
+        batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         if self.is_chosen or trainer.sanity_checking or not trainer.is_global_zero:
             return
@@ -148,7 +159,11 @@ class AttentionOverlays(Callback):
         return explanation
 
     def _draw(
-        self, pictures: list[np.ndarray], heat: Map, probabilities: Tensor, classes: list[str]
+        self,
+        pictures: list[np.ndarray],
+        heat: Map,
+        probabilities: Tensor,
+        classes: list[str],
     ) -> Figure:
         """Draw the images above their overlays, with true and predicted classes and one scale."""
         width = 1.7 * len(pictures) + 0.6
@@ -179,7 +194,12 @@ class AttentionOverlays(Callback):
         figure.colorbar(colors, cax=bar_axis).ax.tick_params(labelsize=7)
         return figure
 
-    def _save(self, figure: Figure, sample: np.ndarray, trainer: pl.Trainer) -> None:
+    def _save(
+        self,
+        figure: Figure,
+        sample: np.ndarray,
+        trainer: pl.Trainer,
+    ) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(self.folder / f"step_{trainer.global_step:07d}.png", dpi=100)
         Image.fromarray(sample).save(self.folder / "sample.png")
@@ -192,7 +212,11 @@ class AttentionOverlays(Callback):
                     "attention", pixels, trainer.global_step, dataformats="HWC"
                 )
 
-    def _save_heads(self, heads: list[dict[str, Any]], trainer: pl.Trainer) -> None:
+    def _save_heads(
+        self,
+        heads: list[dict[str, Any]],
+        trainer: pl.Trainer,
+    ) -> None:
         add_rows(self.folder / "heads.csv", trainer.global_step, heads)
         means = {}
         for quantity in ("entropy", "distance"):

@@ -91,7 +91,12 @@ def _patch_coordinates(record: Record) -> Tensor | None:
     return torch.cartesian_prod(torch.arange(height), torch.arange(width)) / max(height, width)
 
 
-def _tile_distance(alpha: Tensor, start: int, coordinates: Tensor, prefix: int) -> Tensor:
+def _tile_distance(
+    alpha: Tensor,
+    start: int,
+    coordinates: Tensor,
+    prefix: int,
+) -> Tensor:
     """Return the summed distance per head of a tile of queries that begins at ``start``."""
     prefix_rows = max(0, prefix - start)  # queries of this tile that are no patches
     patch_alpha = alpha[:, :, prefix_rows:, prefix : prefix + len(coordinates)]
@@ -102,7 +107,11 @@ def _tile_distance(alpha: Tensor, start: int, coordinates: Tensor, prefix: int) 
     return _sum_rows(patch_alpha[:, :, : len(distances)] * distances)
 
 
-def add_rows(path: Path, step: int, statistics: list[dict[str, Any]]) -> None:
+def add_rows(
+    path: Path,
+    step: int,
+    statistics: list[dict[str, Any]],
+) -> None:
     """Add a step's rows to a table; rows of this and later steps (a stopped run's) go."""
     rows: list[dict[str, Any]] = []
     for row in read_rows(path):
@@ -144,7 +153,11 @@ def draw_heads(rows: list[dict[str, str]], path: Path) -> None:
 
 
 def _draw_layer(
-    axis: Axes, rows: list[dict[str, str]], quantity: str, layer: str, color: str
+    axis: Axes,
+    rows: list[dict[str, str]],
+    quantity: str,
+    layer: str,
+    color: str,
 ) -> None:
     """Draw a thin line for each head of a layer, and a thick one for their mean."""
     by_head: dict[str, dict[int, float]] = {}

@@ -77,7 +77,12 @@ class Mistakes:
         self.processes = 1
         self.file_names: list[str] = []
 
-    def add(self, images: Tensor, labels: Tensor, probabilities: Tensor) -> None:
+    def add(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        probabilities: Tensor,
+    ) -> None:
         """Add the mistakes of a batch: images (B, 3, h, w), labels (B,), probabilities (B, C)."""
         values, answers = probabilities.max(1)
         wrong_rows = (answers != labels).nonzero().flatten().tolist()
@@ -119,7 +124,11 @@ def collect(
 
 
 def write_mistakes(
-    mistakes: Mistakes, model: nn.Module, data: ImageData, path: Path, device: torch.device
+    mistakes: Mistakes,
+    model: nn.Module,
+    data: ImageData,
+    path: Path,
+    device: torch.device,
 ) -> None:
     """Write the page of mistakes with maps of where the model looked; without any it says so."""
     figures = []

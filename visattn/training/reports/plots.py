@@ -43,7 +43,10 @@ def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def draw_rates(
-    rates: list[float], losses: list[float], best_rate: float | None, path: Path
+    rates: list[float],
+    losses: list[float],
+    best_rate: float | None,
+    path: Path,
 ) -> None:
     """Draw the loss of a range test over the learning rate, and the suggested rate."""
     figure = _new_figure(5, 3.5)
@@ -57,7 +60,11 @@ def draw_rates(
     figure.savefig(path, dpi=120)
 
 
-def draw_confusion(matrix: Tensor, classes: list[str], path: Path) -> None:
+def draw_confusion(
+    matrix: Tensor,
+    classes: list[str],
+    path: Path,
+) -> None:
     """Draw the confusion matrix (rows: true class), with names and counts where there is room."""
     count = len(classes)
     inches = min(12.0, 2.5 + 0.5 * count)
@@ -74,7 +81,11 @@ def draw_confusion(matrix: Tensor, classes: list[str], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _write_counts(axis: Axes, matrix: Tensor, shares: Tensor) -> None:
+def _write_counts(
+    axis: Axes,
+    matrix: Tensor,
+    shares: Tensor,
+) -> None:
     count = len(matrix)
     for row in range(count):
         for column in range(count):

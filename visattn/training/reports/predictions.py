@@ -24,7 +24,12 @@ class PredictionWriter(BasePredictionWriter):
         self.classes: list[str] = []
         self.count = 0
 
-    def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self,
+        trainer,
+        pl_module,
+        checkpoint: dict[str, Any],
+    ) -> None:
         self.classes = checkpoint[KEY]["classes"]
 
     def on_predict_start(self, trainer, pl_module) -> None:

@@ -35,6 +35,10 @@ class RunReport(Callback):
         self.start_time: float | None = None
 
     @property
+    def state_key(self) -> str:
+        return "Report"  # part of the format of checkpoints
+
+    @property
     def best_metrics(self) -> dict[str, float]:
         """The validation's numbers in the best epoch."""
         return {key: value for key, value in self.best.items() if key.startswith("val_")}
@@ -47,7 +51,12 @@ class RunReport(Callback):
             self.best = state_dict["best"]
             self.earlier_seconds = state_dict["seconds"]
 
-    def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self,
+        trainer,
+        pl_module,
+        checkpoint: dict[str, Any],
+    ) -> None:
         if not self.resumed:
             return
         for state in checkpoint["callbacks"].values():
@@ -84,7 +93,11 @@ class RunReport(Callback):
         text = json.dumps(self.result(trainer, pl_module), indent=2)
         (self.folder / "result.json").write_text(f"{text}\n")
 
-    def result(self, trainer: pl.Trainer, module: ImageClassifier) -> dict[str, Any]:
+    def result(
+        self,
+        trainer: pl.Trainer,
+        module: ImageClassifier,
+    ) -> dict[str, Any]:
         """Return the content of result.json."""
         return {
             **self.best_metrics,
