@@ -9,7 +9,7 @@ from visattn.core.attention import RELATIONS
 from visattn.core.evaluation import EVALUATIONS
 from visattn.core.formula import Attend, attend, attention_map, plan
 from visattn.core.normalize import NORMALIZERS
-from visattn.core.position import POSITIONS
+from visattn.core.position import POSITIONS, grid_coordinates
 from visattn.core.similarity import SIMILARITIES
 from visattn.core.similarity.features import Linear
 from visattn.core.similarity.product import ScaledDot
@@ -99,7 +99,7 @@ def test_a_similarity_with_its_own_forward_under_each_position(position):
     scores = {}
     for name, module in (("mine", relation), ("plain", plain)):
         q, k, _ = module.qkv(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        q, k, bias = module.position(q, k, coordinates())
+        q, k, bias = module.position(q, k, grid_coordinates(GRID))
         e = module.attend.similarity(q, k)
         scores[name] = (e if bias is None else e + bias, q, k)
     e, q, k = scores["plain"]
@@ -110,12 +110,6 @@ def test_a_similarity_with_its_own_forward_under_each_position(position):
     m = (e + own).softmax(-1) @ v
     expected = relation.proj(m.transpose(1, 2).flatten(2))
     torch.testing.assert_close(relation(x, grid=GRID), expected)
-
-
-def coordinates():
-    from visattn.core.position import grid_places
-
-    return grid_places(GRID)
 
 
 @pytest.mark.parametrize("name", ["pam", "non_local", "danet", "xca", "cam", "efficient", "bot"])

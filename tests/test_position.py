@@ -12,7 +12,7 @@ from timm.models.vision_transformer_sam import get_decomposed_rel_pos_bias
 from visattn.core.attention import RELATIONS
 from visattn.core.formula import attention_map
 from visattn.core.normalize import NORMALIZERS
-from visattn.core.position import POSITIONS, adapt, grid_places
+from visattn.core.position import POSITIONS, adapt, grid_coordinates
 from visattn.core.similarity import SIMILARITIES
 
 WIDTH, PREFIX = DIM // HEADS, 2
@@ -32,7 +32,7 @@ def scores(name, q, k, grid=GRID, module=None):
     """Return what the position makes of the plain scores q k / sqrt(D)."""
     module = position(name) if module is None else module
     similarity = adapt(None, module) or SIMILARITIES["scaled_dot"](WIDTH)
-    q, k, bias = module(q, k, grid_places(grid))
+    q, k, bias = module(q, k, grid_coordinates(grid))
     return similarity(q, k) + (0 if bias is None else bias)
 
 
@@ -270,7 +270,7 @@ def test_exports_with_any_batch(name):
 
 def test_decomposed_forms_no_square_matrix():
     q, k, bias = position("decomposed")(
-        *(numbers(1, HEADS, TOKENS, WIDTH, seed=i) for i in (0, 1)), grid_places(GRID)
+        *(numbers(1, HEADS, TOKENS, WIDTH, seed=i) for i in (0, 1)), grid_coordinates(GRID)
     )
     assert bias is None and q.shape == k.shape == (1, HEADS, TOKENS, WIDTH + GRID[0] + GRID[1])
 
@@ -291,7 +291,7 @@ def test_rope_agrees_with_timm():
     sin, cos = build_rotary_pos_embed(
         list(GRID), dim=16, temperature=100.0, in_pixels=False, dtype=torch.float64
     )
-    turned, _, _ = POSITIONS["rope"](16)(q, q, grid_places(GRID))
+    turned, _, _ = POSITIONS["rope"](16)(q, q, grid_coordinates(GRID))
     torch.testing.assert_close(turned, apply_rot_embed(q, sin, cos), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(turned.norm(dim=-1), q.norm(dim=-1), **EXACT)
 

@@ -305,8 +305,10 @@ def test_layout_folds_back(layout):
     for fold, where in ((layout.fold, index), (layout.fold_keys, layout.key_index())):
         expected = torch.where(where[..., None] >= 0, x[:, where.clamp(min=0)], 0.0)
         assert torch.equal(fold(x).unflatten(0, (2, -1)), expected)
-    places = layout.places()
-    assert places.queries.amax((0, 1)).tolist() < list(places.extent) or places.extent == (1, 1)
+    coordinates = layout.coordinates()
+    assert coordinates.queries.amax((0, 1)).tolist() < list(
+        coordinates.extent
+    ) or coordinates.extent == (1, 1)
 
 
 def test_channels_fold_back():

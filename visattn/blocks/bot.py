@@ -7,7 +7,7 @@ from visattn.blocks.parts.tokens import map_size, to_map, to_tokens
 from visattn.core.formula import Attend
 from visattn.core.normalize.exponential import Softmax
 from visattn.core.position.decomposed import Decomposed, widen
-from visattn.core.position.places import grid_places
+from visattn.core.position.coordinates import grid_coordinates
 
 
 class BottleneckAttention(nn.Module):
@@ -66,7 +66,7 @@ class BottleneckAttention(nn.Module):
         maps = self.qkv(x).chunk(3, 1)
         q, k, v = (to_tokens(y, self.num_heads) for y in maps)
         # The positions lengthen q and k, so that their product has the terms r.
-        places = grid_places(map_size(x), x.device)
-        q, k, _ = self.position(q, k, places)
+        coordinates = grid_coordinates(map_size(x), x.device)
+        q, k, _ = self.position(q, k, coordinates)
         m = self.attend(q, k, v)
         return to_map(m, x).to(x.dtype)

@@ -1,21 +1,80 @@
-"""Layouts: which tokens of a grid meet, by folding groups of them into the batch. All speak the same few words.
+"""Layouts: which tokens of a grid meet, by folding groups of them into the batch.
 
-``fold`` takes (B, N, C) to (B * G, T, C), groups varying fastest, ``unfold`` brings the outputs of
-queries back; ``fold_keys`` differs from ``fold`` only where keys overlap between groups.
-``token_index()`` and ``key_index()`` say which token lies where, (G, T), -1 for padding.
-``meets()`` is a mask (G, 1, T or 1, Tk), None where all of them meet. ``places()`` gives rows and
-columns for positions.
+All layouts have the methods of ``Layout``. Groups vary fastest in the folded batch.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from visattn.core.position.places import Places, coordinates, grid_places
+from visattn.core.position.coordinates import Coordinates, grid_coordinates, rows_and_columns
 
 Pair = tuple[int, int]
+
+
+class Layout(Protocol):
+    """How tokens (B, N, C) are folded into G groups of T tokens, so that only a group's meet."""
+
+    def fold(self, x: Tensor) -> Tensor:
+        """Fold queries: (B, N, C) -> (B * G, T, C)."""
+
+    def fold_keys(self, x: Tensor) -> Tensor:
+        """Fold keys, which differ from queries only where they overlap between groups."""
+
+    def unfold(self, y: Tensor) -> Tensor:
+        """Bring the outputs of queries back: (B * G, T, C) -> (B, N, C)."""
+
+    def token_index(self, device: torch.device | None = None) -> Tensor:
+        """Return which token is which query: (G, T), -1 for padding."""
+
+    def key_index(self, device: torch.device | None = None) -> Tensor:
+        """Return which token is which key: (G, Tk), -1 for padding."""
+
+    def meets(self, device: torch.device | None = None) -> Tensor | None:
+        """Return the mask (G or 1, 1, T or 1, Tk) of pairs that meet; None where all do."""
+
+    def coordinates(self, device: torch.device | None = None) -> Coordinates:
+        """Return rows and columns of queries and keys, for positions."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """A grid cut into tiles of at most ``size``, padded below and at the right to whole tiles."""
+
+    grid: Pair
+    size: Pair
+
+    @property
+    def extent(self) -> Pair:
+        """Rows and columns of a tile, never more than the grid has."""
+        return min(self.size[0], self.grid[0]), min(self.size[1], self.grid[1])
+
+    @property
+    def counts(self) -> Pair:
+        """Tiles along the rows and along the columns."""
+        rows, columns = self.extent
+        return -(-self.grid[0] // rows), -(-self.grid[1] // columns)
+
+    def is_exact(self) -> bool:
+        """Whether nothing is padded."""
+        return self.grid[0] % self.extent[0] == 0 and self.grid[1] % self.extent[1] == 0
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Lay tokens (B, N, C) out as (B, rows, columns, C), with zeros up to whole tiles."""
+        _check_tokens(x, self.grid)
+        below = self.counts[0] * self.extent[0] - self.grid[0]
+        right = self.counts[1] * self.extent[1] - self.grid[1]
+        x = x.unflatten(1, self.grid)
+        if below or right:
+            x = F.pad(x, (0, 0, 0, right, 0, below))
+        return x
+
+    def crop(self, x: Tensor) -> Tensor:
+        """Undo ``pad``: (B, rows, columns, C) -> (B, N, C)."""
+        return x[:, : self.grid[0], : self.grid[1]].flatten(1, 2)
 
 
 @dataclass(frozen=True)
@@ -39,33 +98,33 @@ class Windows:
     kind = "token"
 
     @property
-    def extent(self) -> Pair:
-        return tuple(min(s, n) for s, n in zip(self.size, self.grid, strict=True))
-
-    @property
-    def counts(self) -> Pair:
-        return tuple(-(-n // s) for s, n in zip(self.extent, self.grid, strict=True))
+    def tiling(self) -> Tiling:
+        return Tiling(self.grid, self.size)
 
     @property
     def moved(self) -> Pair:
         """The shift, where there is more than one window to shift."""
-        return tuple(
-            m if s < n else 0 for m, s, n in zip(self.shift, self.extent, self.grid, strict=True)
-        )
+        extent = self.tiling.extent
+        down = self.shift[0] if extent[0] < self.grid[0] else 0
+        right = self.shift[1] if extent[1] < self.grid[1] else 0
+        return down, right
 
     def fold(self, x: Tensor) -> Tensor:
-        x = _pad(x, self.grid, self.extent, self.counts)
+        extent = self.tiling.extent
+        counts = self.tiling.counts
+        x = self.tiling.pad(x)
         if any(self.moved):
             x = x.roll((-self.moved[0], -self.moved[1]), dims=(1, 2))
-        x = x.unflatten(2, (self.counts[1], self.extent[1])).unflatten(
-            1, (self.counts[0], self.extent[0])
-        )
+        # (B, rows, columns, C) -> (B, count, extent, count, extent, C)
+        x = x.unflatten(2, (counts[1], extent[1])).unflatten(1, (counts[0], extent[0]))
         return x.transpose(2, 3).flatten(3, 4).flatten(0, 2)
 
     def unfold(self, y: Tensor) -> Tensor:
-        y = y.unflatten(1, self.extent).unflatten(0, (-1, *self.counts)).transpose(2, 3)
-        y = y.flatten(3, 4).flatten(1, 2)
-        return _crop(y.roll(self.moved, dims=(1, 2)) if any(self.moved) else y, self.grid)
+        y = y.unflatten(1, self.tiling.extent).unflatten(0, (-1, *self.tiling.counts))
+        y = y.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # (B, rows, columns, C)
+        if any(self.moved):
+            y = y.roll(self.moved, dims=(1, 2))
+        return self.tiling.crop(y)
 
     def fold_keys(self, x: Tensor) -> Tensor:
         return self.fold(x)
@@ -78,17 +137,17 @@ class Windows:
 
     def meets(self, device: torch.device | None = None) -> Tensor | None:
         if not any(self.moved):
-            return _real_keys(self, device)
+            return _hide_padding(self, device)
         # The first rows and columns come back behind the last ones: there they are strangers, as
-        # padding (0) is to all.
-        strangers = (
-            coordinates(self.grid, device) < torch.tensor(self.moved, device=device)
-        ).long()
-        side = self.fold(1 + strangers @ torch.tensor([[1], [2]], device=device))[..., 0]
-        return side[:, None, :, None] == side[:, None, None, :]
+        # padding (0) is to all. Tokens of one number meet: 1 + 1 for moved rows + 2 for columns.
+        moved = torch.tensor(self.moved, device=device)
+        is_moved = (rows_and_columns(self.grid, device) < moved).long()
+        number = 1 + is_moved @ torch.tensor([[1], [2]], device=device)
+        number = self.fold(number)[..., 0]  # (G, T)
+        return number[:, None, :, None] == number[:, None, None, :]
 
-    def places(self, device: torch.device | None = None) -> Places:
-        return grid_places(self.extent, device)
+    def coordinates(self, device: torch.device | None = None) -> Coordinates:
+        return grid_coordinates(self.tiling.extent, device)
 
 
 @dataclass(frozen=True)
@@ -108,23 +167,21 @@ class Grid:
     kind = "token"
 
     @property
-    def extent(self) -> Pair:
-        return tuple(min(s, n) for s, n in zip(self.size, self.grid, strict=True))
-
-    @property
-    def counts(self) -> Pair:
-        return tuple(-(-n // s) for s, n in zip(self.extent, self.grid, strict=True))
+    def tiling(self) -> Tiling:
+        return Tiling(self.grid, self.size)
 
     def fold(self, x: Tensor) -> Tensor:
-        x = _pad(x, self.grid, self.extent, self.counts)
-        x = x.unflatten(2, (self.extent[1], self.counts[1])).unflatten(
-            1, (self.extent[0], self.counts[0])
-        )
+        extent = self.tiling.extent
+        counts = self.tiling.counts
+        x = self.tiling.pad(x)
+        # (B, rows, columns, C) -> (B, extent, count, extent, count, C)
+        x = x.unflatten(2, (extent[1], counts[1])).unflatten(1, (extent[0], counts[0]))
         return x.permute(0, 2, 4, 1, 3, 5).flatten(3, 4).flatten(0, 2)
 
     def unfold(self, y: Tensor) -> Tensor:
-        y = y.unflatten(1, self.extent).unflatten(0, (-1, *self.counts)).permute(0, 3, 1, 4, 2, 5)
-        return _crop(y.flatten(3, 4).flatten(1, 2), self.grid)
+        y = y.unflatten(1, self.tiling.extent).unflatten(0, (-1, *self.tiling.counts))
+        y = y.permute(0, 3, 1, 4, 2, 5)  # (B, extent, count, extent, count, C)
+        return self.tiling.crop(y.flatten(3, 4).flatten(1, 2))
 
     def fold_keys(self, x: Tensor) -> Tensor:
         return self.fold(x)
@@ -136,15 +193,16 @@ class Grid:
         return _index(self, device)
 
     def meets(self, device: torch.device | None = None) -> Tensor | None:
-        return _real_keys(self, device)
+        return _hide_padding(self, device)
 
-    def places(self, device: torch.device | None = None) -> Places:
-        return grid_places(self.extent, device)
+    def coordinates(self, device: torch.device | None = None) -> Coordinates:
+        return grid_coordinates(self.tiling.extent, device)
 
 
 def strips(grid: Pair, axis: str) -> Windows:
     """Return whole rows (axis "width") or whole columns (axis "height") as windows."""
-    return Windows(tuple(grid), (grid[0], 1) if axis == "height" else (1, grid[1]))
+    size = (grid[0], 1) if axis == "height" else (1, grid[1])
+    return Windows((grid[0], grid[1]), size)
 
 
 @dataclass(frozen=True)
@@ -175,11 +233,11 @@ class CrissCross:
         return self.token_index(device)
 
     def meets(self, device: torch.device | None = None) -> Tensor:
-        yx = coordinates(self.grid, device)
+        yx = rows_and_columns(self.grid, device)
         return (yx[:, :, None] == yx[:, None]).any(-1)[:, None]
 
-    def places(self, device: torch.device | None = None) -> Places:
-        return grid_places(self.grid, device)
+    def coordinates(self, device: torch.device | None = None) -> Coordinates:
+        return grid_coordinates(self.grid, device)
 
 
 @dataclass(frozen=True)
@@ -206,24 +264,23 @@ class Neighborhood:
     kind = "token"
 
     @property
-    def extent(self) -> Pair:
-        """The kernel, where the grid has room for it: also the tile of queries."""
-        return tuple(min(k, n) for k, n in zip(self.kernel_size, self.grid, strict=True))
-
-    @property
-    def counts(self) -> Pair:
-        return tuple(-(-n // k) for k, n in zip(self.extent, self.grid, strict=True))
+    def tiling(self) -> Tiling:
+        """Tiles of queries, as large as the kernel."""
+        return Tiling(self.grid, self.kernel_size)
 
     def fold(self, x: Tensor) -> Tensor:
-        return Windows(self.grid, self.extent).fold(x)
+        return Windows(self.grid, self.kernel_size).fold(x)
 
     def unfold(self, y: Tensor) -> Tensor:
-        return Windows(self.grid, self.extent).unfold(y)
+        return Windows(self.grid, self.kernel_size).unfold(y)
 
     def fold_keys(self, x: Tensor) -> Tensor:
         _check_tokens(x, self.grid)
-        (rows, columns), x = self._regions(x.device), x.unflatten(1, self.grid)
+        rows = self._region(0, x.device)
+        columns = self._region(1, x.device)
+        x = x.unflatten(1, self.grid)
         x = x.index_select(1, rows.flatten()).index_select(2, columns.flatten())
+        # (B, tiles, region rows, tiles, region columns, C) -> (B * tiles, keys, C)
         x = x.unflatten(2, columns.shape).unflatten(1, rows.shape)
         return x.transpose(2, 3).flatten(3, 4).flatten(0, 2)
 
@@ -231,33 +288,31 @@ class Neighborhood:
         return _index(self, device)
 
     def key_index(self, device: torch.device | None = None) -> Tensor:
-        return self.fold_keys(
-            torch.arange(self.grid[0] * self.grid[1], device=device)[None, :, None]
-        )[..., 0]
+        tokens = torch.arange(self.grid[0] * self.grid[1], device=device)
+        return self.fold_keys(tokens[None, :, None])[..., 0]
 
     def meets(self, device: torch.device | None = None) -> Tensor:
-        query, key, _, _ = self.places(device)
-        limits = torch.tensor(
-            [n - k for n, k in zip(self.grid, self.extent, strict=True)], device=device
-        )
-        half = torch.tensor([k // 2 for k in self.extent], device=device)
-        size = torch.tensor(self.extent, device=device)
-        start = torch.minimum((query - half).clamp(min=0), limits)[:, :, None]
-        inside = ((key[:, None] >= start) & (key[:, None] < start + size)).all(-1)
-        return (inside & (_index(self, device) >= 0)[:, :, None])[:, None]
+        query, key, _, _ = self.coordinates(device)  # (G, T, 2), (G, Tk, 2)
+        extent = torch.tensor(self.tiling.extent, device=device)
+        # At a border the neighborhood moves inside, as large as ever.
+        last_start = torch.tensor(self.grid, device=device) - extent
+        start = torch.minimum((query - extent // 2).clamp(min=0), last_start)[:, :, None]
+        is_inside = ((key[:, None] >= start) & (key[:, None] < start + extent)).all(-1)
+        is_token = _index(self, device) >= 0
+        return (is_inside & is_token[:, :, None])[:, None]
 
-    def places(self, device: torch.device | None = None) -> Places:
-        yx = coordinates(self.grid, device)
-        return Places(self.fold(yx), self.fold_keys(yx), self.grid, self.extent)
+    def coordinates(self, device: torch.device | None = None) -> Coordinates:
+        yx = rows_and_columns(self.grid, device)
+        return Coordinates(self.fold(yx), self.fold_keys(yx), self.grid, self.tiling.extent)
 
-    def _regions(self, device: torch.device | None) -> tuple[Tensor, Tensor]:
-        """Return the rows (tiles, r) and the columns (tiles, c) that the keys of each tile come from."""
-        regions = []
-        for n, k, count in zip(self.grid, self.extent, self.counts, strict=True):
-            width = min(2 * k - 1, n)
-            first = (torch.arange(count, device=device) * k - k // 2).clamp(0, n - width)
-            regions.append(first[:, None] + torch.arange(width, device=device))
-        return regions[0], regions[1]
+    def _region(self, axis: int, device: torch.device | None) -> Tensor:
+        """Return the rows or columns that the keys of each tile come from: (tiles, region)."""
+        size = self.grid[axis]
+        extent = self.tiling.extent[axis]
+        width = min(2 * extent - 1, size)
+        tiles = torch.arange(self.tiling.counts[axis], device=device)
+        first = (tiles * extent - extent // 2).clamp(0, size - width)
+        return first[:, None] + torch.arange(width, device=device)
 
 
 @dataclass(frozen=True)
@@ -284,27 +339,14 @@ def _check_tokens(x: Tensor, grid: Pair) -> None:
         )
 
 
-def _pad(x: Tensor, grid: Pair, extent: Pair, counts: Pair) -> Tensor:
-    """Lay tokens (B, N, C) out as (B, rows, columns, C), with zeros below and right up to whole groups."""
-    _check_tokens(x, grid)
-    below, right = (c * s - n for c, s, n in zip(counts, extent, grid, strict=True))
-    x = x.unflatten(1, grid)
-    return F.pad(x, (0, 0, 0, right, 0, below)) if below or right else x
-
-
-def _crop(x: Tensor, grid: Pair) -> Tensor:
-    """Undo _pad."""
-    return x[:, : grid[0], : grid[1]].flatten(1, 2)
-
-
-def _real_keys(layout: Windows | Grid, device: torch.device | None) -> Tensor | None:
+def _hide_padding(layout: Windows | Grid, device: torch.device | None) -> Tensor | None:
     """Return the mask that hides padding from every query; None where there is none."""
-    if all(n % s == 0 for n, s in zip(layout.grid, layout.extent, strict=True)):
+    if layout.tiling.is_exact():
         return None
     return (_index(layout, device) >= 0)[:, None, None, :]
 
 
-def _index(layout, device: torch.device | None = None) -> Tensor:
-    """Return which token lies where, by folding the numbers of the tokens; padding folds to zero."""
+def _index(layout: Windows | Grid | Neighborhood, device: torch.device | None = None) -> Tensor:
+    """Return which token lies where, by folding token numbers from 1; padding folds to zero."""
     numbers = torch.arange(1, 1 + layout.grid[0] * layout.grid[1], device=device)
     return layout.fold(numbers[None, :, None])[..., 0] - 1

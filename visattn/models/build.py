@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from visattn.core.attention import RELATIONS
-from visattn.core.attention.full import per_head
+from visattn.core.attention.heads import width_per_head
 from visattn.core.normalize import NORMALIZERS
 from visattn.core.position import POSITIONS
 from visattn.core.similarity import SIMILARITIES
@@ -81,7 +81,7 @@ class Mixing:
         prefix: int,
     ) -> nn.Module:
         """Build the relation of one block."""
-        head_dim = per_head(dim, num_heads)
+        head_dim = width_per_head(dim, num_heads)
         vector_size = head_dim
         if name == "channel":
             # Channel attention compares channels, each a vector over all tokens.
@@ -122,7 +122,7 @@ def build_vit(
     if isinstance(image_size, int):
         image_size = (image_size, image_size)
     height, width = image_size
-    per_head(dim, num_heads)  # refuses heads that do not divide dim
+    width_per_head(dim, num_heads)  # refuses heads that do not divide dim
     stem_class = lookup(TOKEN_STEMS, tokens.stem, "stem")
     stem = stem_class(dim, tokens.patch_size, in_channels=in_channels)
     grid = stem.grid(height, width)

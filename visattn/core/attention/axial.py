@@ -5,7 +5,7 @@ from copy import deepcopy
 from torch import Tensor, nn
 
 from visattn.core.attention.full import SelfAttention
-from visattn.core.attention.local import Pair, folded, known
+from visattn.core.attention.local import Pair, attend_in_groups, require_grid
 from visattn.core.layout import CrissCross, strips
 from visattn.core.normalize.definition import Normalizer
 from visattn.core.similarity.definition import Similarity
@@ -72,7 +72,7 @@ class StripAttention(SelfAttention):
         self.axis = axis
 
     def forward(self, x: Tensor, *, grid: Pair | None = None, mask: Tensor | None = None) -> Tensor:
-        return folded(self, x, strips(known(grid), self.axis), mask)
+        return attend_in_groups(self, x, strips(require_grid(grid), self.axis), mask)
 
 
 class AxialAttention(nn.Module):
@@ -165,4 +165,4 @@ class CrissCrossAttention(SelfAttention):
     """
 
     def forward(self, x: Tensor, *, grid: Pair | None = None, mask: Tensor | None = None) -> Tensor:
-        return folded(self, x, CrissCross(known(grid)), mask)
+        return attend_in_groups(self, x, CrissCross(require_grid(grid)), mask)

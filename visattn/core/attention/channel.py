@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from visattn.core.attention.full import per_head
+from visattn.core.attention.heads import merge_heads, split_projections, width_per_head
 from visattn.core.formula import Attend
 from visattn.core.layout import Channels
 from visattn.core.normalize.definition import Normalizer
@@ -61,7 +61,7 @@ class ChannelAttention(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        head_dim = per_head(dim, num_heads)
+        head_dim = width_per_head(dim, num_heads)
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         similarity = Cosine(head_dim, num_heads) if similarity is None else similarity
@@ -71,9 +71,11 @@ class ChannelAttention(nn.Module):
     def forward(
         self, x: Tensor, *, grid: tuple[int, int] | None = None, mask: Tensor | None = None
     ) -> Tensor:
+        qkv = self.qkv(x)
+        if mask is not None:
+            qkv = qkv.masked_fill(~mask[..., None], 0.0)
         layout = Channels()
-        qkv = self.qkv(x) if mask is None else self.qkv(x).masked_fill(~mask[..., None], 0.0)
-        qkv = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k, v = (layout.fold(y) for y in qkv.unbind(0))
+        # (B, H, N, D) -> (B, H, D, N): channels take the place of tokens
+        q, k, v = (layout.fold(y) for y in split_projections(qkv, 3, self.num_heads))
         m = layout.unfold(self.attend(q, k, v, layout=layout))
-        return self.proj(m.transpose(1, 2).flatten(2))
+        return self.proj(merge_heads(m))

@@ -2,9 +2,17 @@
 
 from torch import Tensor, nn
 
+from visattn.core.attention.heads import (
+    key_mask,
+    merge_heads,
+    split_heads,
+    split_projections,
+    token_mask,
+    width_per_head,
+)
 from visattn.core.formula import Attend
 from visattn.core.normalize.definition import Normalizer
-from visattn.core.position import adapt, grid_places
+from visattn.core.position import adapt, grid_coordinates
 from visattn.core.similarity.definition import Similarity
 
 
@@ -60,8 +68,9 @@ class SelfAttention(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        head_dim = per_head(dim, num_heads)
-        self.dim, self.num_heads = dim, num_heads
+        head_dim = width_per_head(dim, num_heads)
+        self.dim = dim
+        self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.q_norm = nn.LayerNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
@@ -72,14 +81,14 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Tensor, *, grid: tuple[int, int] | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        q, k, v = (
-            self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        )
-        q, k, bias = self.q_norm(q), self.k_norm(k), None
+        q, k, v = split_projections(self.qkv(x), 3, self.num_heads)
+        q = self.q_norm(q)
+        k = self.k_norm(k)
+        bias = None
         if self.position is not None:
-            q, k, bias = self.position(q, k, grid_places(grid, x.device))
+            q, k, bias = self.position(q, k, grid_coordinates(grid, x.device))
         m = self.attend(q, k, v, bias=bias, mask=token_mask(mask, self.attend))
-        return self.proj(m.transpose(1, 2).flatten(2))
+        return self.proj(merge_heads(m))
 
 
 class CrossAttention(nn.Module):
@@ -127,49 +136,19 @@ class CrossAttention(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        per_head(dim, num_heads)
+        width_per_head(dim, num_heads)
         self.num_heads = num_heads
         self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim if context_dim is None else context_dim, 2 * dim)
+        context_dim = dim if context_dim is None else context_dim
+        self.kv = nn.Linear(context_dim, 2 * dim)
         self.attend = Attend(similarity, normalize, dropout=dropout)
         self.proj = nn.Linear(dim, dim)
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None
     ) -> Tensor:
-        q = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        kv = self.kv(x if context is None else context).unflatten(-1, (2, self.num_heads, -1))
-        k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
+        q = split_heads(self.q(x), self.num_heads)
+        context = x if context is None else context
+        k, v = split_projections(self.kv(context), 2, self.num_heads)
         m = self.attend(q, k, v, mask=key_mask(mask))
-        return self.proj(m.transpose(1, 2).flatten(2))
-
-
-def per_head(dim: int, num_heads: int) -> int:
-    """Return the width of a head, or say why the heads do not fit."""
-    if num_heads < 1 or dim < 1 or dim % num_heads:
-        raise ValueError(f"num_heads must divide dim; got num_heads={num_heads}, dim={dim}")
-    return dim // num_heads
-
-
-def token_mask(mask: Tensor | None, attend: Attend) -> Tensor | None:
-    """Give a mask over tokens (B, N) the axes of heads and queries; leave any other as it is.
-
-    Where rows depend on each other a masked token may not speak as a query either.
-    """
-    if mask is None or mask.ndim != 2:
-        return mask
-    return (
-        mask[:, None, None]
-        if is_row_local(attend)
-        else mask[:, None, None] & mask[:, None, :, None]
-    )
-
-
-def is_row_local(attend: Attend) -> bool:
-    """Say whether the weights of a query depend on no other query."""
-    return attend.normalize is None or attend.normalize.row_local
-
-
-def key_mask(mask: Tensor | None) -> Tensor | None:
-    """Give a mask over keys (B, M) the two axes of heads and queries; leave any other as it is."""
-    return mask[:, None, None] if mask is not None and mask.ndim == 2 else mask
+        return self.proj(merge_heads(m))

@@ -3,7 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from visattn.core.attention.full import key_mask, per_head
+from visattn.core.attention.heads import (
+    key_mask,
+    merge_heads,
+    split_heads,
+    split_projections,
+    width_per_head,
+)
 from visattn.core.formula import Attend
 from visattn.core.normalize.definition import Normalizer
 from visattn.core.normalize.doubly import Double
@@ -57,7 +63,7 @@ class ClassAttention(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        per_head(dim, num_heads)
+        width_per_head(dim, num_heads)
         self.num_heads = num_heads
         self.q = nn.Linear(dim, dim, bias=qkv_bias)
         self.k = nn.Linear(dim, dim, bias=qkv_bias)
@@ -68,11 +74,11 @@ class ClassAttention(nn.Module):
     def forward(
         self, x: Tensor, *, grid: tuple[int, int] | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        heads = (self.num_heads, -1)
-        q, k, v = (
-            y.unflatten(-1, heads).transpose(1, 2) for y in (self.q(x[:, :1]), self.k(x), self.v(x))
-        )
-        return self.proj(self.attend(q, k, v, mask=key_mask(mask)).transpose(1, 2).flatten(2))
+        q = split_heads(self.q(x[:, :1]), self.num_heads)
+        k = split_heads(self.k(x), self.num_heads)
+        v = split_heads(self.v(x), self.num_heads)
+        m = self.attend(q, k, v, mask=key_mask(mask))
+        return self.proj(merge_heads(m))
 
 
 class PoolAttention(nn.Module):
@@ -124,33 +130,34 @@ class PoolAttention(nn.Module):
         qkv_bias: bool = True,
     ):
         super().__init__()
-        per_head(dim, num_heads)
+        width_per_head(dim, num_heads)
         if num_queries < 1:
             raise ValueError(f"num_queries must be at least 1; got {num_queries}")
         self.num_heads = num_heads
-        self.latent = nn.Parameter(
-            nn.init.trunc_normal_(torch.empty(1, num_queries, dim), std=dim**-0.5)
-        )
+        latent = torch.empty(1, num_queries, dim)
+        self.latent = nn.Parameter(nn.init.trunc_normal_(latent, std=dim**-0.5))
         self.q = nn.Linear(dim, dim, bias=qkv_bias)
         self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
         self.attend = Attend(similarity, normalize)
         self.proj = nn.Linear(dim, dim)
-        self.norm = nn.LayerNorm(dim, eps=1e-6) if mlp_ratio else None
-        self.mlp = _mlp(dim, int(dim * mlp_ratio)) if mlp_ratio else None
+        self.norm: nn.Module | None = None
+        self.mlp: nn.Module | None = None
+        if mlp_ratio:
+            self.norm = nn.LayerNorm(dim, eps=1e-6)
+            self.mlp = _mlp(dim, int(dim * mlp_ratio))
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None
     ) -> Tensor:
-        x = x if context is None else torch.cat([x, context], dim=1)
-        q = (
-            self.q(self.latent)
-            .expand(x.shape[0], -1, -1)
-            .unflatten(-1, (self.num_heads, -1))
-            .transpose(1, 2)
-        )
-        k, v = self.kv(x).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        z = self.proj(self.attend(q, k, v, mask=key_mask(mask)).transpose(1, 2).flatten(2))
-        return z if self.mlp is None else z + self.mlp(self.norm(z))
+        if context is not None:
+            x = torch.cat([x, context], dim=1)
+        queries = self.q(self.latent).expand(x.shape[0], -1, -1)
+        q = split_heads(queries, self.num_heads)
+        k, v = split_projections(self.kv(x), 2, self.num_heads)
+        z = self.proj(merge_heads(self.attend(q, k, v, mask=key_mask(mask))))
+        if self.mlp is None or self.norm is None:
+            return z
+        return z + self.mlp(self.norm(z))
 
 
 class MemoryAttention(nn.Module):
@@ -199,26 +206,30 @@ class MemoryAttention(nn.Module):
         qkv_bias: bool = True,
     ):
         super().__init__()
-        head_dim = per_head(dim, num_heads)
+        head_dim = width_per_head(dim, num_heads)
         if num_slots < 1:
             raise ValueError(f"num_slots must be at least 1; got {num_slots}")
         self.num_heads = num_heads
         self.q = nn.Linear(dim, dim, bias=qkv_bias)
         memory = torch.randn(2, num_heads, num_slots, head_dim) * head_dim**-0.5
-        self.keys, self.values = nn.Parameter(memory[0].clone()), nn.Parameter(memory[1].clone())
-        self.attend = Attend(
-            Dot(head_dim, num_heads) if similarity is None else similarity,
-            Double(num_heads) if normalize is None else normalize,
-        )
+        self.keys = nn.Parameter(memory[0].clone())
+        self.values = nn.Parameter(memory[1].clone())
+        similarity = Dot(head_dim, num_heads) if similarity is None else similarity
+        normalize = Double(num_heads) if normalize is None else normalize
+        self.attend = Attend(similarity, normalize)
         self.proj = nn.Linear(dim, dim)
 
     def forward(
         self, x: Tensor, *, grid: tuple[int, int] | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        q = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        k, v = (m.expand(x.shape[0], -1, -1, -1) for m in (self.keys, self.values))
-        m = self.attend(q, k, v, mask=None if mask is None else mask[:, None, :, None])
-        return self.proj(m.transpose(1, 2).flatten(2))
+        q = split_heads(self.q(x), self.num_heads)
+        # the memory (H, slots, D) serves every image: (B, H, slots, D)
+        k = self.keys.expand(x.shape[0], -1, -1, -1)
+        v = self.values.expand(x.shape[0], -1, -1, -1)
+        # masked tokens do not act as queries; every slot is a key
+        query_mask = None if mask is None else mask[:, None, :, None]
+        m = self.attend(q, k, v, mask=query_mask)
+        return self.proj(merge_heads(m))
 
 
 def _mlp(dim: int, hidden: int) -> nn.Module:

@@ -2,56 +2,64 @@
 
 from torch import Tensor, nn
 
-from visattn.core.attention.full import SelfAttention, is_row_local
-from visattn.core.layout import Grid, Neighborhood, Windows
+from visattn.core.attention.full import SelfAttention
+from visattn.core.attention.heads import (
+    is_row_local,
+    merge_heads,
+    split_heads,
+    split_projections,
+)
+from visattn.core.layout import Grid, Layout, Neighborhood, Windows
 from visattn.core.normalize.definition import Normalizer
-from visattn.core.position import grid_places
-from visattn.core.position.places import for_batch
+from visattn.core.position import grid_coordinates
+from visattn.core.position.coordinates import repeat_for_batch
 from visattn.core.similarity.definition import Similarity
 
 Pair = tuple[int, int]
 
 
-def folded(attention: SelfAttention, x: Tensor, layout, mask: Tensor | None) -> Tensor:
+def attend_in_groups(
+    attention: SelfAttention, x: Tensor, layout: Layout, mask: Tensor | None
+) -> Tensor:
     """Apply self-attention among the tokens that the layout lets meet."""
     q, kv = attention.qkv(x).split([attention.dim, 2 * attention.dim], dim=-1)
-    q = layout.fold(q).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
-    k, v = (
-        layout.fold_keys(kv)
-        .unflatten(-1, (2, attention.num_heads, -1))
-        .permute(2, 0, 3, 1, 4)
-        .unbind(0)
-    )
-    q, k, bias = attention.q_norm(q), attention.k_norm(k), None
+    # (B, N, C) -> (B * groups, T, C) -> (B * groups, H, T, D)
+    q = split_heads(layout.fold(q), attention.num_heads)
+    k, v = split_projections(layout.fold_keys(kv), 2, attention.num_heads)
+    q = attention.q_norm(q)
+    k = attention.k_norm(k)
+    bias = None
     if attention.position is not None:
-        q, k, bias = attention.position(q, k, layout.places(x.device))
-    m = attention.attend(
-        q, k, v, bias=bias, mask=_who_meets(attention, layout, x, mask), layout=layout
-    )
-    return attention.proj(layout.unfold(m.transpose(1, 2).flatten(2)))
+        q, k, bias = attention.position(q, k, layout.coordinates(x.device))
+    meets = group_mask(attention, layout, x, mask)
+    m = attention.attend(q, k, v, bias=bias, mask=meets, layout=layout)
+    return attention.proj(layout.unfold(merge_heads(m)))
 
 
-def _who_meets(attention: SelfAttention, layout, x: Tensor, mask: Tensor | None) -> Tensor | None:
-    """Join what the layout allows with a mask over tokens (B, N).
+def group_mask(
+    attention: SelfAttention, layout: Layout, x: Tensor, mask: Tensor | None
+) -> Tensor | None:
+    """Join what the layout allows with a mask over tokens (B, N), for (B * groups, H, T, T).
 
-    Where rows depend on each other, padding and masked tokens may not speak as queries either.
+    Where rows depend on each other, padding and masked tokens must not act as queries either.
     """
     row_local = is_row_local(attention.attend)
-    meets = layout.meets(x.device)
+    meets = layout.meets(x.device)  # (groups or 1, 1, T or 1, T)
     if meets is not None:
         if not row_local:
-            meets = meets & (layout.token_index(x.device) >= 0)[:, None, :, None]
-        meets = for_batch(meets, x.shape[0] * meets.shape[0])
+            is_token = layout.token_index(x.device) >= 0
+            meets = meets & is_token[:, None, :, None]
+        meets = repeat_for_batch(meets, x.shape[0] * meets.shape[0])
     if mask is None:
         return meets
     if mask.shape != x.shape[:2]:
         raise ValueError(
             f"mask must be (B, N) = {tuple(x.shape[:2])} here, over keys; got {tuple(mask.shape)}"
         )
-    tokens = layout.fold_keys(mask[..., None])[:, None, None, :, 0]
+    allowed = layout.fold_keys(mask[..., None])[:, None, None, :, 0]  # (B * groups, 1, 1, T)
     if not row_local:
-        tokens = tokens & layout.fold(mask[..., None])[:, None, :, :]
-    return tokens if meets is None else meets & tokens
+        allowed = allowed & layout.fold(mask[..., None])[:, None, :, :]
+    return allowed if meets is None else meets & allowed
 
 
 class WindowAttention(SelfAttention):
@@ -85,9 +93,9 @@ class WindowAttention(SelfAttention):
             grid's tokens alone.
 
     Reference:
-        Liu et al. 2021, "Swin Transformer", section 3.2, https://arxiv.org/abs/2103.14030. Differs
-        from: windows that do not divide the grid hide their padding, which the authors' code lets
-            take part; the bias is an option.
+        Liu et al. 2021, "Swin Transformer", section 3.2, https://arxiv.org/abs/2103.14030.
+        Differs from: windows that do not divide the grid hide their padding, which the authors'
+        code lets take part; the bias is an option.
 
     Example:
         >>> import torch
@@ -119,7 +127,7 @@ class WindowAttention(SelfAttention):
         self.window_size = _pair("window_size", window_size)
 
     def forward(self, x: Tensor, *, grid: Pair | None = None, mask: Tensor | None = None) -> Tensor:
-        return folded(self, x, Windows(known(grid), self.window_size), mask)
+        return attend_in_groups(self, x, Windows(require_grid(grid), self.window_size), mask)
 
 
 class ShiftedWindowAttention(WindowAttention):
@@ -144,8 +152,8 @@ class ShiftedWindowAttention(WindowAttention):
         ValueError: As WindowAttention.
 
     Reference:
-        Liu et al. 2021, "Swin Transformer", section 3.2, https://arxiv.org/abs/2103.14030. Differs
-        from: as WindowAttention.
+        Liu et al. 2021, "Swin Transformer", section 3.2, https://arxiv.org/abs/2103.14030.
+        Differs from: as WindowAttention.
 
     Example:
         >>> import torch
@@ -155,7 +163,7 @@ class ShiftedWindowAttention(WindowAttention):
 
     def forward(self, x: Tensor, *, grid: Pair | None = None, mask: Tensor | None = None) -> Tensor:
         shift = (self.window_size[0] // 2, self.window_size[1] // 2)
-        return folded(self, x, Windows(known(grid), self.window_size, shift), mask)
+        return attend_in_groups(self, x, Windows(require_grid(grid), self.window_size, shift), mask)
 
 
 class GridAttention(WindowAttention):
@@ -179,9 +187,8 @@ class GridAttention(WindowAttention):
 
     Reference:
         Tu et al. 2022, "MaxViT: Multi-Axis Vision Transformer", section 3.2,
-        https://arxiv.org/abs/2204.01697. Differs
-        from: a grid that is no multiple of the coarse one is padded and masked; the relative bias
-            is an option.
+        https://arxiv.org/abs/2204.01697. Differs from: a grid that is no multiple of the
+        coarse one is padded and masked; the relative bias is an option.
 
     Example:
         >>> import torch
@@ -190,7 +197,7 @@ class GridAttention(WindowAttention):
     """
 
     def forward(self, x: Tensor, *, grid: Pair | None = None, mask: Tensor | None = None) -> Tensor:
-        return folded(self, x, Grid(known(grid), self.window_size), mask)
+        return attend_in_groups(self, x, Grid(require_grid(grid), self.window_size), mask)
 
 
 class NeighborhoodAttention(SelfAttention):
@@ -253,21 +260,21 @@ class NeighborhoodAttention(SelfAttention):
             qk_norm=qk_norm,
         )
         self.kernel_size = _pair("kernel_size", kernel_size)
-        if any(k % 2 == 0 for k in self.kernel_size):
+        if any(extent % 2 == 0 for extent in self.kernel_size):
             raise ValueError(f"kernel_size must be odd, so that it has a middle; got {kernel_size}")
 
     def forward(self, x: Tensor, *, grid: Pair | None = None, mask: Tensor | None = None) -> Tensor:
-        return folded(self, x, Neighborhood(known(grid), self.kernel_size), mask)
+        return attend_in_groups(self, x, Neighborhood(require_grid(grid), self.kernel_size), mask)
 
 
 def _pair(name: str, size: int | Pair) -> Pair:
     """Take one number for both sides, refuse what is below one."""
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or min(pair) < 1:
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2 or min(sides) < 1:
         raise ValueError(f"{name} must be a positive number, or two; got {size}")
-    return pair
+    return sides[0], sides[1]
 
 
-def known(grid: Pair | None) -> Pair:
+def require_grid(grid: Pair | None) -> Pair:
     """Refuse to fold without a grid."""
-    return grid_places(grid).extent
+    return grid_coordinates(grid).extent

@@ -3,12 +3,12 @@
 from torch import nn
 
 from visattn.core.position.bias import Alibi, LogCpb, RelativeTable
+from visattn.core.position.coordinates import Coordinates, grid_coordinates
 from visattn.core.position.decomposed import Decomposed, widen
-from visattn.core.position.places import Places, grid_places
 from visattn.core.position.rope import Rope
 from visattn.core.similarity.definition import Similarity
 
-__all__ = ["POSITIONS", "Places", "adapt", "grid_places"]
+__all__ = ["POSITIONS", "Coordinates", "adapt", "grid_coordinates"]
 
 POSITIONS = {
     "rope": Rope,

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visattn.core.position.places import Places, behind_prefix, for_batch
+from visattn.core.position.coordinates import Coordinates, pad_prefix, repeat_for_batch
 
 Pair = tuple[int, int]
 
@@ -18,10 +18,10 @@ class Alibi(nn.Module):
     Args:
         head_dim: Without effect.
         num_heads: H.
-        grid: Without effect: distances follow from the places of each call.
+        grid: Without effect: distances follow from the coordinates of each call.
 
     Shape:
-        - Input: q (B, H, Nq, D), k (B, H, Nk, D) and their Places.
+        - Input: q (B, H, Nq, D), k (B, H, Nk, D) and their Coordinates.
         - Output: q, k untouched, and the bias, broadcastable to (B, H, Nq, Nk); zero for tokens
           without a place.
 
@@ -34,13 +34,13 @@ class Alibi(nn.Module):
     Reference:
         Press et al. 2021, "Train Short, Test Long" (ALiBi), section 3,
         https://arxiv.org/abs/2108.12409. Differs from: the distance is the Euclidean one between
-        places, the paper's is one of positions in a text and looks back only; the slopes are the
+        tokens, the paper's is one of positions in a text and looks back only; the slopes are the
         paper's geometric sequence for every number of heads, not only for powers of two.
 
     Example:
-        >>> from visattn.core.position import grid_places
+        >>> from visattn.core.position import grid_coordinates
         >>> q = torch.rand(1, 1, 2, 3)
-        >>> 256 * Alibi(3)(q, q, grid_places((1, 2)))[2]
+        >>> 256 * Alibi(3)(q, q, grid_coordinates((1, 2)))[2]
         tensor([[[[-0., -1.],
                   [-1., -0.]]]])
     """
@@ -51,13 +51,19 @@ class Alibi(nn.Module):
             raise ValueError(f"num_heads must be at least 1; got {num_heads}")
         self.num_heads = num_heads
 
-    def forward(self, q: Tensor, k: Tensor, places: Places) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, q: Tensor, k: Tensor, coordinates: Coordinates
+    ) -> tuple[Tensor, Tensor, Tensor]:
         exact = torch.promote_types(q.dtype, torch.float32)
         head = torch.arange(1, self.num_heads + 1, device=q.device, dtype=exact)
         slope = 2 ** (-8 * head / self.num_heads)
-        offset = (places.queries[:, :, None] - places.keys[:, None]).to(exact)
+        offset = (coordinates.queries[:, :, None] - coordinates.keys[:, None]).to(exact)
         bias = -slope[:, None, None] * offset.square().sum(-1).sqrt()[:, None]
-        return q, k, for_batch(behind_prefix(bias.to(q.dtype), q.shape[2], k.shape[2]), q.shape[0])
+        return (
+            q,
+            k,
+            repeat_for_batch(pad_prefix(bias.to(q.dtype), q.shape[2], k.shape[2]), q.shape[0]),
+        )
 
 
 class RelativeTable(nn.Module):
@@ -75,7 +81,7 @@ class RelativeTable(nn.Module):
         grid: Rows and columns whose offsets the table holds: a window, a kernel, a whole grid.
 
     Shape:
-        - Input: q (B, H, Nq, D), k (B, H, Nk, D) and their Places.
+        - Input: q (B, H, Nq, D), k (B, H, Nk, D) and their Coordinates.
         - Output: q, k untouched, and the bias, broadcastable to (B, H, Nq, Nk); zero for tokens
           without a place.
 
@@ -90,9 +96,9 @@ class RelativeTable(nn.Module):
         tokens without a place and the stretching, which the paper has not.
 
     Example:
-        >>> from visattn.core.position import grid_places
+        >>> from visattn.core.position import grid_coordinates
         >>> q = torch.rand(2, 3, 35, 4)
-        >>> RelativeTable(4, 3, (5, 7))(q, q, grid_places((5, 7)))[2].shape
+        >>> RelativeTable(4, 3, (5, 7))(q, q, grid_coordinates((5, 7)))[2].shape
         torch.Size([1, 3, 35, 35])
     """
 
@@ -102,14 +108,16 @@ class RelativeTable(nn.Module):
         shape = (num_heads, 2 * self.grid[0] - 1, 2 * self.grid[1] - 1)
         self.table = nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=0.02))
 
-    def forward(self, q: Tensor, k: Tensor, places: Places) -> tuple[Tensor, Tensor, Tensor]:
-        reach = tuple(max(r, g) for r, g in zip(places.reach, self.grid, strict=True))
+    def forward(
+        self, q: Tensor, k: Tensor, coordinates: Coordinates
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        reach = tuple(max(r, g) for r, g in zip(coordinates.reach, self.grid, strict=True))
         table = self.table
         if reach != self.grid:
             size = tuple(2 * r - 1 for r in reach)
             table = F.interpolate(table[None], size=size, mode="bicubic", align_corners=False)[0]
-        bias = by_offset(table, reach, places).to(q.dtype)
-        return q, k, for_batch(behind_prefix(bias, q.shape[2], k.shape[2]), q.shape[0])
+        bias = by_offset(table, reach, coordinates).to(q.dtype)
+        return q, k, repeat_for_batch(pad_prefix(bias, q.shape[2], k.shape[2]), q.shape[0])
 
 
 class LogCpb(nn.Module):
@@ -127,7 +135,7 @@ class LogCpb(nn.Module):
         hidden: Width of the network.
 
     Shape:
-        - Input: q (B, H, Nq, D), k (B, H, Nk, D) and their Places.
+        - Input: q (B, H, Nq, D), k (B, H, Nk, D) and their Coordinates.
         - Output: q, k untouched, and the bias in (0, 16), broadcastable to (B, H, Nq, Nk); zero for
           tokens without a place.
 
@@ -142,9 +150,9 @@ class LogCpb(nn.Module):
         factors 8 and 16 are those of the authors' code. Differs from: nothing.
 
     Example:
-        >>> from visattn.core.position import grid_places
+        >>> from visattn.core.position import grid_coordinates
         >>> q = torch.rand(2, 3, 35, 4)
-        >>> LogCpb(4, 3, (5, 7))(q, q, grid_places((5, 7)))[2].shape
+        >>> LogCpb(4, 3, (5, 7))(q, q, grid_coordinates((5, 7)))[2].shape
         torch.Size([1, 3, 35, 35])
     """
 
@@ -157,10 +165,12 @@ class LogCpb(nn.Module):
             nn.Linear(2, hidden), nn.ReLU(), nn.Linear(hidden, num_heads, bias=False)
         )
 
-    def forward(self, q: Tensor, k: Tensor, places: Places) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, q: Tensor, k: Tensor, coordinates: Coordinates
+    ) -> tuple[Tensor, Tensor, Tensor]:
         first = self.mlp[0].weight
         axes = []
-        for reach, size in zip(places.reach, self.grid, strict=True):
+        for reach, size in zip(coordinates.reach, self.grid, strict=True):
             offset = (
                 torch.arange(1 - reach, reach, device=first.device, dtype=first.dtype)
                 * 8
@@ -170,17 +180,17 @@ class LogCpb(nn.Module):
         table = 16 * self.mlp(
             torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
         ).sigmoid().permute(2, 0, 1)
-        bias = by_offset(table, places.reach, places).to(q.dtype)
-        return q, k, for_batch(behind_prefix(bias, q.shape[2], k.shape[2]), q.shape[0])
+        bias = by_offset(table, coordinates.reach, coordinates).to(q.dtype)
+        return q, k, repeat_for_batch(pad_prefix(bias, q.shape[2], k.shape[2]), q.shape[0])
 
 
-def by_offset(table: Tensor, reach: Pair, places: Places) -> Tensor:
+def by_offset(table: Tensor, reach: Pair, coordinates: Coordinates) -> Tensor:
     """Read a table (H, 2 rows - 1, 2 columns - 1) of offsets as a bias (G, H, Nq, Nk).
 
     Offsets beyond the reach belong to pairs that a mask keeps apart; they read the edge of the
     table.
     """
-    offset = places.queries[:, :, None] - places.keys[:, None]
+    offset = coordinates.queries[:, :, None] - coordinates.keys[:, None]
     row, column = (offset[..., i].clamp(1 - reach[i], reach[i] - 1) + reach[i] - 1 for i in (0, 1))
     return table[:, row, column].transpose(0, 1)
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visattn.core.position.bias import needed
-from visattn.core.position.places import Places, for_batch
+from visattn.core.position.coordinates import Coordinates, repeat_for_batch
 from visattn.core.similarity.definition import Similarity
 from visattn.core.similarity.product import ScaledDot
 
@@ -30,7 +30,7 @@ class Decomposed(nn.Module):
             interpolation.
 
     Shape:
-        - Input: q (B, H, Nq, D), k (B, H, Nk, D) and their Places.
+        - Input: q (B, H, Nq, D), k (B, H, Nk, D) and their Coordinates.
         - Output: q, k (.., D + rows + columns), and None for the bias.
 
     Map:
@@ -46,9 +46,9 @@ class Decomposed(nn.Module):
         SAM's code; BoTNet scales it.
 
     Example:
-        >>> from visattn.core.position import grid_places
+        >>> from visattn.core.position import grid_coordinates
         >>> q = torch.rand(2, 3, 35, 4)
-        >>> Decomposed(4, 3, (5, 7))(q, q, grid_places((5, 7)))[0].shape
+        >>> Decomposed(4, 3, (5, 7))(q, q, grid_coordinates((5, 7)))[0].shape
         torch.Size([2, 3, 35, 16])
     """
 
@@ -62,22 +62,24 @@ class Decomposed(nn.Module):
             nn.init.trunc_normal_(torch.empty(2 * self.grid[1] - 1, head_dim), std=0.02)
         )
 
-    def forward(self, q: Tensor, k: Tensor, places: Places) -> tuple[Tensor, Tensor, None]:
+    def forward(
+        self, q: Tensor, k: Tensor, coordinates: Coordinates
+    ) -> tuple[Tensor, Tensor, None]:
         said, pointed = [], []
         for axis, vectors in enumerate((self.rows, self.columns)):
-            extent, reach = places.extent[axis], max(places.reach[axis], self.grid[axis])
+            extent, reach = coordinates.extent[axis], max(coordinates.reach[axis], self.grid[axis])
             line = torch.arange(extent, device=q.device)
-            offset = places.queries[..., axis, None] - line
+            offset = coordinates.queries[..., axis, None] - line
             offset = (offset.clamp(1 - reach, reach - 1) + reach - 1)[:, None]
             words = q[:, :, q.shape[2] - offset.shape[2] :] @ _stretch(vectors, 2 * reach - 1).T.to(
                 q.dtype
             )
-            offset = for_batch(offset, q.shape[0]).expand(q.shape[0], q.shape[1], -1, -1)
+            offset = repeat_for_batch(offset, q.shape[0]).expand(q.shape[0], q.shape[1], -1, -1)
             said.append(words.gather(-1, offset))
-            pointed.append((places.keys[..., axis, None] == line)[:, None].to(k.dtype))
+            pointed.append((coordinates.keys[..., axis, None] == line)[:, None].to(k.dtype))
         return (
             _append(q, torch.cat(said, -1)),
-            _append(k, for_batch(torch.cat(pointed, -1), k.shape[0])),
+            _append(k, repeat_for_batch(torch.cat(pointed, -1), k.shape[0])),
             None,
         )
 

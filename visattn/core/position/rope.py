@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from visattn.core.position.places import Places, for_batch
+from visattn.core.position.coordinates import Coordinates, repeat_for_batch
 
 
 class Rope(nn.Module):
@@ -19,11 +19,11 @@ class Rope(nn.Module):
     Args:
         head_dim: D, a multiple of 4.
         num_heads: Without effect: all heads turn alike.
-        grid: Without effect: angles follow from the places of each call.
+        grid: Without effect: angles follow from the coordinates of each call.
         base: b; the slowest angle is about 1 / b per token.
 
     Shape:
-        - Input: q (B, H, Nq, D), k (B, H, Nk, D) and their Places.
+        - Input: q (B, H, Nq, D), k (B, H, Nk, D) and their Coordinates.
         - Output: q, k turned, and None for the bias.
 
     Map:
@@ -38,9 +38,9 @@ class Rope(nn.Module):
         https://arxiv.org/abs/2104.09864. Differs from the papers in: nothing.
 
     Example:
-        >>> from visattn.core.position import grid_places
+        >>> from visattn.core.position import grid_coordinates
         >>> q = torch.rand(2, 3, 1 + 5 * 7, 8)
-        >>> turned, _, _ = Rope(8)(q, q, grid_places((5, 7)))
+        >>> turned, _, _ = Rope(8)(q, q, grid_coordinates((5, 7)))
         >>> torch.equal(turned[:, :, 0], q[:, :, 0]), torch.equal(turned[:, :, -1], q[:, :, -1])
         (True, False)
     """
@@ -60,15 +60,17 @@ class Rope(nn.Module):
             )
         self.head_dim, self.base = head_dim, base
 
-    def forward(self, q: Tensor, k: Tensor, places: Places) -> tuple[Tensor, Tensor, None]:
-        return self._turn(q, places.queries), self._turn(k, places.keys), None
+    def forward(
+        self, q: Tensor, k: Tensor, coordinates: Coordinates
+    ) -> tuple[Tensor, Tensor, None]:
+        return self._turn(q, coordinates.queries), self._turn(k, coordinates.keys), None
 
     def _turn(self, x: Tensor, yx: Tensor) -> Tensor:
         """Turn neighboring channel pairs of the tokens that have a place; angles are kept in float32 or better."""
         exact = torch.promote_types(x.dtype, torch.float32)
         quarter = self.head_dim // 4
         theta = self.base ** (-torch.arange(quarter, device=x.device, dtype=exact) / quarter)
-        angle = for_batch((yx[..., None] * theta).flatten(2)[:, None], x.shape[0])
+        angle = repeat_for_batch((yx[..., None] * theta).flatten(2)[:, None], x.shape[0])
         prefix = x.shape[2] - yx.shape[1]
         first, second = x[:, :, prefix:].unflatten(-1, (-1, 2)).unbind(-1)
         cos, sin = angle.cos(), angle.sin()
