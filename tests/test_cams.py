@@ -77,10 +77,10 @@ def test_cams_take_a_layer_by_name():
     model, images = SmallCNN().eval(), torch.randn(3, 3, 21, 29)
     assert explain(model, images, 1, "layercam", layers="stem").values.shape == (3, 11, 15)
     with pytest.raises(
-        ValueError, match="layers must be the name of one module, such as stem; got 'stemm'"
+        ValueError, match="layers must be the name of one module; got 'stemm'; did you mean 'stem'"
     ):
         explain(model, images, 1, "gradcam", layers="stemm")
-    with pytest.raises(ValueError, match="the output of 'head' is no picture"):
+    with pytest.raises(ValueError, match="the output of 'head' is no feature map"):
         explain(model, images, 1, "gradcam", layers="head")
 
 

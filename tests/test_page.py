@@ -249,6 +249,11 @@ class SquaredSoftmax(Softmax):
         return super().weights(2 * e, count)
 
 
+class ReversedSoftmax(Softmax):
+    def forward(self, e, mask=None):
+        return super().forward(-e, mask)
+
+
 # options of the record, and the form in which a page stores it above the limit
 LARGE_LAYERS = {
     "plain": ({}, "qk"),
@@ -257,7 +262,8 @@ LARGE_LAYERS = {
     "bias": ({"bias": torch.linspace(-2, 2, 17).expand(1, 1, 17, 17)}, "maps"),
     "subclass with its own definition": ({"pair": (HalfDot(WIDTH, HEADS), None)}, "maps"),
     "subclass with its own form": ({"pair": (DoubledDot(WIDTH, HEADS), None)}, "qk"),
-    "subclass of softmax": ({"pair": (None, SquaredSoftmax())}, "maps"),
+    "softmax with its own weights": ({"pair": (None, SquaredSoftmax())}, "maps"),
+    "softmax with its own forward": ({"pair": (None, ReversedSoftmax())}, "maps"),
 }
 for _name, _similarity in SIMILARITIES.items():
     _pair = (_similarity(WIDTH, HEADS), Softmax())

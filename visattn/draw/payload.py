@@ -139,8 +139,10 @@ def _softmax_form(record: Record) -> tuple[Tensor, Tensor] | None:
     if any(x is not None for x in (record.alpha, record.bias, record.mask, record.keys.index)):
         return None
     similarity, normalize = record.pair
-    if normalize is not None and normalize.kernel != "softmax":
-        return None
+    if normalize is not None:
+        softmax_form = normalize.softmax_form
+        if softmax_form is None or not softmax_form.is_plain:
+            return None
     # SDPA's scale; record.scale replaces it
     width = record.q.shape[-1]
     scale = width**-0.5 if record.scale is None else record.scale

@@ -1,6 +1,5 @@
-"""Class activation maps, on the features of any network: the layer and the grid are found by themselves."""
+"""Class activation maps on the features of any network; layer and grid are found automatically."""
 
-import difflib
 import math
 from collections.abc import Callable
 from functools import partial
@@ -13,185 +12,236 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from visattn.map import Map
 from visattn.methods.chain import checked
 from visattn.methods.target import Target, check_images, evaluating, run, scores_of
+from visattn.names import suggest
 from visattn.record.session import Maps, record_into
 
-Weigh = Callable[[Tensor, Tensor], Tensor]
+# features and their gradient, both (B, C, h, w), to a map (B, h, w)
+CamFormula = Callable[[Tensor, Tensor], Tensor]
 
 
 def gradcam(features: Tensor, gradient: Tensor) -> Tensor:
-    r""":math:`[\sum_c \operatorname{mean}(\partial y / \partial F_c)\, F_c]_+`; https://arxiv.org/abs/1610.02391."""
-    return (gradient.mean((2, 3), keepdim=True) * features).sum(1).clamp(min=0)
+    r"""Return :math:`[\sum_c \operatorname{mean}(\partial y / \partial F_c)\, F_c]_+`.
+
+    Reference: https://arxiv.org/abs/1610.02391.
+    """
+    weights = gradient.mean((2, 3), keepdim=True)
+    return (weights * features).sum(1).clamp(min=0)
 
 
 def gradcam_plus_plus(features: Tensor, gradient: Tensor) -> Tensor:
-    r""":math:`w_c = \sum \alpha \odot [\partial y / \partial F_c]_+`; https://arxiv.org/abs/1710.11063, eq. 19."""
-    square, cube = gradient**2, gradient**3
-    below = 2 * square + features.sum((2, 3), keepdim=True) * cube
-    alpha = torch.where(below == 0, 0, square / torch.where(below == 0, 1, below))
+    r"""Return Grad-CAM with :math:`w_c = \sum \alpha \odot [\partial y / \partial F_c]_+`.
+
+    Reference: https://arxiv.org/abs/1710.11063, eq. 19.
+    """
+    square = gradient**2
+    cube = gradient**3
+    denominator = 2 * square + features.sum((2, 3), keepdim=True) * cube
+    is_zero = denominator == 0
+    alpha = torch.where(is_zero, 0, square / torch.where(is_zero, 1, denominator))
     weights = (alpha * gradient.clamp(min=0)).sum((2, 3), keepdim=True)
     return (weights * features).sum(1).clamp(min=0)
 
 
 def hirescam(features: Tensor, gradient: Tensor) -> Tensor:
-    r""":math:`\sum_c \partial y / \partial F_c \odot F_c`, signed; https://arxiv.org/abs/2011.08891."""
+    r"""Return :math:`\sum_c \partial y / \partial F_c \odot F_c`, signed.
+
+    Reference: https://arxiv.org/abs/2011.08891.
+    """
     return (gradient * features).sum(1)
 
 
 def layercam(features: Tensor, gradient: Tensor) -> Tensor:
-    r""":math:`[\sum_c [\partial y / \partial F_c]_+ \odot F_c]_+`; Jiang et al. 2021, doi 10.1109/TIP.2021.3089943."""
+    r"""Return :math:`[\sum_c [\partial y / \partial F_c]_+ \odot F_c]_+`.
+
+    Reference: Jiang et al. 2021, doi 10.1109/TIP.2021.3089943.
+    """
     return (gradient.clamp(min=0) * features).sum(1).clamp(min=0)
 
 
 def eigencam(features: Tensor, gradient: Tensor) -> Tensor:
-    r""":math:`F v_1` with the first right singular vector of F (hw, C), its sign such that the sum is positive;
-    https://arxiv.org/abs/2008.00299."""
-    flat = features.flatten(2).transpose(1, 2)
+    r"""Return :math:`F v_1` with the first right singular vector of F (hw, C).
+
+    The sign is such that the sum is positive. Reference: https://arxiv.org/abs/2008.00299.
+    """
+    flat = features.flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, hw, C)
     _, _, right = torch.linalg.svd(flat, full_matrices=False)
-    projected = (flat @ right[:, 0, :, None])[..., 0]
+    projected = (flat @ right[:, 0, :, None])[..., 0]  # (B, hw)
     sign = torch.where(projected.sum(1, keepdim=True) < 0, -1.0, 1.0)
     return (sign * projected).unflatten(1, features.shape[2:])
 
 
 def cam(
-    weigh: Weigh, name: str, model: nn.Module, images: Tensor, target: Target = None, layers=None
+    formula: CamFormula,
+    name: str,
+    model: nn.Module,
+    images: Tensor,
+    target: Target = None,
+    layers=None,
 ) -> Map:
-    """Explain by features and their gradient; ``layers`` names one module, None takes the last that speaks for it.
+    """Explain by the features of one module and their gradient.
 
-    That is the last feature map of a CNN, and of a transformer the tokens of the last block's end,
-    or of its beginning
-    where only the class token goes on: its patches have no gradient after that.
+    ``layers`` names the module; None selects the last whose features have a gradient. That is the
+    last feature map of a CNN, and of a transformer the tokens after the last block, or before it
+    where only the class token is read: its patches have no gradient after that.
     """
     check_images(images)
-    wanted = _module_name(model, layers)
+    layer = _module_name(model, layers)
     with evaluating(model), torch.inference_mode(False), torch.enable_grad():
         images = images.detach().clone().requires_grad_()
-        found, output = _watched(model, images, wanted)
-        if found.rewritten():
-            found, output = _watched(model, images, found.latest[0].name)
+        watch, output = _watch_features(model, images, layer)
+        if watch.is_overwritten():
+            # once more, with a copy of the values before they are written into
+            watch, output = _watch_features(model, images, watch.candidates[0].name)
         scores, target = scores_of(output, target)
-        where, features, gradient = found.choose(scores.sum())
-    lattice = found.maps._watch.lattice_of(tuple(features.shape[2:]))
-    return checked(Map(weigh(features, gradient).float(), where, name, target, lattice=lattice))
+        chosen = watch.choose(scores.sum())
+    lattice = watch.spaces.lattice_of(tuple(chosen.features.shape[2:]))
+    values = formula(chosen.features, chosen.gradient)
+    return checked(Map(values.float(), chosen.name, name, target, lattice=lattice))
 
 
-def _watched(model: nn.Module, images: Tensor, wanted: str | None) -> tuple["_Features", object]:
-    found = _Features(Maps(model, "graph"), wanted)
-    with record_into(found.maps, model, on_exit=found.see):
-        return found, run(model, images)
+def _watch_features(
+    model: nn.Module, images: Tensor, layer: str | None
+) -> tuple["_FeatureWatch", object]:
+    """Run the model; return the candidates for a map, and the model's output."""
+    watch = _FeatureWatch(Maps(model, "graph"), layer)
+    with record_into(watch.maps, model, on_exit=watch.on_exit):
+        return watch, run(model, images)
 
 
-class _Seen(NamedTuple):
-    """What a layer returned, and its place in the graph, which stays where later operations write into the values."""
+class _Candidate(NamedTuple):
+    """What a layer returned, and its node of the graph.
+
+    The node stays where later operations write into the values; ``version`` tells that they did.
+    """
 
     name: str
     values: Tensor
-    place: GradientEdge
+    node: GradientEdge
     version: int
 
-    @staticmethod
-    def of(name: str, x: Tensor | None, copied: bool = False) -> list["_Seen"]:
-        """Return none for what has no gradient."""
-        if not isinstance(x, Tensor) or not x.requires_grad:
-            return []
-        return [_Seen(name, x.detach().clone() if copied else x, get_gradient_edge(x), x._version)]
+
+class _Chosen(NamedTuple):
+    """Features and their gradient, both (B, C, h, w), of the layer ``name``."""
+
+    name: str
+    features: Tensor
+    gradient: Tensor
 
 
-class _Features:
-    """The latest outputs of a running model that can be a picture; earlier ones are let go."""
+def _candidates_of(name: str, x: Tensor | None, copy: bool = False) -> list[_Candidate]:
+    """Return the candidate as a list, which is empty where there is no gradient."""
+    if not isinstance(x, Tensor) or not x.requires_grad:
+        return []
+    values = x.detach().clone() if copy else x
+    return [_Candidate(name, values, get_gradient_edge(x), x._version)]
 
-    def __init__(self, maps: Maps, wanted: str | None):
-        self.maps, self.wanted = maps, wanted
-        self.latest: list[_Seen] = []
 
-    def see(self, frame, output):
+class _FeatureWatch:
+    """The latest outputs of a running model that can become a map; earlier ones are released."""
+
+    def __init__(self, maps: Maps, layer: str | None):
+        self.maps = maps
+        self.layer = layer
+        self.candidates: list[_Candidate] = []
+
+    @property
+    def spaces(self):
+        """What the running trace knows of grids."""
+        return self.maps._watch
+
+    def on_exit(self, frame, output):
+        """Remember an output; return what replaces it, or None."""
         first = output[0] if isinstance(output, tuple) and output else output
         if not isinstance(first, Tensor) or not first.requires_grad:
             return None
-        if self.wanted is not None:
-            return self._keep(first, output) if frame.name == self.wanted else None
-        records = self.maps.records
-        if (
-            records
-            and records[-1].kind == "token"
-            and frame.name
-            and frame.name == records[-1].block
-        ):
-            self.latest = _Seen.of(f"{frame.name} (input)", frame.tensor()) + _Seen.of(
-                frame.name, first
-            )
-        elif (
-            first.ndim == 4
-            and tuple(first.shape[2:]) in self.maps._watch.grids
-            and math.prod(first.shape[2:]) > 1
-        ):
-            self.latest = _Seen.of(frame.name, first)
+        if self.layer is not None:
+            return self._copy_named(first, output) if frame.name == self.layer else None
+        if self._ends_token_block(frame.name):
+            # the input as well: after a block that ends in the class token patches have no gradient
+            before = _candidates_of(f"{frame.name} (input)", frame.tensor())
+            self.candidates = before + _candidates_of(frame.name, first)
+        elif self._is_feature_map(first):
+            self.candidates = _candidates_of(frame.name, first)
         return None
 
-    def _keep(self, first: Tensor, output):
-        """Keep the values of the named layer; return what goes on in place of a view.
+    def _ends_token_block(self, name: str) -> bool:
+        records = self.maps.records
+        if not name or not records:
+            return False
+        return records[-1].kind == "token" and records[-1].block == name
 
-        Writing into a view gives it another place in the graph, and the one it had is never passed.
+    def _is_feature_map(self, x: Tensor) -> bool:
+        if x.ndim != 4:
+            return False
+        grid = tuple(x.shape[2:])
+        return grid in self.spaces.grids and math.prod(grid) > 1
+
+    def _copy_named(self, first: Tensor, output):
+        """Copy the values of the named layer; return what replaces a view.
+
+        Writing into a view gives it another node of the graph, and the one it had is never passed.
         """
-        self.latest = _Seen.of(self.wanted, first, copied=True)
+        assert self.layer is not None
+        self.candidates = _candidates_of(self.layer, first, copy=True)
         if not first._is_view():
             return None
-        return (
-            first.clone()
-            if first is output
-            else getattr(type(output), "_make", tuple)((first.clone(), *output[1:]))
-        )
+        if first is output:
+            return first.clone()
+        # a named tuple is made by _make, a plain one by its class
+        make = getattr(type(output), "_make", tuple)
+        return make((first.clone(), *output[1:]))
 
-    def rewritten(self) -> bool:
-        """Whether the one feature map that was found was written into after its layer returned it."""
-        only = self.latest[0] if self.wanted is None and len(self.latest) == 1 else None
-        return only is not None and only.values._version != only.version
+    def is_overwritten(self) -> bool:
+        """Whether the only candidate was written into after its layer returned it."""
+        if self.layer is not None or len(self.candidates) != 1:
+            return False
+        candidate = self.candidates[0]
+        return candidate.values._version != candidate.version
 
-    def choose(self, score: Tensor) -> tuple[str, Tensor, Tensor]:
-        """Return name, features and gradient (B, C, h, w) of the last candidate whose patches have a gradient."""
-        if not self.latest:
-            where = f"at {self.wanted!r}" if self.wanted else "larger than one position"
+    def choose(self, score: Tensor) -> _Chosen:
+        """Return the last candidate whose patches have a gradient, else the first one."""
+        if not self.candidates:
+            where = f"at {self.layer!r}" if self.layer else "larger than one position"
             raise ValueError(f"no feature map {where} was seen on the way to the score")
         if not score.requires_grad:
             raise ValueError(
                 "the score does not depend on the images in a way that can be differentiated"
             )
-        gradients = torch.autograd.grad(
-            score, [seen.place for seen in self.latest], allow_unused=True
-        )
-        found = None
-        for seen, gradient in reversed(list(zip(self.latest, gradients, strict=True))):
-            features = self._picture(seen.values.detach())
+        nodes = [candidate.node for candidate in self.candidates]
+        gradients = torch.autograd.grad(score, nodes, allow_unused=True)
+        chosen = None
+        for candidate, gradient in reversed(list(zip(self.candidates, gradients, strict=True))):
+            features = self._as_feature_map(candidate.values.detach())
             if features is None:
                 continue
-            found = (
-                seen.name,
-                features,
-                torch.zeros_like(features) if gradient is None else self._picture(gradient),
-            )
-            if found[2].any():
+            chosen = _Chosen(candidate.name, features, self._gradient_map(gradient, features))
+            if chosen.gradient.any():
                 break
-        if found is None:
-            last = self.latest[-1]
+        if chosen is None:
+            last = self.candidates[-1]
             raise ValueError(
-                f"the output of {last.name!r} is no picture: shape {tuple(last.values.shape)}"
+                f"the output of {last.name!r} is no feature map: shape {tuple(last.values.shape)}"
             )
-        return found
+        return chosen
 
-    def _picture(self, x: Tensor) -> Tensor | None:
+    def _gradient_map(self, gradient: Tensor | None, features: Tensor) -> Tensor:
+        picture = None if gradient is None else self._as_feature_map(gradient)
+        return torch.zeros_like(features) if picture is None else picture
+
+    def _as_feature_map(self, x: Tensor) -> Tensor | None:
         """Bring (B, C, h, w), (B, h, w, C) or tokens (B, N, C) to (B, C, h, w)."""
-        watch = self.maps._watch
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        grids = [*watch.grids, *(record.grid for record in self.maps.records)]
         if x.ndim == 4:
-            return (
-                x.permute(0, 3, 1, 2)
-                if tuple(x.shape[1:3]) in grids and tuple(x.shape[2:]) not in grids
-                else x
-            )
-        space = watch.space_of(x.shape[1]) if x.ndim == 3 else None
+            grids = [*self.spaces.grids, *(record.grid for record in self.maps.records)]
+            channels_last = tuple(x.shape[1:3]) in grids and tuple(x.shape[2:]) not in grids
+            return x.permute(0, 3, 1, 2) if channels_last else x
+        if x.ndim != 3:
+            return None
+        space = self.spaces.space_of(x.shape[1])
         if space is None or space.grid is None or math.prod(space.grid) == 1:
             return None
-        return x[:, space.prefix :].transpose(1, 2).unflatten(2, space.grid)
+        patches = x[:, space.prefix :].transpose(1, 2)  # (B, N, C) -> (B, C, h w)
+        return patches.unflatten(2, space.grid)
 
 
 def _module_name(model: nn.Module, layers) -> str | None:
@@ -201,14 +251,13 @@ def _module_name(model: nn.Module, layers) -> str | None:
         layers = layers[0]
     names = [name for name, _ in model.named_modules() if name]
     if layers not in names:
-        near = difflib.get_close_matches(str(layers), names, 3)
         raise ValueError(
-            f"layers must be the name of one module, such as {', '.join(near or names[:5])}; got {layers!r}"
+            f"layers must be the name of one module; got {layers!r}; {suggest(str(layers), names)}"
         )
     return layers
 
 
-CAMS = {
+CAMS: dict[str, CamFormula] = {
     "gradcam": gradcam,
     "gradcam++": gradcam_plus_plus,
     "hirescam": hirescam,
@@ -218,5 +267,5 @@ CAMS = {
 
 
 def cam_method(name: str) -> Callable[..., Map]:
-    """Return a method as METHODS holds it."""
+    """Return the method that METHODS holds."""
     return partial(cam, CAMS[name], name)

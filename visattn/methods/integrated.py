@@ -11,7 +11,9 @@ from visattn.methods.target import Target, check_images, evaluating, logits_of, 
 def integrated_gradients(
     model: nn.Module, images: Tensor, target: Target = None, layers=None, *, steps: int = 32
 ) -> Map:
-    r"""Integrate the gradient at the pixels along the line from a zero image, summed over channels; signed.
+    r"""Integrate the gradient at the pixels along the line from a zero image.
+
+    The map is signed and summed over channels.
 
     .. math::
         \text{map} = \sum_c x_c \odot \int_0^1 \frac{\partial y}{\partial x_c}(a x)\, da

@@ -26,7 +26,8 @@ def legrad(
 
     .. math::
         s_l = \text{head}(Z_l)_t, \qquad
-        \text{map} = \sum_l \operatorname{mean}_{h, i} \Bigl[\frac{\partial s_l}{\partial A_{lhij}}\Bigr]_+
+        \text{map} = \sum_l \operatorname{mean}_{h, i}
+        \Bigl[\frac{\partial s_l}{\partial A_{lhij}}\Bigr]_+
 
     The tokens of all blocks go through the model's own norm, pooling and head together, as one
     batch, so that it works for any model whose blocks stand in a list and return tokens of one
@@ -37,8 +38,8 @@ def legrad(
         images: (B, C, H, W), as the model takes them.
         target: As in `visattn.explain`.
         layers: None is all token layers; or a slice, or a list of numbers and names.
-        head: From what a block returns, (B, N, C) or (B, h, w, C), to scores (B, classes): it takes
-            the place of the model's own norm, pooling and head, and is called for each block alone.
+        head: From what a block returns, (B, N, C) or (B, h, w, C), to scores (B, classes): it
+            replaces the model's own norm, pooling and head, and is called for each block alone.
 
     Raises:
         ValueError: No block is found around the attention, or blocks of several shapes have no
@@ -49,9 +50,11 @@ def legrad(
         in: no min-max stretch; any model whose blocks keep their shape, not CLIP alone.
     """
     check_images(images)
-    maps, blocks, block_of = Maps(model, "graph"), {}, _around if head else _listed
+    maps = Maps(model, "graph")
+    blocks: dict[str, Tensor] = {}  # the tokens that each block returned
+    block_of = _block_around if head else _listed_block
 
-    def remember(frame, output):
+    def remember(frame, output) -> None:
         if frame.name and maps.records and frame.name == block_of(maps.records[-1]):
             blocks[frame.name] = output[0] if isinstance(output, tuple) else output
 
@@ -59,61 +62,71 @@ def legrad(
         last = None if head else last_block(model, images)
         images = images.detach().clone().requires_grad_()
         with record_into(maps, model, on_exit=remember):
-            output = run(model, images) if head else _all_at_once(model, images, last, blocks)
-        records = _inside(blocks, maps.select(layers), block_of)
-        outputs = (
-            [head(tokens) for tokens in blocks.values()]
-            if head
-            else _parts(output, target, len(blocks))
-        )
-        scores, target = _scores(outputs, target)
+            if last is None:
+                output = run(model, images)
+            else:
+                output = _run_head_on_all_blocks(model, images, last, blocks)
+        records = _records_inside(blocks, maps.select(layers), block_of)
+        if head:
+            outputs = [head(tokens) for tokens in blocks.values()]
+        else:
+            outputs = _outputs_of_blocks(output, target, len(blocks))
+        scores, classes = _scores(outputs, target)
         for score, block in zip(scores, blocks, strict=True):
             inside = [record for record in records if block_of(record) == block]
             if inside:
                 fill_gradients(score.sum(), inside, keep_graph=True)
     for record in maps.records:
         release(record)
-    return finished(_summed(records), records, "legrad", target)
+    return finished(_sum_of_gradients(records), records, "legrad", classes)
 
 
-def _listed(record: Record) -> str:
+def _listed_block(record: Record) -> str:
     return record.block
 
 
-def _around(record: Record) -> str:
-    """Return the path of the block around an attention call: in a list of blocks, or else its owner's parent."""
-    return record.block or record.name.partition("[")[0].rpartition(".")[0]
+def _block_around(record: Record) -> str:
+    """Return the path of the block around an attention call.
+
+    That is its block in a list of blocks, or else the parent of the module that attends.
+    """
+    if record.block:
+        return record.block
+    attention, _, _ = record.name.partition("[")
+    parent, _, _ = attention.rpartition(".")
+    return parent
 
 
-def _inside(
-    blocks: dict[str, Tensor], chosen: list[Record], block_of: Callable[[Record], str]
+def _records_inside(
+    blocks: dict[str, Tensor], records: list[Record], block_of: Callable[[Record], str]
 ) -> list[Record]:
     if not blocks:
         raise ValueError(
-            "legrad found no block around the attention of this model, whose tokens a head could read"
+            "legrad found no block around the attention of this model whose tokens a head can read"
         )
-    records = [record for record in chosen if block_of(record) in blocks]
-    if not records:
-        names = ", ".join(record.name for record in chosen)
+    inside = [record for record in records if block_of(record) in blocks]
+    if not inside:
+        names = ", ".join(record.name for record in records)
         raise ValueError(
-            f"layers selects {names}, outside the blocks whose tokens legrad reads: {', '.join(blocks)}"
+            f"layers selects {names}, outside the blocks whose tokens legrad reads: "
+            f"{', '.join(blocks)}"
         )
-    return records
+    return inside
 
 
-def _all_at_once(model: nn.Module, images: Tensor, last: str, blocks: dict[str, Tensor]):
-    """Run the model, its part after the last block on the tokens of all blocks."""
+def _run_head_on_all_blocks(model: nn.Module, images: Tensor, last: str, blocks: dict[str, Tensor]):
+    """Run the model, and what stands after its last block on the tokens of all blocks."""
 
-    def joined(module, args, output):
+    def join(module, args, output):
         if len({tuple(tokens.shape) for tokens in blocks.values()}) > 1:
             raise ValueError(
-                "legrad needs blocks that return tokens of one shape, since one head reads them all; "
-                "for others pass head="
+                "legrad needs blocks that return tokens of one shape, since one head reads them "
+                "all; for others pass head="
             )
-        tokens = torch.cat(list(blocks.values()))
+        tokens = torch.cat(list(blocks.values()))  # (blocks * B, N, C)
         return (tokens, *output[1:]) if isinstance(output, tuple) else tokens
 
-    handle = model.get_submodule(last).register_forward_hook(joined)
+    handle = model.get_submodule(last).register_forward_hook(join)
     try:
         return run(model, images)
     finally:
@@ -122,10 +135,10 @@ def _all_at_once(model: nn.Module, images: Tensor, last: str, blocks: dict[str, 
 
 def last_block(model: nn.Module, images: Tensor) -> str:
     """Return the path of the last residual block that holds attention between tokens."""
-    found: list[Record] = []
-    with torch.no_grad(), Watch(model, found.append, found.clear):
+    records: list[Record] = []
+    with torch.no_grad(), Watch(model, records.append, records.clear):
         run(model, images)
-    blocks = [record.block for record in found if record.kind == "token" and record.block]
+    blocks = [record.block for record in records if record.kind == "token" and record.block]
     if not blocks:
         raise ValueError(
             "legrad needs attention between tokens inside blocks that are listed in a module list; "
@@ -134,24 +147,23 @@ def last_block(model: nn.Module, images: Tensor) -> str:
     return blocks[-1]
 
 
-def _parts(output, target: Target, count: int) -> list[Tensor]:
-    """Cut what the head made of all blocks at once into the outputs of each: logits, or scores of a callable."""
-    whole = scores_of(output, target)[0] if callable(target) else logits_of(output)
-    return list(whole.unflatten(0, (count, -1)))
+def _outputs_of_blocks(output: object, target: Target, count: int) -> list[Tensor]:
+    """Split what the head made of all blocks at once: logits, or the scores of a callable."""
+    joined = scores_of(output, target)[0] if callable(target) else logits_of(output)
+    return list(joined.unflatten(0, (count, -1)))  # (blocks * B, ...) -> blocks x (B, ...)
 
 
 def _scores(outputs: list[Tensor], target: Target) -> tuple[list[Tensor], Tensor | None]:
-    """Return one score per block and image, and the classes; the last block's are the model's own."""
+    """Return one score per block and image, and the classes, which the last block decides."""
     if outputs[0].ndim == 1:
         return outputs, None
-    last, classes = scores_of(outputs[-1], target)
-    return [
-        *(scores_of(output, target if classes is None else classes)[0] for output in outputs[:-1]),
-        last,
-    ], classes
+    last_score, classes = scores_of(outputs[-1], target)
+    shared_target = target if classes is None else classes
+    scores = [scores_of(output, shared_target)[0] for output in outputs[:-1]]
+    return [*scores, last_score], classes
 
 
-def _summed(records: list[Record]) -> TokenRow:
+def _sum_of_gradients(records: list[Record]) -> TokenRow:
     """Add up the positive gradients of all layers, averaged over heads and queries."""
 
     def mean_gradient(record: Record) -> Tensor:

@@ -52,7 +52,7 @@ def dino(maps: Maps, layers=-1, head: int | None = None, mass: float = 0.6) -> M
     The mask of a head holds the fewest patches that together have the share ``mass`` of its row.
 
     .. math::
-        \text{map}_j = \operatorname{mean}_h\, 1\bigl[\, j \in \operatorname{top}_{m}(e A_{Lh}) \,\bigr]
+        \text{map}_j = \operatorname{mean}_h\, 1\bigl[j \in \operatorname{top}_{m}(e A_{Lh})\bigr]
 
     Args:
         maps: What `visattn.capture` recorded.
@@ -89,7 +89,7 @@ def dino(maps: Maps, layers=-1, head: int | None = None, mass: float = 0.6) -> M
 
 
 def mass_mask(values: Tensor, mass: float) -> Tensor:
-    """Return a bool mask of the fewest patches of each map (B, h, w) that hold a share of its sum."""
+    """Return a bool mask of the fewest patches of each map that hold a share of its sum."""
     flat = values.flatten(1)  # (B, h, w) -> (B, h w)
     largest_first, order = flat.sort(dim=1, descending=True)
     sum_of_larger = largest_first.cumsum(1) - largest_first

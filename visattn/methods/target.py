@@ -13,31 +13,29 @@ Target = int | Tensor | Callable | None
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put every module in evaluation mode and every parameter out of the graph; restore both."""
     modes = [(module, module.training) for module in model.modules()]
-    learns = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         model.eval()
-        for parameter in learns:
+        for parameter in trainable:
             parameter.requires_grad_(False)
         yield
     finally:
         for module, mode in modes:
             module.training = mode
-        for parameter in learns:
+        for parameter in trainable:
             parameter.requires_grad_(True)
 
 
-def check_images(images: Tensor):
+def check_images(images: object) -> None:
     """Refuse what no model takes."""
-    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
-        what = (
-            f"{tuple(images.shape)} {images.dtype}"
-            if isinstance(images, Tensor)
-            else type(images).__name__
-        )
-        raise ValueError(f"images must be a float tensor (B, C, H, W); got {what}")
+    if not isinstance(images, Tensor):
+        raise ValueError(f"images must be a float tensor (B, C, H, W); got {type(images).__name__}")
+    shape = tuple(images.shape)
+    if images.ndim != 4 or not images.is_floating_point():
+        raise ValueError(f"images must be a float tensor (B, C, H, W); got {shape} {images.dtype}")
     if not images.numel():
         raise ValueError(
-            f"images must hold at least one image of at least one pixel; got shape {tuple(images.shape)}"
+            f"images must hold at least one image of at least one pixel; got shape {shape}"
         )
     if not images.isfinite().all():
         raise ValueError("images must be finite; got NaN or infinity")
@@ -50,54 +48,70 @@ def run(model: nn.Module, images: Tensor):
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()
+        lines = str(error).strip().splitlines()
+        reason = lines[0] if lines else type(error).__name__
         raise ValueError(
-            f"the model refused images of shape {tuple(images.shape)}: {reason[0] if reason else type(error).__name__}"
+            f"the model refused images of shape {tuple(images.shape)}: {reason}"
         ) from error
 
 
-def scores_of(output, target: Target) -> tuple[Tensor, Tensor | None]:
+def scores_of(output: object, target: Target) -> tuple[Tensor, Tensor | None]:
     """Return the score of each image (B,) and the classes it stands for.
 
     Args:
-        output: What the model returned: (B, classes), or something that holds it as ``logits`` or
+        output: What the model returned: (B, classes), or an object that holds it as ``logits`` or
             first.
         target: None for the class with the highest score, a class, a tensor of classes (B,), or a
             callable that makes scores of the output.
     """
     if callable(target):
-        scores = target(output)
-        return scores.reshape(-1), None
+        return target(output).reshape(-1), None
     logits = logits_of(output)
     if target is None:
         target = logits.argmax(1)
-    target = torch.as_tensor(target, device=logits.device)
-    if target.is_floating_point() or target.dtype == torch.bool:
-        raise ValueError(f"target must hold class numbers; got {target.dtype}")
-    batch, classes = logits.shape
-    if target.ndim > 1 or (target.ndim == 1 and len(target) != batch):
-        raise ValueError(
-            f"target must be a class or one class per image, ({batch},); got shape {tuple(target.shape)}"
-        )
-    target = target.long().expand(batch)
-    if target.min() < 0 or target.max() >= classes:
-        raise ValueError(f"target must lie in 0 to {classes - 1}; got {target.unique().tolist()}")
-    return logits.gather(1, target[:, None])[:, 0], target
+    batch, class_count = logits.shape
+    classes = _classes_of(target, batch, class_count).to(logits.device)
+    return logits.gather(1, classes[:, None])[:, 0], classes
 
 
-def logits_of(output) -> Tensor:
-    """Find (B, classes) in what a model returned."""
-    found = output
-    if not isinstance(found, Tensor):
-        found = getattr(output, "logits", None)
-        if found is None and isinstance(output, (tuple, list)) and output:
-            found = output[0]
-        if found is None and isinstance(output, dict):
-            found = output.get("logits", output.get("out"))
-    if not isinstance(found, Tensor) or found.ndim != 2:
-        what = tuple(found.shape) if isinstance(found, Tensor) else type(output).__name__
+def _classes_of(target: int | Tensor, batch: int, class_count: int) -> Tensor:
+    """Return one class per image, (B,) int64."""
+    classes = torch.as_tensor(target)
+    if classes.is_floating_point() or classes.dtype == torch.bool:
+        raise ValueError(f"target must hold class numbers; got {classes.dtype}")
+    if classes.ndim > 1 or (classes.ndim == 1 and len(classes) != batch):
         raise ValueError(
-            f"the model must return scores (B, classes) to take a class as target; got {what}: "
-            "pass a callable as target that makes one score per image of the output"
+            f"target must be a class or one class per image, ({batch},); "
+            f"got shape {tuple(classes.shape)}"
         )
-    return found
+    classes = classes.long().expand(batch)
+    if classes.min() < 0 or classes.max() >= class_count:
+        raise ValueError(
+            f"target must lie in 0 to {class_count - 1}; got {classes.unique().tolist()}"
+        )
+    return classes
+
+
+def logits_of(output: object) -> Tensor:
+    """Return the (B, classes) that a model's output is or holds."""
+    logits = _logits_in(output)
+    if isinstance(logits, Tensor) and logits.ndim == 2:
+        return logits
+    received = tuple(logits.shape) if isinstance(logits, Tensor) else type(output).__name__
+    raise ValueError(
+        f"the model must return scores (B, classes) to take a class as target; got {received}: "
+        "pass a callable as target that makes one score per image of the output"
+    )
+
+
+def _logits_in(output: object) -> object:
+    if isinstance(output, Tensor):
+        return output
+    logits = getattr(output, "logits", None)
+    if logits is not None:
+        return logits
+    if isinstance(output, (tuple, list)) and output:
+        return output[0]
+    if isinstance(output, dict):
+        return output.get("logits", output.get("out"))
+    return None
