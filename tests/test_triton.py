@@ -174,7 +174,7 @@ def test_a_gpu_without_kernels_is_told_once_and_served_by_tiles(monkeypatch):
         plan(q, q, q)
     assert chosen.impl == "blocked" and "no fused kernel: Triton is not installed" in chosen.why
     assert [str(w.message) for w in caught] == [
-        "query tiles are taken in place of the fused kernels: Triton is not installed"
+        "query tiles are used in place of the fused kernels: Triton is not installed"
     ]
 
 
