@@ -235,7 +235,7 @@ REFUSALS = [
     (_nothing, {}, ValueError, r"root: .*photos.* at least two class folders.*got none"),
     (_loose, {}, ValueError, r"got none and 1 files outside"),
     (_one_class, {}, ValueError, r"at least two class folders.*got \['ant'\]"),
-    (_zipped, {}, ValueError, r"got none; unzip test\.zip, train\.zip there, or give one of them"),
+    (_zipped, {}, ValueError, r"got none; unzip test\.zip, train\.zip there, or name one of them"),
     (_empty_class, {}, ValueError, r"class folders without an image: dog"),
     (_mismatch, {}, ValueError, r"only in train/ \['cat'\], only in val/ \['dog'\]"),
     (_no_train, {}, ValueError, r"has \['val'\] but no train/"),
@@ -249,7 +249,7 @@ REFUSALS = [
         r"resize must be one of cover, stretch, got 'squash'",
     ),
     (make_tree, {"dataset": "cifar_10"}, ValueError, r"did you mean 'cifar10'"),
-    (make_tree, {"dataset": "imagenet"}, ValueError, r"known are cifar10"),
+    (make_tree, {"dataset": "imagenet"}, ValueError, r"known: cifar10"),
     (
         make_tree,
         {"on_error": "ignore"},
@@ -266,3 +266,14 @@ REFUSALS = [
     (make_tree, {"dataset": "synthetic", "image_size": 24}, ValueError, r"archive: .*Greek"),
     (make_tree, {"dataset": "synthetic", "image_size": 16}, ValueError, r"at least 24 x 24"),
 ]
+
+# name in SOURCE_TYPES: the arguments that select it
+SOURCE_ARGUMENTS = {
+    "torchvision": {"dataset": "cifar10"},
+    "synthetic": {"dataset": "synthetic"},
+    "Hugging Face": {"dataset": "hf:mnist"},
+    "CSV labels": {"root": "photos", "labels": "labels.csv"},
+    "tar shards by URL": {"root": "https://a.org/train-{0..3}.tar"},
+    "tar shards": {"root": "train.tar"},
+    "folder or zip of class folders": {"root": "photos"},
+}

@@ -19,7 +19,7 @@ def tree(tmp_path_factory) -> Path:
 
 def test_none_augments_nothing(tree):
     data = image_data(tree, augment="none", batch_size=1)
-    source, indices = data._part("train")
+    source, indices = data.split("train")
     transform = build_transform(data.transform_config())
     for draw, (images, _) in zip(
         data.train_dataloader().sampler, data.train_dataloader(), strict=True

@@ -16,6 +16,7 @@ from data_cases import (
     COUNTS,
     HALF,
     REFUSALS,
+    SOURCE_ARGUMENTS,
     assert_same,
     batches,
     image_data,
@@ -29,8 +30,10 @@ from PIL import Image
 
 from visattn.__main__ import main
 from visattn.bench.data import _make_files, begin
-from visattn.data.images import Names, list_classes
+from visattn.data.images import PackedNames, list_classes
 from visattn.data.module import ImageData
+from visattn.data.source import SourceOptions
+from visattn.data.sources import SOURCE_TYPES, find_source_type
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +86,7 @@ def test_one_folder_of_classes_is_split_evenly_and_reproducibly(tmp_path):
     images = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png"))
 
     def names(split: str, **options) -> list[str]:
-        source, indices = image_data(tmp_path, val_fraction=0.2, **options)._part(split)
+        source, indices = image_data(tmp_path, val_fraction=0.2, **options).split(split)
         return [source.name(index) for index in indices]
 
     assert Counter(name.split("/")[0] for name in names("val")) == {"ant": 2, "bee": 4, "cat": 8}
@@ -218,17 +221,19 @@ def test_torchvision_data_set(tmp_path):
     "name", ["cifar10", "cifar100", "fashion_mnist", "mnist", "svhn", "food101", "oxford_pets"]
 )
 def test_torchvision_data_set_is_fetched_only_on_request(tmp_path, name):
-    with pytest.raises(FileNotFoundError, match=f"'{name}' does not lie in root .*download: true"):
+    with pytest.raises(FileNotFoundError, match=f"'{name}' is not in root .*download: true"):
         ImageData(str(tmp_path), name).setup("fit")
     assert not list(tmp_path.rglob("*.*"))
 
 
 def test_names_are_stored_compactly():
     names = [f"train/n{number % 1000:08d}/image_{number:08d}.JPEG" for number in range(100_000)]
-    packed = Names(names)
+    packed = PackedNames(names)
     assert len(packed) == 100_000 and packed[0] == names[0] and packed[99_999] == names[99_999]
     assert len(pickle.dumps(packed)) < 1.25 * sum(map(len, names))
-    assert Names(["grüße/\udcff.png"])[0] == "grüße/\udcff.png"  # names that are not UTF-8 survive
+    assert (
+        PackedNames(["grüße/\udcff.png"])[0] == "grüße/\udcff.png"
+    )  # names that are not UTF-8 survive
 
 
 @pytest.mark.slow
@@ -240,7 +245,7 @@ def test_a_hundred_thousand_files(tmp_path):
             (tmp_path / f"class{number:02d}" / f"{other:04d}.png").write_bytes(pixel)
     data = image_data(tmp_path)
     assert (
-        sum(data.class_counts) == 85_000 and len(pickle.dumps(data._part("train")[0])) < 4_000_000
+        sum(data.class_counts) == 85_000 and len(pickle.dumps(data.split("train")[0])) < 4_000_000
     )
 
 
@@ -284,3 +289,13 @@ def test_bench_lists_the_files_it_made(tmp_path):
     _make_files(tmp_path, 30, 3)
     images, labels = begin(str(tmp_path))()
     assert images.shape == (24, 3, 32, 32) and labels.bincount().tolist() == [8, 8, 8]
+
+
+@pytest.mark.parametrize("source_type", SOURCE_TYPES, ids=lambda source_type: source_type.name)
+def test_arguments_select_one_source_type(source_type, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.tar").touch()
+    arguments = {"root": None, "dataset": None, "labels": None}
+    arguments |= SOURCE_ARGUMENTS[source_type.name]
+    options = SourceOptions(**arguments, download=False, image_size=(24, 24), seed=0)
+    assert find_source_type(options) is source_type

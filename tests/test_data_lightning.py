@@ -131,9 +131,10 @@ def test_checkpoint_keeps_transform_and_refuses_other_classes(tree, tmp_path):
     other = image_data(tree)
     state["classes"] = ["ant", "bee", "dog"]
     with pytest.raises(
-        ValueError, match=r"other classes: only there \['dog'\], only here \['cat'\]"
+        ValueError,
+        match=r"other classes: only in the checkpoint \['dog'\], only in the data \['cat'\]",
     ):
         other.load_state_dict(state)
     state["classes"] = CLASSES[::-1]
-    with pytest.raises(ValueError, match="other classes: here they have another order"):
+    with pytest.raises(ValueError, match="other classes: the data have them in another order"):
         other.load_state_dict(state)

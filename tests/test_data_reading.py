@@ -24,8 +24,8 @@ from data_cases import (
 from PIL import Image
 
 from visattn.data import decode
+from visattn.data.cached_images import CachedImages
 from visattn.data.images import list_classes
-from visattn.data.kept import KeptImages
 from visattn.data.transform import EvalTransform, build_transform
 
 
@@ -80,12 +80,12 @@ def test_kept_images_are_those_of_the_files(tmp_path):
 
 def test_more_pixels_than_the_memory_may_take_are_refused(tree):
     source = list_classes(tree)["train"]
-    kept = KeptImages(source, range(4), 22, limit=4 * 19 * 13 * 3)
+    kept = CachedImages(source, range(4), 22, max_bytes=4 * 19 * 13 * 3)
     assert len(kept) == len(source) and kept.name(3) == source.name(3)
     with pytest.raises(
         ValueError, match=r"cache: 5 of 6 images take more than 0\.0 GiB: turn it off"
     ):
-        KeptImages(source, range(6), 22, limit=4 * 19 * 13 * 3)
+        CachedImages(source, range(6), 22, max_bytes=4 * 19 * 13 * 3)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

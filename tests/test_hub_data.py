@@ -6,7 +6,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from data_cases import CLASSES, HALF, batches, picture, png
 
-from visattn.data.libraries import LibraryImages, hub_images
+from visattn.data.hub_images import hub_images
+from visattn.data.library_images import LibraryImages
 from visattn.data.module import ImageData
 
 
@@ -80,7 +81,7 @@ def test_splits_become_batches(hub):
     ]
     images, labels = next(iter(data.train_dataloader()))
     assert images.shape == (4, 3, 11, 17) and labels.shape == (4,)
-    source, _ = data._part("train")
+    source, _ = data.split("train")
     assert source.image(3).tobytes() == picture(3).tobytes() and source.name(3) == "ant/3"
 
 

@@ -69,7 +69,7 @@ def test_several_classes_per_image(photos):
         photos, labels=table(photos, "file,labels", SEVERAL), val_fraction=0.25, batch_size=3
     )
     assert data.multilabel and data.classes == CLASSES
-    source, indices = data._part("train")
+    source, indices = data.split("train")
     assert data.class_counts == source.labels[indices].sum(0).tolist() and len(indices) == 9
     for loader in (data.train_dataloader(), data.val_dataloader()):
         for images, labels in loader:
@@ -88,7 +88,7 @@ def test_loader_gives_the_rows_of_the_table(photos):
     data = image_data(
         photos, labels=table(photos, "file,labels", SEVERAL), augment="none", batch_size=1
     )
-    source, indices = data._part("val")
+    source, indices = data.split("val")
     for position, (_, labels) in enumerate(data.val_dataloader()):
         assert labels[0].tolist() == source.labels[indices[position]].tolist()
 

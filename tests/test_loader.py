@@ -20,8 +20,8 @@ from data_cases import (
 )
 
 from visattn.data import module as data_module
-from visattn.data.loader import EpochSampler
 from visattn.data.module import ImageData
+from visattn.data.sampler import EpochSampler
 from visattn.data.transform import build_transform
 
 
@@ -143,7 +143,7 @@ def test_ranks_share_an_epoch_equally_and_augment_alike(tree, world, monkeypatch
     looks = {draw.index: whole.dataset[draw][0] for draw in whole.sampler}
     parts = []
     for rank in range(world):
-        monkeypatch.setattr(data_module, "_place", lambda rank=rank: (rank, world))
+        monkeypatch.setattr(data_module, "rank_and_world", lambda rank=rank: (rank, world))
         loader = image_data(tree, augment="strong").train_dataloader()
         parts.append(list(loader.sampler))
         for draw in parts[-1]:
@@ -158,7 +158,7 @@ def test_ranks_share_an_epoch_equally_and_augment_alike(tree, world, monkeypatch
 def test_ranks_count_every_validation_image_once(tree, world, monkeypatch):
     seen = []
     for rank in range(world):
-        monkeypatch.setattr(data_module, "_place", lambda rank=rank: (rank, world))
+        monkeypatch.setattr(data_module, "rank_and_world", lambda rank=rank: (rank, world))
         seen += [
             image.numpy().tobytes()
             for images, _ in image_data(tree).val_dataloader()
@@ -168,7 +168,7 @@ def test_ranks_count_every_validation_image_once(tree, world, monkeypatch):
 
 
 def test_more_ranks_than_validation_images(tree, monkeypatch):
-    monkeypatch.setattr(data_module, "_place", lambda: (0, 11))
+    monkeypatch.setattr(data_module, "rank_and_world", lambda: (0, 11))
     with pytest.raises(ValueError, match="val: 10 images cannot be shared by 11 processes"):
         image_data(tree).val_dataloader()
 
@@ -188,7 +188,7 @@ def test_sampler_resumes_at_a_position(world, start):
 def test_balanced_draws_classes_equally_often(tmp_path):
     make_split(tmp_path, (20, 200, 40))
     data = image_data(tmp_path, balanced=True, seed=1)
-    source, indices = data._part("train")
+    source, indices = data.split("train")
     sampler, counts = data.train_dataloader().sampler, Counter()
     for epoch in range(5):
         sampler.set_epoch(epoch)
@@ -236,7 +236,7 @@ def test_another_look_at_the_training_images_leaves_the_training_alone(flawed, r
     loader = data.train_dataloader()
     images, _ = next(iter(data.ordered_dataloader("train")))
     torch.testing.assert_close(
-        images[0], build_transform(data.transform_config())(data._part("train")[0].image(0))
+        images[0], build_transform(data.transform_config())(data.split("train")[0].image(0))
     )
     assert_same(batches(loader), reference[: len(reference) // 2])
     assert data.skipped == ["train/bee/03.png"]

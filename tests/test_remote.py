@@ -13,8 +13,9 @@ from data_cases import CLASSES, COUNTS, assert_same, batches, image_data, make_t
 
 from visattn.__main__ import main
 from visattn.data.module import ImageData
-from visattn.data.remote import fetched, is_remote
-from visattn.data.shards import INDEX, shards_in
+from visattn.data.remote import fetch_shards, is_remote
+from visattn.data.shards import find_shards
+from visattn.data.tar_index import INDEX
 
 pytest.importorskip("webdataset", reason="the extra `shards` is not installed")
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="webdataset fetches with curl")
@@ -68,14 +69,14 @@ def test_only_urls_are_remote():
             "http://a.org/{a,b}.tar::pipe:touch ran;echo .tar",
             r"'pipe:touch ran;echo \.tar' is not the URL",
         ),
-        ("https://{a,b}.org/x.tar", r"2 shards with 1 different paths"),
-        ("https://a.org/x.tar?part={a,b}", r"2 shards with 1 different paths"),
+        ("https://{a,b}.org/x.tar", r"2 shards, but only 1 different paths"),
+        ("https://a.org/x.tar?part={a,b}", r"2 shards, but only 1 different paths"),
     ],
 )
 def test_what_is_no_shard_is_refused_before_it_is_asked_for(root, reason, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=reason):
-        fetched(root, download=True)
+        fetch_shards(root, download=True)
     assert not list(tmp_path.iterdir())
 
 
@@ -96,20 +97,20 @@ def test_nothing_is_fetched_unasked_or_twice(url):
     with pytest.raises(FileNotFoundError, match=r"root: 2 of 2 shards of .*set download: true"):
         image_data(url)
     assert not Handler.asked
-    fetched(url, download=True)
+    fetch_shards(url, download=True)
     assert sorted(path.rpartition("/")[2] for path in Handler.asked) == [
         "classes.txt",
         "train-000000.tar",
         "val-000000.tar",
     ]
     assert image_data(url).classes == CLASSES  # without a word to the server
-    assert fetched(url, download=True) and len(Handler.asked) == 3
+    assert fetch_shards(url, download=True) and len(Handler.asked) == 3
 
 
 def test_shards_that_are_not_there_are_named_and_the_others_kept(url, packed):
     more = url.replace("{train,val}-000000", "train-{000000..000001}")
     with pytest.raises(FileNotFoundError, match=r"root: cannot fetch '.*train-000001\.tar'"):
-        fetched(more, download=True)
+        fetch_shards(more, download=True)
     (folder,) = Path("data").iterdir()
     assert [path.name for path in folder.glob("*.tar")] == ["train-000000.tar"]
 
@@ -117,10 +118,12 @@ def test_shards_that_are_not_there_are_named_and_the_others_kept(url, packed):
 def test_what_is_no_tar_is_not_kept(url, packed):
     broken, root = packed / "broken-000000.tar", url.replace("{train,val}", "broken")
     broken.write_bytes(b"not a tar")
-    with pytest.raises(ValueError, match=r"root: what '.*broken-000000\.tar' gives is no tar file"):
-        fetched(root, download=True)
+    with pytest.raises(ValueError, match=r"root: '.*broken-000000\.tar' returns no tar file"):
+        fetch_shards(root, download=True)
     broken.write_bytes((packed / "val-000000.tar").read_bytes())
-    assert [path.name for path in shards_in(fetched(root, download=True))] == ["broken-000000.tar"]
+    assert [path.name for path in find_shards(fetch_shards(root, download=True))] == [
+        "broken-000000.tar"
+    ]
     broken.unlink()
 
 
@@ -130,12 +133,12 @@ def test_classes_without_a_list_are_their_numbers(url, packed, text, caplog):
     kept = names.read_text()
     names.unlink() if text is None else names.write_text(text)
     try:
-        fetched(url, download=True)
+        fetch_shards(url, download=True)
     finally:
         names.write_text(kept)
     assert (
         image_data(url).classes == ["0", "1", "2"]
-        and "classes are named as in the shards" in caplog.text
+        and "classes are named by the labels of the shards" in caplog.text
     )
 
 

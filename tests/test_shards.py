@@ -24,8 +24,9 @@ from visattn.__main__ import main
 from visattn.commands.pack import write_shards
 from visattn.data import module as data_module
 from visattn.data.images import list_classes
-from visattn.data.shards import list_shards, read_index, scan, shards_in, write_index
+from visattn.data.shards import find_shards, list_shards
 from visattn.data.stores import Folder
+from visattn.data.tar_index import read_index, scan_shards, write_index
 
 
 def pack(*arguments) -> int:
@@ -107,7 +108,7 @@ def test_pack_writes_what_webdataset_reads(tree, tmp_path):
 def test_training_on_shards_is_training_on_files(tree, shards):
     data, files = image_data(shards), image_data(tree)
     assert data.class_counts == files.class_counts == list(COUNTS["train"])
-    assert len(shards_in(shards)) > 5 and data.classes == [
+    assert len(find_shards(shards)) > 5 and data.classes == [
         "0",
         "1",
         "2",
@@ -130,7 +131,7 @@ def test_more_ranks_and_workers_than_shards(tree, tmp_path, monkeypatch, workers
     assert pack(tree, tmp_path / "out") == 0  # one shard of train, one of val
     trained, validated = [], []
     for rank in range(3):
-        monkeypatch.setattr(data_module, "_place", lambda rank=rank: (rank, 3))
+        monkeypatch.setattr(data_module, "rank_and_world", lambda rank=rank: (rank, 3))
         data = image_data(tmp_path / "out", num_workers=workers, batch_size=2)
         trained.append([labels for _, labels in batches(data.train_dataloader())])
         validated += [
@@ -143,17 +144,17 @@ def test_more_ranks_and_workers_than_shards(tree, tmp_path, monkeypatch, workers
 
 
 def test_the_index_is_used_and_not_believed_blindly(shards, tmp_path, monkeypatch):
-    paths = [tmp_path / path.name for path in shards_in(shards)]
+    paths = [tmp_path / path.name for path in find_shards(shards)]
     for path in paths:
         path.write_bytes((shards / path.name).read_bytes())
     assert read_index(tmp_path, paths) is None
     write_index(tmp_path, paths)
-    places, classes = read_index(tmp_path, paths)
-    fresh, _ = scan(tmp_path, paths)
+    index, classes = read_index(tmp_path, paths)
+    fresh, _ = scan_shards(tmp_path, paths)
     assert classes == ["0", "1", "2"]
     for name in ("shard", "offset", "size", "label"):
-        np.testing.assert_array_equal(getattr(places, name), getattr(fresh, name))
-    assert [places.names[i] for i in range(33)] == [fresh.names[i] for i in range(33)]
+        np.testing.assert_array_equal(getattr(index, name), getattr(fresh, name))
+    assert [index.names[i] for i in range(33)] == [fresh.names[i] for i in range(33)]
     size = paths[0].stat().st_size
     write_tar(paths[0], {"a.png": png(picture(0)), "a.cls": b"2"})
     assert paths[0].stat().st_size == size  # a tar file is padded

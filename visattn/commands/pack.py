@@ -12,7 +12,7 @@ import numpy as np
 
 from visattn.commands.inputs import report_left_out, show_progress
 from visattn.data.images import FileImages, list_classes
-from visattn.data.shards import CLASSES, write_index
+from visattn.data.tar_index import CLASSES, write_index
 
 LONGEST_STEM = 60  # characters of a file's name that its sample keeps
 

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from visattn.data.augment import TrainTransform
-from visattn.data.loader import occurrence
 from visattn.data.module import ImageData
+from visattn.data.sampler import occurrence
 from visattn.training.module import ImageClassifier
 from visattn.training.optimizer import planned_steps
 from visattn.training.parser import parse

@@ -1,1 +1,1 @@
-"""Images from folders, zips, tar shards, others' libraries and a synthetic set, as a LightningDataModule."""
+"""Images of folders, zips, tar shards, other libraries and a synthetic set as batches."""

@@ -9,19 +9,25 @@ nothing else: not on workers, ranks, order or a resume.
 import math
 import os
 import random
-from functools import partial
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from visattn.data.transform import EvalTransform, rgb
+from visattn.data.transform import Box, EvalTransform, Size, rgb
 
 AUGMENTS = ("none", "crop", "light", "strong", "trivial")
-_AREA = (0.35, 1.0)  # of the picture that a crop of random size keeps
-_ERASED = 0.25  # share of the images under strong, unless erase says otherwise
-_REPLICATE = 1  # cv2.BORDER_REPLICATE, without importing cv2
+_CROP_AREA = (0.35, 1.0)  # share of the image that a crop of random size keeps
+_CROP_ASPECT = 4 / 3  # by which such a crop is at most wider or higher
+_CROP_DETAIL = 1.25  # how much finer an image is decoded of which a crop is enlarged
+_STRONG_ERASE = 0.25  # share of the images under strong, unless erase says otherwise
+_ERASED_SIDE = (0.1, 0.4)  # share of each side
+_BORDER_REPLICATE = 1  # cv2.BORDER_REPLICATE, without importing cv2
+
+DrawKey = tuple[int, int, int]  # epoch, index and copy, as visattn.data.sampler.Draw
 
 
 class TrainTransform:
@@ -45,8 +51,8 @@ class TrainTransform:
     Shape:
         - Input: an RGB or L image and its draw (epoch, index, copy); with ``pair`` a mask of its
           size too.
-        - Output: (3, h, w) float32, a pure function of image, seed and draw; the mask (h, w), moved
-          as the image.
+        - Output: (3, h, w) float32, a pure function of image, seed and draw; the mask (h, w),
+          transformed as the image.
 
     Raises:
         ValueError: ``name`` is unknown or ``erase`` is no share.
@@ -65,45 +71,61 @@ class TrainTransform:
             raise ValueError(f"augment must be one of {', '.join(AUGMENTS)}, got {name!r}")
         if erase is not None and not 0 <= erase <= 1:
             raise ValueError(f"erase must lie between 0 and 1, got {erase}")
-        self.evaluation, self.name, self.flip, self.seed = evaluation, name, flip, seed
-        self.erase = _ERASED * (name == "strong") if erase is None else erase
-        self.long_side = round(
-            evaluation.long_side * (1.25 if name == "strong" else 1)
-        )  # a part is enlarged
-        self._pipeline = None
+        self.evaluation = evaluation
+        self.name = name
+        self.flip = flip
+        self.seed = seed
+        self.resized_crop = name == "strong"
+        if erase is None:
+            erase = _STRONG_ERASE if name == "strong" else 0.0
+        self.erase = erase
+        self.long_side = evaluation.long_side
+        if self.resized_crop:
+            self.long_side = round(evaluation.long_side * _CROP_DETAIL)
+        self._pipeline: Any = None
 
-    def apply(self, image: Image.Image, draw: tuple[int, int, int]) -> Tensor:
+    def apply(self, image: Image.Image, draw: DrawKey) -> Tensor:
         """8-bit image to (3, h, w) float32."""
         return self.evaluation.normalize(self.pixels(image, draw))
 
-    def pixels(self, image: Image.Image, draw: tuple[int, int, int]) -> np.ndarray:
+    def pixels(self, image: Image.Image, draw: DrawKey) -> np.ndarray:
         """8-bit image to (h, w, 3) uint8."""
-        generator, box = self._begin(image.size, draw)
-        return self._augmented({"image": self._crop(image, box)}, generator)["image"]
+        generator = self._generator(draw)
+        box = self._random_box(image.size, generator)
+        arrays = {"image": self._crop(image, box)}
+        return self._augment(arrays, generator)["image"]
 
-    def pair(
-        self, image: Image.Image, mask: Image.Image, draw: tuple[int, int, int]
-    ) -> tuple[Tensor, Tensor]:
-        """An image and its mask, moved alike; the mask keeps its values, and no color or erasing touches it."""
-        generator, box = self._begin(image.size, draw)
-        values = np.asarray(self.evaluation.resized(mask, Image.Resampling.NEAREST, box))
-        moved = self._augmented({"image": self._crop(image, box), "mask": values}, generator)
-        return self.evaluation.normalize(moved["image"]), torch.from_numpy(np.array(moved["mask"]))
+    def pair(self, image: Image.Image, mask: Image.Image, draw: DrawKey) -> tuple[Tensor, Tensor]:
+        """An image and its mask, transformed alike.
 
-    def _begin(
-        self, size: tuple[int, int], draw: tuple[int, int, int]
-    ) -> tuple[np.random.Generator, tuple | None]:
-        generator = np.random.default_rng([self.seed, *draw])
+        The mask keeps its values: neither colors nor erasing change it.
+        """
+        generator = self._generator(draw)
+        box = self._random_box(image.size, generator)
+        # no interpolation, which would mix the values of a mask
+        nearest = Image.Resampling.NEAREST
+        cropped_mask = self.evaluation.resized(mask, nearest, box)
+        arrays = {
+            "image": self._crop(image, box),
+            "mask": np.asarray(cropped_mask),
+        }
+        arrays = self._augment(arrays, generator)
+        pixels = self.evaluation.normalize(arrays["image"])
+        return pixels, torch.from_numpy(np.array(arrays["mask"]))
+
+    def _generator(self, draw: DrawKey) -> np.random.Generator:
+        return np.random.default_rng([self.seed, *draw])
+
+    def _random_box(self, size: Size, generator: np.random.Generator) -> Box | None:
+        """What to crop from an image of ``size``; None for the center, as in validation."""
         if self.name == "none":
-            return generator, None
-        return generator, random_box(
-            size, self.evaluation.aspect(size), self.name == "strong", generator
-        )
+            return None
+        return random_box(size, self.evaluation.aspect(size), self.resized_crop, generator)
 
-    def _crop(self, image: Image.Image, box: tuple | None) -> np.ndarray:
+    def _crop(self, image: Image.Image, box: Box | None) -> np.ndarray:
         return rgb(self.evaluation.resized(image, Image.Resampling.BILINEAR, box))
 
-    def _augmented(
+    def _augment(
         self, arrays: dict[str, np.ndarray], generator: np.random.Generator
     ) -> dict[str, np.ndarray]:
         if self.name == "none" and not self.flip and not self.erase:
@@ -112,108 +134,139 @@ class TrainTransform:
             self._pipeline = _compose(
                 self.name, self.evaluation.image_size, flip=self.flip, erase=self.erase
             )
-        self._pipeline.set_random_state(generator, random.Random(int(generator.integers(2**63))))
+        # albumentations draws from numpy's and from Python's generator
+        seed = int(generator.integers(2**63))
+        self._pipeline.set_random_state(generator, random.Random(seed))
         return self._pipeline(**arrays)
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pipeline": None}  # each process builds its own
 
 
-def random_box(
-    size: tuple[int, int], aspect: float, resized: bool, generator: np.random.Generator
-) -> tuple[float, float, float, float]:
-    """A box (left, top, right, bottom) somewhere in a picture: the largest of an aspect, or one of random size too.
+def random_box(size: Size, aspect: float, resized: bool, generator: np.random.Generator) -> Box:
+    """A random box in an image: the largest of an aspect, or with ``resized`` one of random size.
 
-    It is cut out while the picture is resized, which costs less than to resize more than is kept,
+    It is cut out while the image is resized, which costs less than to resize more than is used,
     and loses less.
     """
     width, height = size
-    across = min(width, height * aspect)
+    box_width = min(width, height * aspect)
     if resized:
-        aspect *= math.exp(generator.uniform(-1, 1) * math.log(4 / 3))
-        wanted = math.sqrt(generator.uniform(*_AREA) * width * height * aspect)
-        across = min(width, height * aspect, wanted)
-    down = min(height, across / aspect)
-    left, top = generator.random(2) * (width - across, height - down)
-    return left, top, min(width, left + across), min(height, top + down)
+        limit = math.log(_CROP_ASPECT)
+        # uniform in the logarithm: wider is as likely as higher
+        log_change = generator.uniform(-1, 1) * limit
+        aspect *= math.exp(log_change)
+        area = generator.uniform(*_CROP_AREA) * width * height
+        box_width = min(width, height * aspect, math.sqrt(area * aspect))
+    box_height = min(height, box_width / aspect)
+    margins = (width - box_width, height - box_height)
+    left, top = generator.random(2) * margins
+    return left, top, min(width, left + box_width), min(height, top + box_height)
 
 
-def _compose(name: str, size: tuple[int, int], *, flip: bool, erase: float):
-    os.environ.setdefault(
-        "NO_ALBUMENTATIONS_UPDATE", "1"
-    )  # else its import asks the network for a newer version
+def _compose(name: str, size: Size, *, flip: bool, erase: float) -> Any:
+    """The albumentations pipeline of an augmentation."""
+    # else its import asks the network for a newer version
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     import albumentations
 
-    pipelines = {
+    pipelines: dict[str, Callable[..., list]] = {
         "none": _none,
-        "crop": partial(_shift, size=size),
+        "crop": _crop,
         "light": _light,
         "strong": _strong,
         "trivial": _trivial,
     }
-    steps = pipelines[name](albumentations)
-    steps += [albumentations.HorizontalFlip(p=0.5)] * flip
-    side = (0.1, 0.4)
-    hole = {"hole_height_range": side, "hole_width_range": side, "fill": "random_uniform"}
-    return albumentations.Compose(
-        steps + [albumentations.CoarseDropout((1, 1), **hole, p=erase)] * bool(erase)
-    )
+    steps = pipelines[name](albumentations, size)
+    if flip:
+        steps.append(albumentations.HorizontalFlip(p=0.5))
+    if erase:
+        steps.append(
+            albumentations.CoarseDropout(
+                (1, 1),
+                hole_height_range=_ERASED_SIDE,
+                hole_width_range=_ERASED_SIDE,
+                fill="random_uniform",
+                p=erase,
+            )
+        )
+    return albumentations.Compose(steps)
 
 
-def _none(a) -> list:
+# The steps of each augmentation; `a` is the module albumentations, `size` is (height, width).
+
+
+def _none(a: Any, size: Size) -> list:
     return []
 
 
-def _shift(a, size: tuple[int, int]) -> list:
+def _crop(a: Any, size: Size) -> list:
+    """Shift by up to an eighth of each side."""
     height, width = size
+    margins = (round(width / 8), round(height / 8))
     return [
-        a.Pad((round(width / 8), round(height / 8)), border_mode=_REPLICATE, p=1),
+        a.Pad(margins, border_mode=_BORDER_REPLICATE, p=1),
         a.RandomCrop(height, width, p=1),
     ]
 
 
-def _light(a) -> list:
-    shift = (-0.08, 0.08)
+def _light(a: Any, size: Size) -> list:
     affine = a.Affine(
         scale=(0.9, 1.1),
-        translate_percent=shift,
+        translate_percent=(-0.08, 0.08),
         rotate=(-10, 10),
         shear=(-5, 5),
-        border_mode=_REPLICATE,
+        border_mode=_BORDER_REPLICATE,
         p=1,
     )
     return [affine]
 
 
-def _strong(a) -> list:
+def _strong(a: Any, size: Size) -> list:
     return [a.SomeOf(_operations(a, 0.6), n=2, p=1)]
 
 
-def _trivial(a) -> list:
+def _trivial(a: Any, size: Size) -> list:
     return [a.OneOf(_operations(a, 1.0), p=1)]
 
 
-def _operations(a, strength: float) -> list:
-    """The fourteen operations of RandAugment (Cubuk et al. 2020), sizes drawn uniformly up to ``strength``."""
-    turn, slope, shift, tone = 30 * strength, 17 * strength, 0.3 * strength, 0.9 * strength
-    moves = [
-        {"rotate": (-turn, turn)},
-        {"shear": {"x": (-slope, slope), "y": (0, 0)}},
-        {"shear": {"x": (0, 0), "y": (-slope, slope)}},
-        {"translate_percent": {"x": (-shift, shift), "y": (0, 0)}},
-        {"translate_percent": {"x": (0, 0), "y": (-shift, shift)}},
+def _operations(a: Any, strength: float) -> list:
+    """The fourteen operations of RandAugment (Cubuk et al. 2020), uniform up to ``strength``."""
+    angle = 30 * strength  # degrees
+    slope = 17 * strength  # degrees
+    shift = 0.3 * strength  # of the side
+    tone = 0.9 * strength
+    num_bits = round(8 - 4 * strength)
+    slopes = (-slope, slope)
+    shifts = (-shift, shift)
+    tones = (1 - tone, 1 + tone)
+    fixed = (0, 0)
+    motions: list[dict[str, Any]] = [
+        {"rotate": (-angle, angle)},
+        {"shear": {"x": slopes, "y": fixed}},
+        {"shear": {"x": fixed, "y": slopes}},
+        {"translate_percent": {"x": shifts, "y": fixed}},
+        {"translate_percent": {"x": fixed, "y": shifts}},
     ]
-    still = {"brightness": (1, 1), "contrast": (1, 1), "saturation": (1, 1), "hue": (0, 0)}
-    tones = [
-        still | {which: (1 - tone, 1 + tone)} for which in ("brightness", "contrast", "saturation")
-    ]
-    return [
-        *[a.Affine(**move, border_mode=_REPLICATE, p=1) for move in moves],
-        *[a.ColorJitter(**change, p=1) for change in tones],
-        a.Posterize(num_bits=(round(8 - 4 * strength), 8), p=1),
+    unchanged = {
+        "brightness": (1, 1),
+        "contrast": (1, 1),
+        "saturation": (1, 1),
+        "hue": (0, 0),
+    }
+    operations = []
+    for motion in motions:
+        operations.append(a.Affine(**motion, border_mode=_BORDER_REPLICATE, p=1))
+    # one quantity changes at a time
+    for quantity in ("brightness", "contrast", "saturation"):
+        ranges = unchanged | {quantity: tones}
+        operations.append(a.ColorJitter(**ranges, p=1))
+    operations += [
+        a.Posterize(num_bits=(num_bits, 8), p=1),
         a.Solarize(threshold_range=(1 - 0.75 * strength, 1.0), p=1),
         a.AutoContrast(p=1),
         a.Equalize(p=1),
         a.Sharpen(alpha=(0, strength), p=1),
         a.NoOp(p=1),
     ]
+    return operations

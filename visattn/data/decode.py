@@ -14,21 +14,23 @@ def read_image(data: bytes, name: str, long_side: int | None = None) -> Image.Im
     """Decode one file's bytes; whatever is wrong with it, the error names the file."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # Pillow warns of odd tags and big sizes; what it can read is read
+            # Pillow warns of odd tags and big sizes, although it can read them
+            warnings.simplefilter("ignore")
             return to_eight_bit(Image.open(io.BytesIO(data)), long_side)
-    except (
-        Exception
-    ) as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, IndexError ...
-        raise ValueError(f"cannot read image {name!r}: {_reason(error)}") from error
+    # decoders raise OSError, SyntaxError, struct.error, zlib.error, IndexError ...
+    except Exception as error:
+        raise ValueError(f"cannot read image {name!r}: {_explain(error)}") from error
 
 
 def to_eight_bit(image: Image.Image, long_side: int | None = None) -> Image.Image:
-    """RGB, or L if grey; upright, transparent pixels on white; a JPEG is decoded no finer than ``long_side`` needs."""
+    """RGB, or L if grey; upright, transparent pixels on white.
+
+    A JPEG is decoded no finer than ``long_side`` needs.
+    """
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(
-            f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}: save it smaller first"
+            f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}: "
+            "save it smaller first"
         )
     if long_side is not None:
         image.draft(None, (long_side, long_side))
@@ -36,8 +38,9 @@ def to_eight_bit(image: Image.Image, long_side: int | None = None) -> Image.Imag
     if image.getexif().get(_ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
-        image = _scaled(image)
+        image = _scale_to_eight_bit(image)
     if image.has_transparency_data:
+        # transparent pixels become white
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image.convert("RGBA"))
         image = white
@@ -46,18 +49,23 @@ def to_eight_bit(image: Image.Image, long_side: int | None = None) -> Image.Imag
     return image.convert("L" if image.mode == "1" else "RGB")
 
 
-def _scaled(image: Image.Image) -> Image.Image:
-    """Scale 16-bit integers by 1/257, and floats by 255 if none exceeds 1; Pillow's own convert clips them."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    top = values.max(initial=0)
-    if image.mode == "F" and top <= 1:
+def _scale_to_eight_bit(image: Image.Image) -> Image.Image:
+    """Scale 16-bit integers by 1/257, and floats by 255 if none exceeds 1.
+
+    Pillow's own convert clips them.
+    """
+    values = np.asarray(image, dtype=np.float64)
+    values = np.nan_to_num(values)
+    largest = values.max(initial=0)
+    if image.mode == "F" and largest <= 1:
         values = values * 255
-    elif top > 255:
+    elif largest > 255:
         values = values / 257
-    return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+    values = values.round().clip(0, 255)
+    return Image.fromarray(values.astype(np.uint8))
 
 
-def _reason(error: Exception) -> str:
+def _explain(error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return "it is empty or not an image"  # Pillow's message names a buffer's address instead
     if isinstance(error, Image.DecompressionBombError):

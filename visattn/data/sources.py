@@ -1,71 +1,62 @@
-"""Which of the readers a root or the name of a data set means."""
+"""The table of source types, and the splits of the source that the arguments select."""
 
-import os
-from difflib import get_close_matches
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
-from visattn.data.images import FileImages, list_classes
-from visattn.data.labels import check_labels, list_table, split_stratified
-from visattn.data.libraries import TORCHVISION, LibraryImages, hub_images, torchvision_images
-from visattn.data.remote import fetched, is_remote
-from visattn.data.shards import ShardImages, list_shards, shards_in
-from visattn.data.synthetic import PlacedCharacters
+from visattn.data.csv_labels import CSV_LABELS
+from visattn.data.hub_images import HUGGING_FACE
+from visattn.data.images import CLASS_FOLDERS
+from visattn.data.labels import check_labels, split_stratified
+from visattn.data.remote import REMOTE_SHARDS
+from visattn.data.shards import TAR_SHARDS
+from visattn.data.source import ImageSource, SourceOptions, SourceType
+from visattn.data.synthetic import SYNTHETIC
+from visattn.data.torchvision_images import TORCHVISION
+from visattn.names import suggest
 
-DATASETS = (*TORCHVISION, "synthetic")
-HUB = "hf:"
+# the first type that matches the arguments is used
+SOURCE_TYPES: tuple[SourceType, ...] = (
+    TORCHVISION,
+    SYNTHETIC,
+    HUGGING_FACE,
+    CSV_LABELS,
+    REMOTE_SHARDS,
+    TAR_SHARDS,
+    CLASS_FOLDERS,
+)
 
-Source = FileImages | ShardImages | LibraryImages | PlacedCharacters
+
+class Split(NamedTuple):
+    """The images of a split: some of a source, by index."""
+
+    source: ImageSource
+    indices: np.ndarray
 
 
-def check_dataset(name: str | None) -> None:
-    """Refuse a name that is no data set's, with the nearest that is."""
-    if name is None or name in DATASETS or name.startswith(HUB):
-        return
-    near = get_close_matches(name, DATASETS, n=1)
-    hint = (
-        f"did you mean {near[0]!r}?" if near else f"known are {', '.join(DATASETS)} and {HUB}NAME"
+def find_source_type(options: SourceOptions) -> SourceType:
+    """The first type that matches; refuses a ``dataset`` that no type knows."""
+    for source_type in SOURCE_TYPES:
+        if source_type.matches(options):
+            return source_type
+    datasets = [name for source_type in SOURCE_TYPES for name in source_type.datasets]
+    raise ValueError(
+        f"dataset: there is no {options.dataset!r}; {suggest(str(options.dataset), datasets)}"
     )
-    raise ValueError(f"dataset: there is no {name!r}; {hint}")
 
 
-def home(root: str | None, dataset: str) -> str:
-    """Where torchvision's files lie."""
-    return root or os.path.join("data", dataset)
-
-
-def find_splits(
-    root: str | None,
-    dataset: str | None,
-    *,
-    labels: str | None,
-    download: bool,
-    image_size: tuple[int, int],
-    seed: int,
-) -> dict[str, Source]:
-    """The splits of the images that are meant, ``train`` among them, by name."""
-    if dataset == "synthetic":
-        options = {"image_size": image_size, "seed": seed, "archive": root}
-        return {split: PlacedCharacters(split, **options) for split in ("train", "val", "test")}
-    if dataset is not None and dataset.startswith(HUB):
-        return hub_images(dataset.removeprefix(HUB), download)
-    if dataset is not None:
-        return torchvision_images(dataset, home(root, dataset))
-    if labels is not None:
-        return list_table(root, labels)
-    if is_remote(root):
-        return list_shards(fetched(root, download))
-    return list_shards(root) if shards_in(root) else list_classes(root)
-
-
-def parts_of(
-    found: dict[str, Source], fraction: float, seed: int
-) -> dict[str, tuple[Source, np.ndarray]]:
-    """Each split with the indices of its images; where there is no ``val``, a fraction of ``train`` becomes it."""
-    for split, source in found.items():
-        check_labels(split, source)
-    parts = {split: (source, np.arange(len(source))) for split, source in found.items()}
-    if "val" not in parts:
-        rest, held = split_stratified(found["train"].labels, fraction, seed)
-        parts |= {"train": (found["train"], rest), "val": (found["train"], held)}
-    return parts
+def divide_splits(
+    sources: Mapping[str, ImageSource], val_fraction: float, seed: int
+) -> dict[str, Split]:
+    """Every split with all its images; without a ``val``, a fraction of ``train`` becomes it."""
+    splits = {}
+    for name, source in sources.items():
+        check_labels(name, source)
+        splits[name] = Split(source, np.arange(len(source)))
+    if "val" not in splits:
+        source = sources["train"]
+        train, val = split_stratified(source.labels, val_fraction, seed)
+        splits["train"] = Split(source, train)
+        splits["val"] = Split(source, val)
+    return splits

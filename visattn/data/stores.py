@@ -1,10 +1,12 @@
-"""Where image files lie: a folder or a zip. A store lists its files and reads one of them."""
+"""Folders and zips of files behind one interface: list the files, read one of them."""
 
 import os
 import zipfile
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
+# what operating systems leave in folders, in lower case
 _JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 
 
@@ -15,17 +17,18 @@ class Folder:
         self.path = path
 
     def entries(self) -> tuple[list[str], list[str]]:
-        """Relative paths of all files and of all folders, sorted, junk of operating systems left out."""
-        files, folders = [], []
-        waiting = [""]
-        while waiting:
-            prefix = waiting.pop()
-            with os.scandir(self.path / prefix) as found:
-                for entry in found:
+        """Relative paths of files and of folders, sorted, without junk of operating systems."""
+        files = []
+        folders = []
+        pending = [""]
+        while pending:
+            prefix = pending.pop()
+            with os.scandir(self.path / prefix) as entries:
+                for entry in entries:
                     if _is_junk(entry.name):
                         continue
                     if entry.is_dir():
-                        waiting.append(f"{prefix}{entry.name}/")
+                        pending.append(f"{prefix}{entry.name}/")
                         folders.append(f"{prefix}{entry.name}")
                     else:
                         files.append(prefix + entry.name)
@@ -39,22 +42,33 @@ class Folder:
 
 
 class Archive:
-    """The files inside a zip; every process opens its own handle, since a shared one corrupts reads."""
+    """The files inside a zip.
+
+    Each process opens its own handle, since a shared one corrupts reads.
+    """
 
     def __init__(self, path: Path):
         self.path = path
-        self._handle, self._process = None, None
+        self._handle: zipfile.ZipFile | None = None
+        self._process_id: int | None = None
 
     def entries(self) -> tuple[list[str], list[str]]:
-        """Relative paths of all files and of all folders, sorted, junk of operating systems left out."""
+        """Relative paths of files and of folders, sorted, without junk of operating systems."""
         try:
             with zipfile.ZipFile(self.path) as archive:
                 names = archive.namelist()
         except zipfile.BadZipFile as error:
             raise ValueError(f"{str(self.path)!r} is not a readable zip file ({error})") from error
-        names = [name for name in names if not any(map(_is_junk, name.rstrip("/").split("/")))]
-        files = [name for name in names if not name.endswith("/")]
-        folders = {name.rstrip("/") for name in names if name.endswith("/")}
+        files = []
+        folders = set()
+        for name in names:
+            if any(map(_is_junk, name.rstrip("/").split("/"))):
+                continue
+            if name.endswith("/"):
+                folders.add(name.rstrip("/"))
+            else:
+                files.append(name)
+        # a zip need not list the folders of its files
         for parent in {name.rpartition("/")[0] for name in files}:
             while parent:
                 folders.add(parent)
@@ -63,24 +77,26 @@ class Archive:
 
     def read(self, name: str) -> bytes:
         """The bytes of one file."""
-        if self._process != os.getpid():
-            self._handle, self._process = zipfile.ZipFile(self.path), os.getpid()
+        if self._handle is None or self._process_id != os.getpid():
+            self._handle = zipfile.ZipFile(self.path)
+            self._process_id = os.getpid()
         return self._handle.read(name)
 
-    def __getstate__(self) -> dict:
-        return {"path": self.path, "_handle": None, "_process": None}
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "_handle": None, "_process_id": None}
 
 
 def open_store(root: str | os.PathLike, argument: str = "root") -> Folder | Archive:
-    """The folder or zip file at ``root``; an error names the argument that was wrong."""
+    """The folder or zip file at ``root``; an error names the wrong ``argument``."""
     path = Path(root)
     if path.is_dir():
         return Folder(path)
     if path.is_file():
         return Archive(path)
-    beside = os.listdir(path.parent) if path.parent.is_dir() else []
-    near = get_close_matches(path.name, beside, n=1)
-    hint = f"; did you mean {str(path.parent / near[0])!r}?" if near else ""
+    siblings = os.listdir(path.parent) if path.parent.is_dir() else []
+    # only a near name helps here: a folder may hold thousands
+    matches = get_close_matches(path.name, siblings, n=1)
+    hint = f"; did you mean {str(path.parent / matches[0])!r}?" if matches else ""
     raise FileNotFoundError(f"{argument}: there is no folder or zip file {str(path)!r}{hint}")
 
 

@@ -1,4 +1,4 @@
-"""A task whose true explanation is known: which Greek letter stands among the Korean characters, and where?"""
+"""A task with a known explanation: which Greek letter is among the Korean characters, and where?"""
 
 import os
 from functools import cache
@@ -11,33 +11,41 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from visattn.data.decode import read_image
+from visattn.data.source import SourceOptions, SourceType
 from visattn.data.stores import open_store
 
 ARCHIVE = Path(__file__).resolve().parents[2] / "assets" / "writing_systems.zip"
+# class -> number of the Greek character in the archive
 TARGETS = {
     "alpha": "01",
     "theta": "08",
     "xi": "14",
     "phi": "21",
     "omega": "24",
-}  # number of the Greek character
+}
 LENGTHS = {"train": 6000, "val": 1000, "test": 1000}
+_MIN_SIDE = 24  # below it no character can be read
+_GLYPH_SHARE = 0.85  # side of a glyph in a cell
+_STROKE_FILTER = 5  # pixels
+
+BoundingBox = tuple[int, int, int, int]  # top, left, bottom, right; the last two just outside
+Glyphs = list[np.ndarray]  # (height, width) uint8 each
 
 
 class PlacedCharacters(Dataset):
-    """Handwritten characters on a white ground: one Greek letter, which alone decides the label, among Korean ones.
+    """Handwritten characters on white: one Greek letter, which alone gives the label.
 
-    The picture is divided into cells of a third of its shorter side. One takes the letter, half of
-    the others a Korean character each, drawn alike for every label; each is moved at random within
-    its cell. Drawers of ``val`` and ``test`` do not occur in ``train``. An image is a pure function
-    of (seed, split, index).
+    The image is divided into cells of a third of its shorter side. One cell holds the letter, half
+    of the others a Korean character each, drawn alike for every label; each is moved at random
+    within its cell. Drawers of ``val`` and ``test`` do not occur in ``train``. An image is a pure
+    function of (seed, split, index).
 
     Args:
         split: ``train``, ``val`` or ``test``.
         image_size: (h, w), at least 24 each.
         length: number of images; None takes 6000 for train, 1000 for the others.
         seed: another seed gives other images.
-        archive: where ``writing_systems.zip`` lies; None takes the one in this repository's
+        archive: path of ``writing_systems.zip``; None takes the one in this repository's
             ``assets``.
         with_truth: items are (image, label, mask) instead of (image, label).
 
@@ -67,23 +75,25 @@ class PlacedCharacters(Dataset):
     ):
         if split not in LENGTHS:
             raise ValueError(f"split must be one of {', '.join(LENGTHS)}, got {split!r}")
-        if min(image_size) < 24:
+        if min(image_size) < _MIN_SIDE:
             raise ValueError(
-                f"image_size must be at least 24 x 24 for characters to be legible, got {tuple(image_size)}"
+                f"image_size must be at least {_MIN_SIDE} x {_MIN_SIDE} for characters to be "
+                f"legible, got {tuple(image_size)}"
             )
-        self.classes, self.ignored = list(TARGETS), []
-        self.split, self.image_size, self.seed, self.with_truth = (
-            split,
-            tuple(image_size),
-            seed,
-            with_truth,
-        )
-        self.labels = np.arange(LENGTHS[split] if length is None else length) % len(TARGETS)
+        height, width = image_size
+        self.classes = list(TARGETS)
+        self.ignored: list[str] = []
+        self.split = split
+        self.image_size = (height, width)
+        self.seed = seed
+        self.with_truth = with_truth
+        if length is None:
+            length = LENGTHS[split]
+        self.labels = np.arange(length) % len(TARGETS)
         self._cell = min(image_size) // 3
         drawers = "train" if split == "train" else "val"
-        self._letters, self._others = _glyphs(
-            str(archive or ARCHIVE), drawers, round(self._cell * 0.85)
-        )
+        glyph_side = round(self._cell * _GLYPH_SHARE)
+        self._letters, self._distractors = _glyphs(str(archive or ARCHIVE), drawers, glyph_side)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -92,87 +102,120 @@ class PlacedCharacters(Dataset):
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} of {len(self)} images")
         pixels, box = self._draw(index)
-        item = Image.fromarray(pixels).convert("RGB"), int(self.labels[index])
-        return (*item, self.mask(box)) if self.with_truth else item
+        image = Image.fromarray(pixels).convert("RGB")
+        label = int(self.labels[index])
+        if self.with_truth:
+            return image, label, self.mask(box)
+        return image, label
 
     def image(self, index: int, long_side: int | None = None) -> Image.Image:
-        """The picture alone."""
-        return Image.fromarray(self._draw(index)[0]).convert("RGB")
+        """The image alone."""
+        pixels, _ = self._draw(index)
+        return Image.fromarray(pixels).convert("RGB")
 
     def name(self, index: int) -> str:
         """Split, letter and number."""
         return f"{self.split}/{self.classes[self.labels[index]]}/{index}"
 
-    def box(self, index: int) -> tuple[int, int, int, int]:
+    def box(self, index: int) -> BoundingBox:
         """Top, left, bottom, right of the letter; the last two just outside."""
-        return self._draw(index)[1]
+        _, box = self._draw(index)
+        return box
 
-    def mask(self, box: tuple[int, int, int, int]) -> Tensor:
+    def mask(self, box: BoundingBox) -> Tensor:
         """(h, w) bool, true inside the box."""
         top, left, bottom, right = box
         mask = torch.zeros(self.image_size, dtype=torch.bool)
         mask[top:bottom, left:right] = True
         return mask
 
-    def _draw(self, index: int) -> tuple[np.ndarray, tuple[int, int, int, int]]:
-        generator = np.random.default_rng([self.seed, list(LENGTHS).index(self.split), index])
+    def _draw(self, index: int) -> tuple[np.ndarray, BoundingBox]:
+        """The pixels (h, w) of an image, and the box of its letter."""
+        split_number = list(LENGTHS).index(self.split)
+        generator = np.random.default_rng([self.seed, split_number, index])
         pixels = np.full(self.image_size, 255, dtype=np.uint8)
-        columns = self.image_size[1] // self._cell
-        cells = generator.permutation(columns * (self.image_size[0] // self._cell))
-        for cell in cells[1 : 1 + (len(cells) - 1) // 2]:
-            self._place(pixels, self._others, divmod(int(cell), columns), generator)
-        # last, so that the others cannot depend on the label
-        return pixels, self._place(
-            pixels, self._letters[self.labels[index]], divmod(int(cells[0]), columns), generator
-        )
+        height, width = self.image_size
+        # cells are numbered row by row
+        columns = width // self._cell
+        cells = generator.permutation(columns * (height // self._cell))
+        letter_cell = divmod(int(cells[0]), columns)
+        # half of the cells remain empty
+        num_distractors = (len(cells) - 1) // 2
+        for cell in cells[1 : 1 + num_distractors]:
+            self._place(pixels, self._distractors, divmod(int(cell), columns), generator)
+        # the letter comes last, so that the distractors cannot depend on the label
+        letters = self._letters[self.labels[index]]
+        box = self._place(pixels, letters, letter_cell, generator)
+        return pixels, box
 
     def _place(
-        self, pixels: np.ndarray, glyphs: list[np.ndarray], cell: tuple[int, int], generator
-    ) -> tuple:
-        """Draw one of the glyphs somewhere in a cell and return its box."""
+        self,
+        pixels: np.ndarray,
+        glyphs: Glyphs,
+        cell: tuple[int, int],
+        generator: np.random.Generator,
+    ) -> BoundingBox:
+        """Draw one of the glyphs at a random position of a cell (row, column); return its box."""
         glyph = glyphs[generator.integers(len(glyphs))]
         height, width = glyph.shape
-        top = cell[0] * self._cell + int(generator.integers(self._cell - height + 1))
-        left = cell[1] * self._cell + int(generator.integers(self._cell - width + 1))
-        pixels[top : top + height, left : left + width] = glyph
-        return top, left, top + height, left + width
+        row, column = cell
+        offset_y = int(generator.integers(self._cell - height + 1))
+        offset_x = int(generator.integers(self._cell - width + 1))
+        top = row * self._cell + offset_y
+        left = column * self._cell + offset_x
+        bottom = top + height
+        right = left + width
+        pixels[top:bottom, left:right] = glyph
+        return top, left, bottom, right
 
 
 @cache
-def _glyphs(
-    archive: str, drawers: str, side: int
-) -> tuple[list[list[np.ndarray]], list[np.ndarray]]:
-    """Cut-out characters of some drawers: the letters by label, and all Korean ones."""
+def _glyphs(archive: str, drawers: str, side: int) -> tuple[list[Glyphs], Glyphs]:
+    """Glyphs of some drawers: the letters by label, and all Korean characters."""
     store = open_store(archive, "archive")
-    names = [
-        name
-        for name in store.entries()[0]
-        if name.startswith((f"{drawers}/Greek/", f"{drawers}/Korean/"))
-    ]
-    cut = {name: _cut_out(read_image(store.read(name), name), side) for name in names}
-    letters = [
-        [
-            glyph
-            for name, glyph in cut.items()
-            if name.startswith(f"{drawers}/Greek/character{number}_")
-        ]
-        for number in TARGETS.values()
-    ]
-    others = [glyph for name, glyph in cut.items() if "/Korean/" in name]
-    if not others or not all(letters):
+    files, _ = store.entries()
+    letters: dict[str, Glyphs] = {number: [] for number in TARGETS.values()}
+    distractors = []
+    for name in files:
+        if not name.startswith((f"{drawers}/Greek/", f"{drawers}/Korean/")):
+            continue
+        image = read_image(store.read(name), name)
+        glyph = _cut_out(image, side)
+        if "/Korean/" in name:
+            distractors.append(glyph)
+        for number, glyphs in letters.items():
+            if name.startswith(f"{drawers}/Greek/character{number}_"):
+                glyphs.append(glyph)
+    if not distractors or not all(letters.values()):
         raise ValueError(
             f"archive: {archive!r} lacks the Greek and Korean characters of writing_systems.zip"
         )
-    return letters, others
+    return list(letters.values()), distractors
 
 
 def _cut_out(image: Image.Image, side: int) -> np.ndarray:
     """Thicken the strokes, crop to them, and scale the longer side to ``side``."""
-    image = image.convert("L").filter(
-        ImageFilter.MinFilter(5)
-    )  # else a stroke of 3 of 105 pixels fades when shrunk
-    image = image.crop(ImageOps.invert(image).getbbox())
+    # else a stroke of 3 of 105 pixels fades when the image shrinks
+    grey = image.convert("L")
+    thickened = grey.filter(ImageFilter.MinFilter(_STROKE_FILTER))
+    strokes = ImageOps.invert(thickened).getbbox()
+    image = thickened.crop(strokes)
     scale = side / max(image.size)
-    return np.asarray(
-        image.resize([max(1, round(length * scale)) for length in image.size], Image.Resampling.BOX)
-    )
+    width, height = (max(1, round(length * scale)) for length in image.size)
+    return np.asarray(image.resize((width, height), Image.Resampling.BOX))
+
+
+def _matches(options: SourceOptions) -> bool:
+    return options.dataset == "synthetic"
+
+
+def _list_splits(options: SourceOptions) -> dict[str, PlacedCharacters]:
+    splits = {}
+    for split in LENGTHS:
+        splits[split] = PlacedCharacters(
+            split, image_size=options.image_size, seed=options.seed, archive=options.root
+        )
+    return splits
+
+
+SYNTHETIC = SourceType("synthetic", _matches, _list_splits, datasets=("synthetic",))
