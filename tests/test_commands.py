@@ -267,7 +267,7 @@ WRONG = {
         ["map", "PHOTOS", *MODEL, "--head", "0"],
         "--head is for --method raw",
     ),
-    "colormap": (["map", "PHOTOS", *MODEL, "--colormap", "virids"], "nearest is 'viridis'"),
+    "colormap": (["map", "PHOTOS", *MODEL, "--colormap", "virids"], "did you mean 'viridis'"),
     "no attention": (
         ["map", "PHOTOS", "--model", "timm:test_resnet", "--random", "--method", "gae"],
         "gradcam",

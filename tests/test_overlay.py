@@ -149,7 +149,7 @@ def test_constant_maps_take_the_first_color():
 
 REFUSALS = {
     "colormap": (PHOTO, HEAT, {"colormap": "infernoo"}, "'inferno'"),
-    "blend": (PHOTO, HEAT, {"blend": "maks"}, "nearest is 'mask'"),
+    "blend": (PHOTO, HEAT, {"blend": "maks"}, "did you mean 'mask'"),
     "alpha": (PHOTO, HEAT, {"alpha": 1.5}, "alpha must lie in"),
     "limits": (PHOTO, HEAT, {"vmin": 2, "vmax": 1}, "vmin=2 and vmax=1"),
     "nan": (PHOTO, HEAT / HEAT, {}, "1 NaN or infinite values of 6"),

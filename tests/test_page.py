@@ -439,7 +439,7 @@ REFUSALS = {
     "labels": ({"labels": ["a"]}, None, "labels must be"),
     "heats": ({"heats": {"gae": Map(torch.rand(3, 2, 2))}}, None, "gae must be"),
     "layers": ({"layers": [7]}, None, "layers must be indices below 1, got 7"),
-    "colormap": ({"colormap": "infrno"}, None, "nearest is 'inferno'"),
+    "colormap": ({"colormap": "infrno"}, None, "did you mean 'inferno'"),
 }
 
 

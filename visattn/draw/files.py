@@ -2,21 +2,19 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
-from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from visattn.draw.overlay import overlay
 from visattn.draw.picture import beside, enlarged, to_pil, with_caption
 from visattn.draw.scale import Scale, color_bar, scale_of, values_of
 from visattn.map import Map
-
-_MISSING = object()
 
 
 def save_maps(
@@ -34,7 +32,10 @@ def save_maps(
     blend: str = "alpha",
     own_scale: bool = False,
 ) -> list[dict]:
-    """Write for each image NAME.png (overlay, scale bar, label), NAME.npz (the raw map), and one index.json.
+    """Write the maps of many images as pictures and numbers.
+
+    Each image has NAME.png (overlay, scale bar, label) and NAME.npz (the raw map); one index.json
+    lists them.
 
     All pictures share one scale, from the smallest to the largest value of the maps unless ``vmin``
     and ``vmax`` say otherwise. Small images are enlarged by a whole number, to be legible.
@@ -47,7 +48,7 @@ def save_maps(
             names get a number.
         labels: One line per image to write below it, such as the predicted class with its
             probability.
-        facts: What else index.json should say of each image.
+        facts: Additional items of index.json, one dictionary per image.
         colormap, alpha, vmin, vmax, blend: As for `overlay`.
         own_scale: Give each picture the scale of its own map: then only the numbers beside the bars
             compare.
@@ -61,73 +62,93 @@ def save_maps(
             colormap.
         NotADirectoryError, PermissionError: the folder cannot be written.
     """
-    values = values_of(heat)
-    heat = heat if values.ndim == 3 else replace(heat, values=heat.values[None])
-    _check_counts(len(heat), images=images, names=names, labels=labels, facts=facts)
+    if values_of(heat).ndim == 2:
+        # the map of one image is a batch of one
+        heat = replace(heat, values=heat.values[None])
+    _check_counts(len(heat), {"images": images, "names": names, "labels": labels, "facts": facts})
     colors = "gray" if blend == "mask" else colormap
     shared = scale_of([heat], colors, vmin, vmax)
     folder = writable(Path(folder))
-    used, items = set(), []
+    used_names: set[str] = set()
+    items = []
     for index, image in enumerate(_exactly(images, len(heat))):
-        name = _free_name(names[index] if names else _stem(image, index), used)
+        name = _free_name(names[index] if names else _stem(image, index), used_names)
         label = labels[index] if labels else ""
-        one = heat[index]
-        scale = scale_of([one.values], colors, vmin, vmax) if own_scale else shared
-        picture(one, image, label, scale, colormap=colormap, alpha=alpha, blend=blend).save(
-            folder / f"{name}.png"
-        )
-        np.savez_compressed(folder / f"{name}.npz", values=one.values.float().cpu().numpy())
-        items.append(_item(name, label, one, scale) | (facts[index] if facts else {}))
-    about = {
+        single = heat[index]
+        scale = scale_of([single.values], colors, vmin, vmax) if own_scale else shared
+        drawn = picture(single, image, label, scale, colormap=colormap, alpha=alpha, blend=blend)
+        drawn.save(folder / f"{name}.png")
+        np.savez_compressed(folder / f"{name}.npz", values=single.values.float().cpu().numpy())
+        item = _item(name, label, single, scale)
+        if facts:
+            item |= facts[index]
+        items.append(item)
+    index_data = {
         "method": heat.method,
         "layer": heat.layer,
         "colormap": colors,
         "blend": blend,
         "own_scale": own_scale,
+        "images": items,
     }
-    text = json.dumps({**about, "images": items}, indent=1, ensure_ascii=False, default=str)
+    text = json.dumps(index_data, indent=1, ensure_ascii=False, default=str)
     (folder / "index.json").write_text(text + "\n", encoding="utf-8")
     return items
 
 
-def picture(heat: Map, image, label: str, scale: Scale, *, colormap: str, alpha: float, blend: str):
-    """Return the PIL picture of one map: overlay, scale bar, and below them the label and what map it is."""
+def picture(
+    heat: Map, image, label: str, scale: Scale, *, colormap: str, alpha: float, blend: str
+) -> Image.Image:
+    """Return the picture of one map: overlay, scale bar, and its label and details below."""
     photo = enlarged(to_pil(image))
-    limits = {"vmin": scale.low, "vmax": scale.high} if scale.low < scale.high else {}
-    drawn = overlay(
-        photo, replace(heat, limits=None), colormap=colormap, alpha=alpha, blend=blend, **limits
-    )
-    target = "" if heat.target is None else f"target {_plain(heat.target)}"
-    mass = "" if heat.prefix_mass is None else f"{float(heat.prefix_mass):.0%} on prefix tokens"
-    detail = ", ".join(part for part in (heat.method, target, mass, heat.layer) if part)
-    return with_caption(beside([drawn, color_bar(scale, drawn.height)]), label, detail)
+    heat = replace(heat, limits=None)
+    if scale.low < scale.high:
+        vmin, vmax = scale.low, scale.high
+    else:
+        # a map of one value has no range to draw on
+        vmin = vmax = None
+    drawn = overlay(photo, heat, colormap=colormap, alpha=alpha, vmin=vmin, vmax=vmax, blend=blend)
+    return with_caption(beside([drawn, color_bar(scale, drawn.height)]), label, _detail(heat))
 
 
-def _check_counts(count: int, **given) -> None:
-    for name, entries in given.items():
-        if hasattr(entries, "__len__") and len(entries) != count:
+def _detail(heat: Map) -> str:
+    """Return what a caption says of a map: method, target, mass on prefix tokens, layer."""
+    details = [heat.method]
+    if heat.target is not None:
+        details.append(f"target {_plain(heat.target)}")
+    if heat.prefix_mass is not None:
+        details.append(f"{float(heat.prefix_mass):.0%} on prefix tokens")
+    details.append(heat.layer)
+    return ", ".join(filter(None, details))
+
+
+def _check_counts(count: int, arguments: Mapping[str, object]) -> None:
+    for name, entries in arguments.items():
+        if isinstance(entries, Sized) and len(entries) != count:
             raise ValueError(
                 f"{name} must be as many as the maps: got {len(entries)} {name} and {count} maps"
             )
 
 
-def _exactly(images: Iterable, count: int):
-    """Yield the images, and complain if they are not as many as the maps."""
-    if isinstance(images, (str, Path)) or (
-        isinstance(images, (np.ndarray, Tensor)) and images.ndim < 4
-    ):
+def _exactly(images: Iterable, count: int) -> Iterator:
+    """Yield the images; refuse fewer or more of them than maps."""
+    is_array = isinstance(images, (np.ndarray, Tensor))
+    if isinstance(images, (str, Path)) or (is_array and images.ndim < 4):
         raise ValueError(
-            "images must be a list or batch with one image per map, got a single image: wrap it in a list"
+            "images must be a list or batch with one image per map, got a single image: "
+            "wrap it in a list"
         )
-    for index, (image, expected) in enumerate(
-        zip_longest(images, range(count), fillvalue=_MISSING)
-    ):
-        if image is _MISSING or expected is _MISSING:
+    index = 0
+    for index, image in enumerate(images, 1):
+        if index > count:
             raise ValueError(
-                f"images must be as many as the maps: got {'only ' * (image is _MISSING)}{index} images"
-                f"{'' if image is _MISSING else ' and more'} and {count} maps"
+                f"images must be as many as the maps: got {count} images and more and {count} maps"
             )
         yield image
+    if index < count:
+        raise ValueError(
+            f"images must be as many as the maps: got only {index} images and {count} maps"
+        )
 
 
 def writable(folder: Path) -> Path:
@@ -145,35 +166,49 @@ def writable(folder: Path) -> Path:
 
 
 def _stem(image, index: int) -> str:
-    return Path(image).stem if isinstance(image, (str, Path)) else f"{index:04d}"
+    if isinstance(image, (str, Path)):
+        return Path(image).stem
+    return f"{index:04d}"
 
 
-def _free_name(name: str, used: set[str]) -> str:
+def _free_name(name: str, used_names: set[str]) -> str:
     """Return a file name that every file system takes and no other image has."""
-    safe = re.sub(r"[^\w.+-]+", "_", Path(name).name).strip("._")[:120] or "image"
-    number, free = 1, safe
-    while free.lower() in used:
+    stem = re.sub(r"[^\w.+-]+", "_", Path(name).name).strip("._")[:120] or "image"
+    number = 1
+    free = stem
+    # some file systems do not tell upper from lower case
+    while free.lower() in used_names:
         number += 1
-        free = f"{safe}-{number}"
-    used.add(free.lower())
+        free = f"{stem}-{number}"
+    used_names.add(free.lower())
     return free
 
 
 def _item(name: str, label: str, heat: Map, scale: Scale) -> dict:
-    plain = {key: _plain(getattr(heat, key)) for key in ("target", "prefix_mass")}
-    low, high = float(heat.values.min()), float(heat.values.max())
-    files = {"name": name, "picture": f"{name}.png", "map": f"{name}.npz"}
-    notes = {f"notes: {key}": _plain(value) for key, value in heat.notes.items()}
-    place = {
+    """Return what index.json says of one image."""
+    item = {
+        "name": name,
+        "picture": f"{name}.png",
+        "map": f"{name}.npz",
+        "label": label,
         "shape": list(heat.values.shape),
         "lattice": None if heat.lattice is None else heat.lattice._asdict(),
+        "min": float(heat.values.min()),
+        "max": float(heat.values.max()),
+        "vmin": scale.low,
+        "vmax": scale.high,
+        "target": _plain(heat.target),
+        "prefix_mass": _plain(heat.prefix_mass),
     }
-    values = {"min": low, "max": high, "vmin": scale.low, "vmax": scale.high}
-    return {**files, "label": label, **place, **values, **plain, **notes}
+    for key, note in heat.notes.items():
+        item[f"notes: {key}"] = _plain(note)
+    return item
 
 
 def _plain(value):
-    """Return what JSON can hold; of flags, such as those of outlier patches, the places where they are set."""
-    if isinstance(value, Tensor) and value.dtype == torch.bool and value.ndim:
+    """Return what JSON can hold; of flags, such as outlier patches, the indices of those set."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.dtype == torch.bool and value.ndim:
         return value.nonzero().tolist()
-    return value.tolist() if isinstance(value, Tensor) else value
+    return value.tolist()

@@ -85,9 +85,9 @@ def methods_by_images(
     alpha: float = 0.6,
     tile: int = 224,
 ) -> Image.Image:
-    """Draw photographs (rows) and what several methods say of them (columns); a method keeps its scale in its column.
+    """Draw photographs (rows) and the maps of several methods (columns).
 
-    The values of two methods mean different things and share no scale: each column has its own bar.
+    The values of two methods mean different things: each column has its own scale and bar.
     """
     for name, heat in heats.items():
         if len(heat) != len(images):
@@ -109,7 +109,9 @@ def methods_by_images(
 
 
 def gate_bars(gates: Mapping[str, Tensor], *, width: int = 640) -> Image.Image:
-    """Draw the gates of channels (C, 1, 1) or branches (K, C, 1, 1) of one image, one panel per layer, from 0 up.
+    """Draw the gates of channels (C, 1, 1) or branches (K, C, 1, 1) of one image from 0 up.
+
+    Each layer has a panel.
 
     Args:
         gates: Name of the layer to its gate: ``{r.name: r.alpha[0] for r in maps.layers if r.kind

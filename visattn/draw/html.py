@@ -1,4 +1,4 @@
-"""HTML in one offline file: templates with escaped fields, and pictures and numbers inside the file."""
+"""HTML in one offline file: templates with escaped fields, embedded pictures and numbers."""
 
 import base64
 import html

@@ -1,7 +1,5 @@
 """Overlay: the map of an image drawn over it."""
 
-from difflib import get_close_matches
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -9,6 +7,7 @@ import torch.nn.functional as F
 from visattn.draw.picture import like, to_rgb
 from visattn.draw.scale import Scale, color_bar, one_map, scale_of
 from visattn.map import Lattice, Map, resized
+from visattn.names import lookup
 
 
 def overlay(
@@ -56,21 +55,21 @@ def overlay(
 
     Example:
         >>> photo = np.zeros((4, 6, 3), np.uint8)
-        >>> overlay(photo, torch.tensor([[0.0, 1.0]]), colormap="gray", vmin=0, vmax=1)[0, :, 0].tolist()
+        >>> heat = torch.tensor([[0.0, 1.0]])
+        >>> overlay(photo, heat, colormap="gray", vmin=0, vmax=1)[0, :, 0].tolist()
         [0, 0, 43, 85, 128, 128]
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
-    if blend not in _BLENDS:
-        near = get_close_matches(str(blend), _BLENDS, n=1, cutoff=0)[0]
-        raise ValueError(
-            f"blend must be one of {', '.join(_BLENDS)}, got {blend!r}; nearest is {near!r}"
-        )
-    rgb, values = to_rgb(image), one_map(heat)
+    draw = lookup(_BLENDS, blend, "blend")
+    rgb = to_rgb(image)  # (H, W, 3)
+    values = one_map(heat)  # (h, w)
     scale = scale_of([heat], "gray" if blend == "mask" else colormap, vmin, vmax)
     lattice = heat.lattice if isinstance(heat, Map) else None
-    drawn = _BLENDS[blend](rgb, _resized(values, rgb.shape[:2], lattice), scale, alpha)
-    return like(_with_bar(drawn, scale) if scale_bar else drawn, image)
+    blended = draw(rgb, _resized(values, rgb.shape[:2], lattice), scale, alpha)
+    if scale_bar:
+        blended = _with_bar(blended, scale)
+    return like(blended, image)
 
 
 def _alpha(rgb: np.ndarray, values: np.ndarray, scale: Scale, alpha: float) -> np.ndarray:
@@ -78,11 +77,12 @@ def _alpha(rgb: np.ndarray, values: np.ndarray, scale: Scale, alpha: float) -> n
 
 
 def _mask(rgb: np.ndarray, values: np.ndarray, scale: Scale, alpha: float) -> np.ndarray:
-    return (1 - alpha * (1 - scale.unit(values)))[..., None] * rgb
+    brightness = 1 - alpha * (1 - scale.unit(values))  # (H, W)
+    return brightness[..., None] * rgb
 
 
 def _contour(rgb: np.ndarray, values: np.ndarray, scale: Scale, alpha: float) -> np.ndarray:
-    drawn = rgb.copy()
+    lines = rgb.copy()
     width = max(1, round(min(rgb.shape[:2]) / 150))
     for level in (0.25, 0.5, 0.75):
         inside = scale.unit(values) >= level
@@ -90,16 +90,19 @@ def _contour(rgb: np.ndarray, values: np.ndarray, scale: Scale, alpha: float) ->
         # a white line along the colored one, because the lower colors vanish on dark photographs
         edge = inside & ~line & ~_eroded(inside, 2 * width)
         color = scale.colors(np.array(scale.low + level * (scale.high - scale.low)))
-        drawn[line] = (1 - alpha) * rgb[line] + alpha * color
-        drawn[edge] = (1 - alpha) * rgb[edge] + alpha
-    return drawn
+        lines[line] = (1 - alpha) * rgb[line] + alpha * color
+        lines[edge] = (1 - alpha) * rgb[edge] + alpha
+    return lines
 
 
 _BLENDS = {"alpha": _alpha, "contour": _contour, "mask": _mask}
 
 
 def _eroded(inside: np.ndarray, width: int) -> np.ndarray:
-    """Return the pixels whose neighbors within `width` are all inside; beyond the border counts as inside."""
+    """Return the pixels whose neighbors within `width` are all inside.
+
+    What lies beyond the border counts as inside.
+    """
     outside = torch.from_numpy(~inside)[None, None].float()
     return F.max_pool2d(outside, 2 * width + 1, 1, width)[0, 0].numpy() == 0
 
@@ -107,9 +110,10 @@ def _eroded(inside: np.ndarray, width: int) -> np.ndarray:
 def _resized(values: np.ndarray, size: tuple[int, int], lattice: Lattice | None) -> np.ndarray:
     if values.shape == size and lattice is None:
         return values
-    return resized(torch.from_numpy(np.ascontiguousarray(values))[None], size, lattice)[0].numpy()
+    batch = torch.from_numpy(np.ascontiguousarray(values))[None]  # (h, w) -> (1, h, w)
+    return resized(batch, size, lattice)[0].numpy()
 
 
-def _with_bar(drawn: np.ndarray, scale: Scale) -> np.ndarray:
-    bar = np.asarray(color_bar(scale, drawn.shape[0]), np.float32) / 255
-    return np.concatenate([drawn, bar], axis=1)
+def _with_bar(picture: np.ndarray, scale: Scale) -> np.ndarray:
+    bar = np.asarray(color_bar(scale, picture.shape[0]), np.float32) / 255
+    return np.concatenate([picture, bar], axis=1)

@@ -59,7 +59,7 @@ def to_pil(image) -> Image.Image:
 
 
 def enlarged(image: Image.Image, least: int = 320) -> Image.Image:
-    """Return the image scaled up by a whole number until its shorter side has about `least` pixels."""
+    """Return the image enlarged by a whole number, its shorter side about `least` pixels."""
     factor = max(1, round(least / min(image.size)))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
 
@@ -96,7 +96,7 @@ def beside(panels: Sequence[Image.Image], gap: int = 0) -> Image.Image:
 
 @lru_cache(maxsize=32)
 def font(size: int) -> ImageFont.FreeTypeFont:
-    """Return matplotlib's own DejaVu Sans, which every installation has and which knows more than Latin."""
+    """Return matplotlib's DejaVu Sans: every installation has it, and it covers more than Latin."""
     return ImageFont.truetype(
         str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")), size
     )
@@ -139,9 +139,9 @@ def _unit_range(array: np.ndarray) -> np.ndarray:
         raise ValueError(f"image must hold uint8 or floats in [0, 1], got {array.dtype}")
     low, high = float(array.min()), float(array.max())
     if not (low >= -1e-4 and high <= 1 + 1e-4):
-        found = f"got values from {low:.3g} to {high:.3g}"
         raise ValueError(
-            f"a float image must lie in [0, 1], {found}: undo the model's normalization, or pass uint8"
+            f"a float image must lie in [0, 1], got values from {low:.3g} to {high:.3g}: "
+            "undo the model's normalization, or pass uint8"
         )
     return np.clip(array, 0, 1).astype(np.float32)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 import matplotlib
 import numpy as np
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from visattn.draw.picture import FAINT, INK, PAPER, font
 from visattn.map import Map
+from visattn.names import lookup
 
 
 @dataclass(frozen=True)
@@ -34,58 +34,59 @@ class Scale:
     def unit(self, values: np.ndarray) -> np.ndarray:
         """Return the values as parts of the way from low to high, in [0, 1]."""
         reach = self.high - self.low
-        return np.clip((values - self.low) / reach, 0, 1) if reach > 0 else np.zeros_like(values)
+        if reach <= 0:
+            return np.zeros_like(values)
+        return np.clip((values - self.low) / reach, 0, 1)
 
     def colors(self, values: np.ndarray) -> np.ndarray:
         """Return (..., 3) float32 RGB in [0, 1]."""
-        return np.asarray(matplotlib.colormaps[self.colormap](self.unit(values)), np.float32)[
-            ..., :3
-        ]
+        rgba = matplotlib.colormaps[self.colormap](self.unit(values))
+        return np.asarray(rgba, np.float32)[..., :3]
 
 
 def scale_of(
     heats: Sequence, colormap: str = "inferno", vmin: float | None = None, vmax: float | None = None
 ) -> Scale:
-    """Return one scale shared by all the maps given; a limit that is None is their smallest or largest value."""
-    if colormap not in matplotlib.colormaps:
-        near = get_close_matches(str(colormap), list(matplotlib.colormaps), n=1, cutoff=0.4) or [
-            "inferno"
-        ]
-        raise ValueError(
-            f"colormap must be one of matplotlib's, got {colormap!r}; nearest is {near[0]!r}"
-        )
-    ends = [_limits(heat) for heat in heats]
-    low = min(end[0] for end in ends) if vmin is None else float(vmin)
-    high = max(end[1] for end in ends) if vmax is None else float(vmax)
-    if low > high or (low == high and None not in (vmin, vmax)):
+    """Return one scale shared by all the maps.
+
+    A limit that is None is their smallest or largest value.
+    """
+    lookup(matplotlib.colormaps, colormap, "colormap")
+    limits = [_limits(heat) for heat in heats]
+    low = min(low for low, _ in limits) if vmin is None else float(vmin)
+    high = max(high for _, high in limits) if vmax is None else float(vmax)
+    # maps of one value have equal limits; chosen limits must differ
+    chosen = vmin is not None and vmax is not None
+    if low > high or (low == high and chosen):
         raise ValueError(f"vmin must be below vmax, got vmin={low:.4g} and vmax={high:.4g}")
     return Scale(colormap, low, high)
 
 
 def values_of(heat) -> np.ndarray:
     """Return a map, tensor or array as a finite float32 array of two or three axes."""
-    values = heat.values if isinstance(heat, Map) else heat
-    values = (
-        values.detach().float().cpu().numpy()
-        if isinstance(values, Tensor)
-        else np.asarray(values, np.float32)
-    )
+    raw = heat.values if isinstance(heat, Map) else heat
+    if isinstance(raw, Tensor):
+        raw = raw.detach().float().cpu().numpy()
+    values = np.asarray(raw, np.float32)
     if values.ndim not in (2, 3) or values.size == 0:
         raise ValueError(
-            f"heat must be (h, w) or (B, h, w) with at least one value, got shape {tuple(values.shape)}"
+            "heat must be (h, w) or (B, h, w) with at least one value, "
+            f"got shape {tuple(values.shape)}"
         )
-    bad = ~np.isfinite(values)
-    if bad.any():
+    not_finite = int((~np.isfinite(values)).sum())
+    if not_finite:
         raise ValueError(
-            f"heat holds {int(bad.sum())} NaN or infinite values of {values.size}: nothing can be drawn"
+            f"heat holds {not_finite} NaN or infinite values of {values.size}: nothing can be drawn"
         )
     return values
 
 
 def _limits(heat) -> tuple[float, float]:
     values = values_of(heat)
-    picked = heat.limits if isinstance(heat, Map) else None
-    return picked or (float(values.min()), float(values.max()))
+    if isinstance(heat, Map) and heat.limits is not None:
+        # one map of a batch is drawn on the scale of the batch
+        return heat.limits
+    return float(values.min()), float(values.max())
 
 
 def one_map(heat) -> np.ndarray:
@@ -99,21 +100,28 @@ def one_map(heat) -> np.ndarray:
 
 
 def color_bar(scale: Scale, height: int) -> Image.Image:
-    """Return a bar of the scale's colors, as high as asked, with the values of both ends and the middle beside it."""
-    size = int(np.clip(height / 24, 9 if height >= 40 else 7, 15))
+    """Return a bar of the scale's colors, with the values of both ends and the middle beside it.
+
+    The height is in pixels.
+    """
+    smallest_size = 9 if height >= 40 else 7
+    size = int(np.clip(height / 24, smallest_size, 15))  # of the font
     ticks = _ticks(scale, height, size)
-    left, thick = max(3, size // 2), max(4, size)
+    left = max(3, size // 2)
+    thick = max(4, size)
+    gap = size // 2
     text_width = max((int(font(size).getlength(text)) + 1 for _, text in ticks), default=0)
-    strip = Image.new("RGB", (left + thick + size // 2 + text_width + size // 2, height), PAPER)
+    strip = Image.new("RGB", (left + thick + gap + text_width + gap, height), PAPER)
     inset = size // 2 if height >= 4 * size else 0
     ramp = np.linspace(scale.high, scale.low, height - 2 * inset, dtype=np.float32)
     colors = np.repeat(to_bytes(scale.colors(ramp))[:, None], thick, axis=1)
     strip.paste(Image.fromarray(colors), (left, inset))
     pen = ImageDraw.Draw(strip)
     pen.rectangle((left - 1, inset - 1, left + thick, height - inset), outline=FAINT)
-    for part, text in ticks:
-        y = np.clip(inset + (1 - part) * (height - 2 * inset - 1), size / 2, height - size / 2)
-        pen.text((left + thick + size // 2, y), text, INK, font(size), anchor="lm")
+    for level, text in ticks:
+        y = inset + (1 - level) * (height - 2 * inset - 1)
+        y = np.clip(y, size / 2, height - size / 2)
+        pen.text((left + thick + gap, y), text, INK, font(size), anchor="lm")
     return strip
 
 
@@ -123,12 +131,19 @@ def to_bytes(rgb: np.ndarray) -> np.ndarray:
 
 
 def _ticks(scale: Scale, height: int, size: int) -> list[tuple[float, str]]:
+    """Return where numbers stand on a bar, from 0 (low) to 1 (high), and the numbers."""
     if height < 2 * size:
         return []
-    parts = (0.0, 0.5, 1.0) if height >= 6 * size and scale.high > scale.low else (0.0, 1.0)
-    return [(part, _number(scale.low + part * (scale.high - scale.low), scale)) for part in parts]
+    levels = [0.0, 1.0]
+    if height >= 6 * size and scale.high > scale.low:
+        levels.insert(1, 0.5)
+    reach = scale.high - scale.low
+    return [(level, _number(scale.low + level * reach, scale)) for level in levels]
 
 
 def _number(value: float, scale: Scale) -> str:
-    """Return three digits of a value; what no pixel could show beside the other end of the scale is written 0."""
-    return "0" if abs(value) < 1e-3 * max(abs(scale.low), abs(scale.high)) else f"{value:.3g}"
+    """Return three digits of a value; "0" where it is less than a thousandth of the scale."""
+    largest = max(abs(scale.low), abs(scale.high))
+    if abs(value) < 1e-3 * largest:
+        return "0"
+    return f"{value:.3g}"
