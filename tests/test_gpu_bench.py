@@ -1,4 +1,4 @@
-"""The measurement on a GPU, as far as it goes without one: every section runs small on a CPU, with made-up timings."""
+"""The benchmark on a GPU, run small on a CPU with invented timings."""
 
 import json
 import math
@@ -14,14 +14,14 @@ from visattn.__main__ import main
 from visattn.bench import gpu
 from visattn.bench.gpu import attention, gates, maps, training
 from visattn.bench.gpu.machine import Machine
-from visattn.bench.gpu.report import Check, Report, Row
+from visattn.bench.gpu.report import BenchmarkReport, Check, Measurement
 from visattn.bench.timing import Timing
 from visattn.core.normalize import NORMALIZERS
 
 
 @pytest.fixture
 def here():
-    """A CPU whose clock is made up: every function runs once and takes as many milliseconds as it has turns."""
+    """A CPU with an invented clock: each function runs once and takes its number in ms."""
 
     def measure(functions):
         for function in functions.values():
@@ -42,8 +42,8 @@ def here():
     )
 
 
-def test_a_row_knows_its_ratio_its_share_and_its_aims():
-    row = Row(
+def test_a_measurement_knows_its_ratio_its_share_and_its_aims():
+    row = Measurement(
         "it", "N", "forward", Timing(3.0, 2.0, 4.0), "other", Timing(2.0, 1.0, 5.0), 1.5, 1.5, 0.7
     )
     assert row.ratio == 1.5 and row.share == 0.5 and row.met is False
@@ -58,10 +58,12 @@ def test_a_row_knows_its_ratio_its_share_and_its_aims():
         "<= 1.5x >= 70% not met",
     ]
     assert (
-        Row("it", "N", "forward", Timing(3.0, 2.0, 4.0), "other", Timing(2.0, 1.0, 5.0), 1.5).met
+        Measurement(
+            "it", "N", "forward", Timing(3.0, 2.0, 4.0), "other", Timing(2.0, 1.0, 5.0), 1.5
+        ).met
         is True
     )
-    bare = Row("it", "N", "forward", Timing(3.0, 2.0, 4.0))
+    bare = Measurement("it", "N", "forward", Timing(3.0, 2.0, 4.0))
     assert bare.ratio is bare.share is bare.met is None and bare.cells()[4:] == ["", "", "", ""]
 
 
@@ -71,8 +73,8 @@ def test_what_is_not_a_number_is_wrong():
 
 
 def test_the_report_puts_correctness_first_and_says_what_was_not_measured(tmp_path):
-    row = Row("it", "N", "forward", Timing(3.0, 2.0, 4.0), "other", Timing(2.0, 1.0, 5.0))
-    report = Report(
+    row = Measurement("it", "N", "forward", Timing(3.0, 2.0, 4.0), "other", Timing(2.0, 1.0, 5.0))
+    report = BenchmarkReport(
         {"device": "D"},
         [Check("it", "N", 1e-5, 1e-4)],
         {"Tables": [row]},
@@ -112,16 +114,6 @@ def test_attention_is_compared_with_everything_there(here):
     )
     memory = [row for row in rows if row.unit == "MiB"]
     assert [row.what for row in memory] == ["sigmoid", "entmax15"] and memory[0].value.median == 3.0
-
-
-def test_long_rows_have_their_own_aims(here):
-    times = {name: Timing(1.0, 1.0, 1.0) for name in ("SDPA softmax", "sigmoid", "entmax15")}
-    rows = attention._compared(here, times, "", torch.Size((1, 12, 4096, 64)), backward=True)
-    assert {row.what: row.aim for row in rows} == {
-        "SDPA softmax": None,
-        "sigmoid": 1.1,
-        "entmax15": 1.8,
-    }
 
 
 def test_the_reference_by_sorting_is_entmax15():
@@ -173,12 +165,12 @@ def test_a_section_that_fails_or_comes_late_leaves_the_others(here, monkeypatch)
 
     monkeypatch.setattr(gpu, "CHECKS", {"attention": lambda here: [Check("it", "N", 0.0, 1.0)]})
     monkeypatch.setattr(gpu, "SECTIONS", {"Gates": fails, "Rollout": lambda here: []})
-    report = Report()
-    gpu.measured(report, here, time.monotonic() + 60)
+    report = BenchmarkReport()
+    gpu.fill_report(report, here, time.monotonic() + 60)
     assert len(report.checks) == 1 and report.sections == {"Rollout": []}
     assert report.missing == {"Gates": "RuntimeError: out of memory"}
-    late = Report()
-    gpu.measured(late, here, time.monotonic() - 1)
+    late = BenchmarkReport()
+    gpu.fill_report(late, here, time.monotonic() - 1)
     assert not late.checks and set(late.missing.values()) == {"the time was up"}
 
 

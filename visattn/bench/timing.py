@@ -1,11 +1,11 @@
-"""Measure functions against each other: process CPU time, interleaved, medians with their spread; extra memory."""
+"""Measure functions against each other: interleaved process CPU time, and extra memory."""
 
 import gc
 import multiprocessing
 import resource
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
@@ -25,9 +25,12 @@ class Timing(NamedTuple):
 
 
 def measure(
-    functions: dict[str, Callable[[], object]], *, repeats: int = 7, warmup: int = 2
+    functions: Mapping[str, Callable[[], object]], *, repeats: int = 7, warmup: int = 2
 ) -> dict[str, Timing]:
-    """Return the cost of each function; they take turns, so that a change of the machine's speed meets all of them."""
+    """The cost of each function.
+
+    They take turns, so that a change of the machine's speed affects all of them.
+    """
     samples: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(warmup + repeats):
         for name, function in functions.items():
@@ -35,17 +38,24 @@ def measure(
             function()
             if turn >= warmup:
                 samples[name].append(1000 * (time.process_time() - start))
-    return {
-        name: Timing(statistics.median(times), min(times), max(times))
-        for name, times in samples.items()
-    }
+    return summarize(samples)
+
+
+def summarize(samples: dict[str, list[float]]) -> dict[str, Timing]:
+    """Median, smallest and largest of the samples of each name."""
+    timings = {}
+    for name, times in samples.items():
+        timings[name] = Timing(statistics.median(times), min(times), max(times))
+    return timings
 
 
 def _peak_mib() -> float:
-    """Return the peak of resident memory; Linux tells it since the last reset, other systems since the start."""
+    """The peak of resident memory: on Linux since the last reset, elsewhere since the start."""
     if _STATUS.exists():
-        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM"):
+                _, kibibytes, _ = line.split()
+                return int(kibibytes) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -60,11 +70,11 @@ def _peak(prepare: Callable[[], Callable[[], object]], pipe: Connection) -> None
 
 
 def extra_memory(prepare: Callable[[], Callable[[], object]]) -> float:
-    """Return by how many MiB the peak of a fresh process rises while the function that ``prepare`` returns runs.
+    """By how many MiB the peak of a fresh process rises while a function runs.
 
     Args:
-        prepare: A function of a module, or a ``functools.partial`` of one, since a new process
-            imports it.
+        prepare: returns the function; itself a function of a module, or a ``functools.partial`` of
+            one, since a new process imports it.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -75,20 +85,19 @@ def extra_memory(prepare: Callable[[], Callable[[], object]]) -> float:
         return receiver.recv()
     except EOFError:
         raise RuntimeError(
-            "the measured process ended without a result; its error stands above"
+            "the measured process ended without a result; its error is printed above"
         ) from None
     finally:
         process.join()
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return a Markdown table, columns aligned."""
+    """A Markdown table with aligned columns."""
     cells = [[str(cell) for cell in row] for row in (header, *rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in cells
-    ]
-    return "\n".join(
-        [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
-    )
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for row in cells:
+        padded = map(str.ljust, row, widths)
+        lines.append(f"| {' | '.join(padded)} |")
+    rule = "|".join("-" * (width + 2) for width in widths)
+    return "\n".join([lines[0], f"|{rule}|", *lines[1:]])

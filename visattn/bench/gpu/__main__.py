@@ -1,4 +1,4 @@
-"""``python -m visattn.bench.gpu``: the command without the packages that `visattn` needs for its command line."""
+"""``python -m visattn.bench.gpu``: the command without the packages of the command line."""
 
 import argparse
 import sys
@@ -7,7 +7,7 @@ from visattn.bench.gpu import run
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        prog="python -m visattn.bench.gpu", description=run.__doc__.split("\n")[0]
+        prog="python -m visattn.bench.gpu", description=(run.__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--out", default="bench-gpu", help="folder for gpu.json and gpu.md")
     parser.add_argument(

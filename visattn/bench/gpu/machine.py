@@ -1,24 +1,24 @@
 """The GPU that is measured: its clock, its memory, and its two ceilings."""
 
 import platform
-import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 
-from visattn.bench.timing import Timing
+from visattn.bench.timing import Timing, summarize
 
+_SIDE = 8192  # of the matrices of the product
 Work = Callable[[], object]
 _CACHE = 256 * 2**20  # bytes written between samples, so that none finds its input in the cache
 
 
 @dataclass(frozen=True)
 class Machine:
-    """How things are measured, and what the device can do at most: bytes and bf16 operations in a millisecond."""
+    """How to measure, and the most that the device can do: bytes and bf16 operations per ms."""
 
     device: torch.device
-    measure: Callable[[dict[str, Work]], dict[str, Timing]]
+    measure: Callable[[Mapping[str, Work]], dict[str, Timing]]
     peak: Callable[[Work], float]
     compile: Callable
     bytes_per_ms: float = 1.0
@@ -29,14 +29,23 @@ class Machine:
         return max(flops / self.flops_per_ms, moved / self.bytes_per_ms)
 
     def calibrated(self) -> "Machine":
-        """Return this machine with its ceilings measured: a large copy and a large matrix product."""
+        """This machine with measured ceilings: of a large copy and a large matrix product."""
         source = torch.randn(2**28, device=self.device)
         target = torch.empty_like(source)
-        a, b = (torch.randn(8192, 8192, device=self.device, dtype=torch.bfloat16) for _ in range(2))
-        times = self.measure({"copy": lambda: target.copy_(source), "product": lambda: a @ b})
-        moved, flops = 2 * source.nbytes, 2 * 8192**3
+        shape = (_SIDE, _SIDE)
+        a = torch.randn(shape, device=self.device, dtype=torch.bfloat16)
+        b = torch.randn(shape, device=self.device, dtype=torch.bfloat16)
+        work: dict[str, Work] = {
+            "copy": lambda: target.copy_(source),
+            "product": lambda: a @ b,
+        }
+        times = self.measure(work)
+        moved_bytes = 2 * source.nbytes  # read and written
+        flops = 2 * _SIDE**3
         return replace(
-            self, bytes_per_ms=moved / times["copy"].low, flops_per_ms=flops / times["product"].low
+            self,
+            bytes_per_ms=moved_bytes / times["copy"].low,
+            flops_per_ms=flops / times["product"].low,
         )
 
 
@@ -44,24 +53,22 @@ def cuda_machine() -> Machine:
     return Machine(torch.device("cuda"), measure, peak, torch.compile).calibrated()
 
 
-def measure(functions: dict[str, Work], repeats: int = 15, warmup: int = 3) -> dict[str, Timing]:
+def measure(functions: Mapping[str, Work], repeats: int = 15, warmup: int = 3) -> dict[str, Timing]:
     """Return milliseconds by CUDA events; the functions take turns, each from a cold cache."""
     samples: dict[str, list[float]] = {name: [] for name in functions}
     flush = torch.empty(_CACHE, dtype=torch.uint8, device="cuda")
     for turn in range(warmup + repeats):
         for name, function in functions.items():
             flush.zero_()
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start = torch.cuda.Event(enable_timing=True)
+            end = torch.cuda.Event(enable_timing=True)
             start.record()
             function()
             end.record()
             end.synchronize()
             if turn >= warmup:
                 samples[name].append(start.elapsed_time(end))
-    return {
-        name: Timing(statistics.median(times), min(times), max(times))
-        for name, times in samples.items()
-    }
+    return summarize(samples)
 
 
 def peak(function: Work) -> float:

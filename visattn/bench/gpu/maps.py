@@ -1,13 +1,14 @@
 """Maps on a GPU: rollout by the row chain against whole N x N matrices."""
 
 from functools import partial
+from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from visattn.bench.gpu.machine import Machine
-from visattn.bench.gpu.report import Check, Row
+from visattn.bench.gpu.machine import Machine, Work
+from visattn.bench.gpu.report import Check, Measurement
 from visattn.bench.timing import Timing
 from visattn.methods.rollout import rollout
 from visattn.record.session import capture
@@ -17,58 +18,91 @@ PIXELS = 1024  # 4096 patches
 
 
 def checks(machine: Machine, model: str = MODEL, pixels: int = 224) -> list[Check]:
-    """Return the difference of the row chain from the product of whole matrices, both of this device."""
-    network, images = _built(machine, model, pixels)
-    got, wanted = chained(network, images), product(network, images)
-    error = ((got - wanted).norm() / wanted.norm()).item()
-    return [Check(f"rollout of {model}", f"{wanted.shape[1]} patches, float32", error, 1e-3)]
+    """The difference of the row chain from the product of whole matrices, both on this device."""
+    network, images = _build(machine, model, pixels)
+    result = rollout_by_rows(network, images)
+    reference = rollout_by_matrices(network, images)
+    error = ((result - reference).norm() / reference.norm()).item()
+    at = f"{reference.shape[1]} patches, float32"
+    return [Check(f"rollout of {model}", at, error, 1e-3)]
 
 
-def rows(machine: Machine, model: str = MODEL, pixels: int = PIXELS) -> list[Row]:
-    """Return time and extra memory of rollout, the forward pass included."""
-    network, images = _built(machine, model, pixels)
-    work = {"it": partial(chained, network, images), "matrices": partial(product, network, images)}
+def rows(machine: Machine, model: str = MODEL, pixels: int = PIXELS) -> list[Measurement]:
+    """Time and extra memory of rollout, the forward pass included."""
+    network, images = _build(machine, model, pixels)
+    work: dict[str, Work] = {
+        "rows": partial(rollout_by_rows, network, images),
+        "matrices": partial(rollout_by_matrices, network, images),
+    }
     times = machine.measure(work)
-    memory = {name: (mib := machine.peak(function), mib, mib) for name, function in work.items()}
-    at, against = f"{model}, {(pixels // 16) ** 2} patches, float32", "N x N matrices"
-    spread, reference = (Timing(*memory[name]) for name in ("it", "matrices"))
+    memory = {}
+    for name, function in work.items():
+        mib = machine.peak(function)
+        memory[name] = Timing(mib, mib, mib)
+    at = f"{model}, {(pixels // 16) ** 2} patches, float32"
     return [
-        Row("rollout", at, "forward and map", times["it"], against, times["matrices"], 0.2),
-        Row("rollout", at, "extra memory", spread, against, reference, 0.05, unit="MiB"),
+        Measurement(
+            "rollout",
+            at,
+            "forward and map",
+            times["rows"],
+            against="N x N matrices",
+            reference=times["matrices"],
+            aim=0.2,
+        ),
+        Measurement(
+            "rollout",
+            at,
+            "extra memory",
+            memory["rows"],
+            against="N x N matrices",
+            reference=memory["matrices"],
+            aim=0.05,
+            unit="MiB",
+        ),
     ]
 
 
-def _built(machine: Machine, model: str, pixels: int) -> tuple[nn.Module, Tensor]:
-    network = timm.create_model(model, img_size=pixels).to(machine.device).eval()
-    return network, torch.rand(1, 3, pixels, pixels, device=machine.device)
+def _build(machine: Machine, model: str, pixels: int) -> tuple[nn.Module, Tensor]:
+    network = timm.create_model(model, img_size=pixels)
+    network = network.to(machine.device).eval()
+    images = torch.rand(1, 3, pixels, pixels, device=machine.device)
+    return network, images
 
 
 @torch.no_grad()
-def chained(network: nn.Module, images: Tensor) -> Tensor:
+def rollout_by_rows(network: nn.Module, images: Tensor) -> Tensor:
+    """The map (B, N) by the row chain."""
     with capture(network) as maps:
         network(images)
     return rollout(maps).values.flatten(1)
 
 
 @torch.no_grad()
-def product(network: nn.Module, images: Tensor) -> Tensor:
-    """Return the same by matrices, as tools without a row chain do: every layer's weights kept, then multiplied."""
+def rollout_by_matrices(network: nn.Module, images: Tensor) -> Tensor:
+    """The map (B, N) by matrices: the weights of every layer are stored, then multiplied.
+
+    Tools without a row chain do so.
+    """
+    blocks: Any = network.blocks  # of a ViT of timm
     weights: list[Tensor] = []
-    fused = [block.attn.fused_attn for block in network.blocks]
-    hooks = [
-        block.attn.attn_drop.register_forward_hook(lambda m, a, output: weights.append(output))
-        for block in network.blocks
-    ]
+
+    def store(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        weights.append(output)
+
+    was_fused = [block.attn.fused_attn for block in blocks]
+    hooks = [block.attn.attn_drop.register_forward_hook(store) for block in blocks]
     try:
-        for block in network.blocks:
+        for block in blocks:
             block.attn.fused_attn = False
         network(images)
     finally:
-        for hook, block, own in zip(hooks, network.blocks, fused, strict=True):
+        for hook, block, fused in zip(hooks, blocks, was_fused, strict=True):
             hook.remove()
-            block.attn.fused_attn = own
+            block.attn.fused_attn = fused
     identity = torch.eye(weights[0].shape[-1], device=images.device)
     total = identity
     for alpha in weights:
+        # (B, H, N, N) -> (B, N, N)
         total = (alpha.mean(1) + identity) / 2 @ total
-    return total[:, 0, 1:]
+    return total[:, 0, 1:]  # from the class token to the patches

@@ -1,15 +1,17 @@
-"""What a run on a GPU found, as JSON and as Markdown: correctness first, then times as ratios within the run."""
+"""The results of a run on a GPU as JSON and Markdown: correctness, then times as ratios."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from visattn.bench.timing import Timing, table
 
 
 @dataclass(frozen=True)
 class Check:
-    """One result against float64: the relative error and how large it may be."""
+    """One result against float64: the relative error and its limit."""
 
     what: str
     at: str
@@ -18,19 +20,32 @@ class Check:
 
     @property
     def right(self) -> bool:
-        return self.error <= self.limit  # false for NaN
+        """Whether the error is within its limit; false for NaN."""
+        return self.error <= self.limit
 
     def __str__(self) -> str:
-        word = "right" if self.right else "WRONG"
-        return f"{word}: {self.what}, {self.at}: relative error {self.error:.1e}, limit {self.limit:.0e}"
+        verdict = "right" if self.right else "WRONG"
+        return (
+            f"{verdict}: {self.what}, {self.at}: "
+            f"relative error {self.error:.1e}, limit {self.limit:.0e}"
+        )
 
 
 @dataclass(frozen=True)
-class Row:
-    """One measurement with its reference in the same run; ``floor`` is the time that the roofline allows.
+class Measurement:
+    """One result line of a benchmark, with its reference in the same run.
 
-    ``aim`` is the largest ratio to the reference that was aimed at, ``share_aim`` the smallest
-    share of the roofline.
+    Args:
+        what: what was measured.
+        at: on which input.
+        work: which part of it, such as "forward".
+        value: what it needs.
+        against: the name of the reference.
+        reference: what the reference needs.
+        aim: the largest ratio to the reference that is aimed at.
+        floor: the time that the roofline allows.
+        share_aim: the smallest share of the roofline that is aimed at.
+        unit: of value and reference.
     """
 
     what: str
@@ -46,13 +61,17 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        return (
-            None if self.reference is None else self.value.median / max(self.reference.median, 1e-9)
-        )
+        """Value over reference."""
+        if self.reference is None:
+            return None
+        return self.value.median / max(self.reference.median, 1e-9)
 
     @property
     def share(self) -> float | None:
-        return None if self.floor is None else self.floor / self.value.median
+        """Share of the roofline that is reached."""
+        if self.floor is None:
+            return None
+        return self.floor / self.value.median
 
     @property
     def met(self) -> bool | None:
@@ -62,15 +81,17 @@ class Row:
             reached.append(self.ratio <= self.aim)
         if self.share_aim is not None and self.share is not None:
             reached.append(self.share >= self.share_aim)
-        return all(reached) if reached else None
+        if not reached:
+            return None
+        return all(reached)
 
     def cells(self) -> list[str]:
-        reference = "" if self.reference is None else f"{self.against}: {self.reference}"
+        """The line as text, in the order of HEADER."""
+        reference = ""
+        if self.reference is not None:
+            reference = f"{self.against}: {self.reference}"
         ratio = "" if self.ratio is None else f"{self.ratio:.2f}x"
         share = "" if self.share is None else f"{self.share:.0%}"
-        aim = "" if self.aim is None else f"<= {self.aim:g}x "
-        share_aim = "" if self.share_aim is None else f">= {self.share_aim:.0%} "
-        met = {True: "met", False: "not met", None: ""}[self.met]
         value = f"{self.value} {self.unit}"
         return [
             self.what,
@@ -80,8 +101,18 @@ class Row:
             reference,
             ratio,
             share,
-            f"{aim}{share_aim}{met}",
+            self._aims(),
         ]
+
+    def _aims(self) -> str:
+        words = []
+        if self.aim is not None:
+            words.append(f"<= {self.aim:g}x")
+        if self.share_aim is not None:
+            words.append(f">= {self.share_aim:.0%}")
+        if self.met is not None:
+            words.append("met" if self.met else "not met")
+        return " ".join(words)
 
 
 HEADER = (
@@ -97,46 +128,55 @@ HEADER = (
 
 
 @dataclass
-class Report:
-    """Facts of the machine, checks, rows by section, and what was not measured, with the reason."""
+class BenchmarkReport:
+    """Facts of the machine, checks, measurements by section; what is missing, with the reason."""
 
     facts: dict[str, str] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
-    sections: dict[str, list[Row]] = field(default_factory=dict)
+    sections: dict[str, list[Measurement]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
-    def as_dict(self) -> dict:
-        rows = {
-            name: [
-                asdict(row) | {"ratio": row.ratio, "share": row.share, "met": row.met}
-                for row in section
-            ]
-            for name, section in self.sections.items()
-        }
-        checks = [asdict(check) | {"right": check.right} for check in self.checks]
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as plain values, the derived numbers included."""
+        sections: dict[str, list[dict]] = {}
+        for name, measurements in self.sections.items():
+            sections[name] = []
+            for measurement in measurements:
+                derived = {
+                    "ratio": measurement.ratio,
+                    "share": measurement.share,
+                    "met": measurement.met,
+                }
+                sections[name].append(asdict(measurement) | derived)
         return {
             "facts": self.facts,
-            "checks": checks,
-            "sections": rows,
+            "checks": [asdict(check) | {"right": check.right} for check in self.checks],
+            "sections": sections,
             "not_measured": self.missing,
         }
 
     def markdown(self) -> str:
-        parts = ["# On a GPU", "\n".join(f"- {key}: {value}" for key, value in self.facts.items())]
-        parts += [
-            "## Correctness, against float64",
-            "\n".join(f"- {check}" for check in self.checks),
-        ]
-        for name, rows in self.sections.items():
-            parts += [f"## {name}", table(HEADER, [row.cells() for row in rows])]
+        """All of it as a page, correctness first."""
+        paragraphs = ["# On a GPU", _bullets(_pairs(self.facts))]
+        paragraphs += ["## Correctness, against float64", _bullets(self.checks)]
+        for name, measurements in self.sections.items():
+            lines = [measurement.cells() for measurement in measurements]
+            paragraphs += [f"## {name}", table(HEADER, lines)]
         if self.missing:
-            parts += [
-                "## Not measured",
-                "\n".join(f"- {name}: {reason}" for name, reason in self.missing.items()),
-            ]
-        return "\n\n".join(parts) + "\n"
+            paragraphs += ["## Not measured", _bullets(_pairs(self.missing))]
+        return "\n\n".join(paragraphs) + "\n"
 
     def write(self, folder: Path) -> None:
+        """Write gpu.json and gpu.md."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "gpu.json").write_text(json.dumps(self.as_dict(), indent=1) + "\n", "utf-8")
+        content = json.dumps(self.as_dict(), indent=1)
+        (folder / "gpu.json").write_text(content + "\n", "utf-8")
         (folder / "gpu.md").write_text(self.markdown(), "utf-8")
+
+
+def _pairs(table: dict[str, str]) -> list[str]:
+    return [f"{key}: {value}" for key, value in table.items()]
+
+
+def _bullets(lines: Iterable[object]) -> str:
+    return "\n".join(f"- {line}" for line in lines)

@@ -1,15 +1,16 @@
-"""Training steps on a GPU: the own ViT against timm's in the same loop."""
+"""Training steps on a GPU: our ViT against timm's in the same loop."""
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visattn.bench.gpu.machine import Machine
-from visattn.bench.gpu.report import Row
+from visattn.bench.gpu.machine import Machine, Work
+from visattn.bench.gpu.report import Measurement
 from visattn.models.presets import create_model
 
 PAIRS = {
@@ -20,30 +21,47 @@ PAIRS = {
 
 def rows(
     machine: Machine, pair: tuple[str, str], images: int = 256, pixels: int = 224
-) -> list[Row]:
-    """Return the time of a compiled step in bf16 autocast, own and timm's; the share of the roofline is the MFU."""
-    models = {
-        "own": create_model(pair[0], image_size=pixels),
-        "timm": timm.create_model(pair[1], img_size=pixels),
+) -> list[Measurement]:
+    """The time of a compiled step in bf16 autocast, ours and timm's.
+
+    The share of the roofline is the MFU.
+    """
+    name, timm_name = pair
+    models: dict[str, nn.Module] = {
+        "ours": create_model(name, image_size=pixels),
+        "timm": timm.create_model(timm_name, img_size=pixels),
     }
     batch = torch.rand(images, 3, pixels, pixels, device=machine.device)
     labels = torch.randint(1000, (images,), device=machine.device)
-    steps = {
-        name: _step(model.to(machine.device).train(), machine) for name, model in models.items()
-    }
-    times = machine.measure({name: partial(step, batch, labels) for name, step in steps.items()})
-    floor = 3 * images * forward_flops(models["timm"], pixels) / machine.flops_per_ms
-    at = f"{images} x {pixels} px, bf16 autocast, compiled"
-    return [Row(pair[0], at, "training step", times["own"], "timm's", times["timm"], 1.0, floor)]
-
-
-def forward_flops(vit: nn.Module, pixels: int) -> float:
-    """Return the operations of the matrix products of one image: the weights' and the attention's."""
-    tokens = vit.patch_embed.num_patches + vit.num_prefix_tokens
-    weights = sum(
-        p.numel() for name, p in vit.named_parameters() if p.ndim > 1 and "pos_embed" not in name
+    work: dict[str, Work] = {}
+    for key, model in models.items():
+        step = _step(model.to(machine.device).train(), machine)
+        work[key] = partial(step, batch, labels)
+    times = machine.measure(work)
+    # the backward pass has twice the products of the forward pass
+    flops = 3 * images * forward_flops(models["timm"], pixels)
+    measurement = Measurement(
+        name,
+        f"{images} x {pixels} px, bf16 autocast, compiled",
+        "training step",
+        times["ours"],
+        against="timm's",
+        reference=times["timm"],
+        aim=1.0,
+        floor=flops / machine.flops_per_ms,
     )
-    return 2 * tokens * weights + 4 * len(vit.blocks) * tokens**2 * vit.embed_dim
+    return [measurement]
+
+
+def forward_flops(vit: Any, pixels: int) -> float:
+    """Operations of the matrix products of one image: those of the weights and of attention."""
+    tokens = vit.patch_embed.num_patches + vit.num_prefix_tokens
+    num_weights = 0
+    for name, parameter in vit.named_parameters():
+        if parameter.ndim > 1 and "pos_embed" not in name:
+            num_weights += parameter.numel()
+    attention_products = 2 * len(vit.blocks) * tokens**2 * vit.embed_dim
+    return 2 * (tokens * num_weights + attention_products)
 
 
 def _step(model: nn.Module, machine: Machine) -> Callable[[Tensor, Tensor], None]:
