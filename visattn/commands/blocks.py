@@ -1,6 +1,7 @@
 """`visattn blocks`: the table of all blocks, with what each costs on this machine."""
 
 import inspect
+from collections.abc import Callable
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -149,7 +150,10 @@ def time_block(block: nn.Module, inputs: list[Tensor], repeats: int) -> tuple[st
     def forward_and_backward() -> None:
         block.train()(*leaves).backward(gradient)
 
-    contestants = {"forward": forward, "both": forward_and_backward}
+    contestants: dict[str, Callable[[], object]] = {
+        "forward": forward,
+        "both": forward_and_backward,
+    }
     timings = measure(contestants, repeats=repeats, warmup=1)
     return f"{timings['forward'].median:.3g}", f"{timings['both'].median:.3g}"
 

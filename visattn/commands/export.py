@@ -121,7 +121,7 @@ def compare(classifier: Classifier, exported: Exported) -> float:
 def trial_shapes(classifier: Classifier, free_axes: tuple[int, ...]) -> list[tuple[int, ...]]:
     height, width = classifier.transform.image_size
     batch_sizes = (1, 2, 5) if 0 in free_axes else (2,)
-    shapes = [(batch, 3, height, width) for batch in batch_sizes]
+    shapes: list[tuple[int, ...]] = [(batch, 3, height, width) for batch in batch_sizes]
     if 2 in free_axes:
         shapes.append((3, 3, height + OTHER_HEIGHT, width + OTHER_WIDTH))
     return shapes

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from cyclopts import Parameter
@@ -49,7 +49,8 @@ class ModelSource:
         return self.model.startswith("timm:")
 
 
-class Photograph(NamedTuple):
+@dataclass(frozen=True)
+class Photograph:
     """One image of a folder, zip or single file, not read yet."""
 
     name: str
@@ -105,8 +106,8 @@ def with_image_size(classifier: Classifier, image_size: int | None) -> Classifie
     classifier.transform = EvalTransform(
         (image_size, image_size),
         resize=trained.resize,
-        mean=trained.mean / 255,
-        std=trained.std / 255,
+        mean=(trained.mean / 255).tolist(),
+        std=(trained.std / 255).tolist(),
     )
     return classifier
 
@@ -126,7 +127,7 @@ def open_timm(source: ModelSource) -> Classifier:
 
 def create_timm_network(source: ModelSource) -> nn.Module:
     torch.manual_seed(0)
-    options = {}
+    options: dict[str, Any] = {}
     if source.weights is not None:
         # timm's own loader converts and resizes weights, so a file takes the place of its download.
         options["pretrained_cfg_overlay"] = {"file": source.weights}
@@ -152,7 +153,7 @@ def class_names(count: int, trained: bool) -> list[str]:
     from timm.data import ImageNetInfo
 
     if trained and count == IMAGENET_CLASSES:
-        return ImageNetInfo().label_descriptions()
+        return list(ImageNetInfo().label_descriptions())
     return [f"class {number}" for number in range(count)]
 
 

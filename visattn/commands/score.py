@@ -158,8 +158,8 @@ def read_synthetic(classifier: Classifier, limit: int) -> list[Sample]:
     # Its labels take turns: the first images hold all classes alike, evenly spread ones might not.
     samples = []
     for index in range(min(len(dataset), limit)):
-        photo, label, truth = dataset[index]
-        samples.append(Sample(classifier.transform(photo), label, truth))
+        photo, label, *truth = dataset[index]
+        samples.append(Sample(classifier.transform(photo), label, truth[0]))
     return samples
 
 
@@ -188,16 +188,17 @@ def score(
         truth = truth_of(group)
         explained: dict[str, Map] = {}
         for method in methods:
-            heat = explain_or_zeros(classifier.model, images, target, method)
-            is_zero = (heat.values == 0).flatten(1).all(1)
+            explanation = explain_or_zeros(classifier.model, images, target, method)
+            is_zero = (explanation.values == 0).flatten(1).all(1)
             zero_maps += Counter({method: int(is_zero.sum())})
-            explained[method] = heat
+            explained[method] = explanation
         shape = explained[methods[0]].values.shape
         baselines = {
             "random": torch.rand(shape, generator=generator),
             "center": center_spot(shape),
         }
-        for method, heat in {**explained, **baselines}.items():
+        heats: dict[str, Map | Tensor] = {**explained, **baselines}
+        for method, heat in heats.items():
             measures = measure(classifier.model, images, heat, target, truth, steps)
             collected = batch_values.setdefault(method, {})
             for name, value in measures.items():

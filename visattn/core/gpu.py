@@ -53,6 +53,7 @@ def warn_of_tiles(call: AttendCall) -> None:
 def evaluate(call: AttendCall) -> Tensor:
     """Return m."""
     q, k, bias, scale = inner_form(call)
+    assert call.shared_v is not None and call.normalize.kernel is not None, "refused otherwise"
     return ops.fused(
         q,
         k,

@@ -1,7 +1,7 @@
 """load_classifier(): from a run's folder to an object that classifies photographs."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from huggingface_hub import ModelHubMixin, hf_hub_download
 from PIL import Image
 from torch import Tensor, nn
 
-from visattn.data.transform import build_transform
+from visattn.data.transform import EvalTransform, build_transform
 from visattn.training.checkpoint_io import FORMAT, KEY, find_checkpoint, read_checkpoint
 from visattn.training.model_file import (
     FOREIGN_FORMATS,
@@ -59,7 +59,7 @@ class Classifier(ModelHubMixin, library_name="visattn", pipeline_tag="image-clas
     def __init__(
         self,
         model: nn.Module,
-        transform: Callable[[Image.Image], Tensor],
+        transform: EvalTransform,
         classes: Sequence[str],
         *,
         network: dict[str, Any] | None = None,
@@ -123,7 +123,7 @@ class Classifier(ModelHubMixin, library_name="visattn", pipeline_tag="image-clas
             "format": FORMAT,
             "network": self.network,
             "classes": self.classes,
-            "transform": self.transform.config(),  # type: ignore[attr-defined]  # an EvalTransform
+            "transform": self.transform.config(),
             "several": self.multilabel,  # the key is part of the format
         }
 

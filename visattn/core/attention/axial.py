@@ -121,14 +121,25 @@ class AxialAttention(nn.Module):
         qkv_bias: bool = True,
     ):
         super().__init__()
-        shared = {
-            "similarity": similarity,
-            "normalize": normalize,
-            "position": position,
-            "qkv_bias": qkv_bias,
-        }
-        self.height = StripAttention(dim, num_heads, axis="height", **shared)
-        self.width = StripAttention(dim, num_heads, axis="width", **deepcopy(shared))
+        self.height = StripAttention(
+            dim,
+            num_heads,
+            axis="height",
+            similarity=similarity,
+            normalize=normalize,
+            position=position,
+            qkv_bias=qkv_bias,
+        )
+        # The second axis has parameters of its own.
+        self.width = StripAttention(
+            dim,
+            num_heads,
+            axis="width",
+            similarity=deepcopy(similarity),
+            normalize=deepcopy(normalize),
+            position=deepcopy(position),
+            qkv_bias=qkv_bias,
+        )
 
     def forward(self, x: Tensor, *, grid: Pair | None = None, mask: Tensor | None = None) -> Tensor:
         return self.width(self.height(x, grid=grid, mask=mask), grid=grid, mask=mask)

@@ -56,14 +56,11 @@ class Alibi(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         exact = torch.promote_types(q.dtype, torch.float32)
         head = torch.arange(1, self.num_heads + 1, device=q.device, dtype=exact)
-        slope = 2 ** (-8 * head / self.num_heads)
-        offset = (coordinates.queries[:, :, None] - coordinates.keys[:, None]).to(exact)
-        bias = -slope[:, None, None] * offset.square().sum(-1).sqrt()[:, None]
-        return (
-            q,
-            k,
-            repeat_for_batch(pad_prefix(bias.to(q.dtype), q.shape[2], k.shape[2]), q.shape[0]),
-        )
+        slope = 2 ** (-8 * head / self.num_heads)  # (H,)
+        offset = coordinates.queries[:, :, None] - coordinates.keys[:, None]  # (G, Nq, Nk, 2)
+        distance = offset.to(exact).square().sum(-1).sqrt()[:, None]  # (G, 1, Nq, Nk)
+        bias = -slope[:, None, None] * distance
+        return q, k, _fit_to_batch(bias, q, k)
 
 
 class RelativeTable(nn.Module):
@@ -104,20 +101,22 @@ class RelativeTable(nn.Module):
 
     def __init__(self, head_dim: int, num_heads: int = 1, grid: Pair | None = None):
         super().__init__()
-        self.grid = needed(grid)
+        self.grid = require_grid(grid)
         shape = (num_heads, 2 * self.grid[0] - 1, 2 * self.grid[1] - 1)
         self.table = nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=0.02))
 
     def forward(
         self, q: Tensor, k: Tensor, coordinates: Coordinates
     ) -> tuple[Tensor, Tensor, Tensor]:
-        reach = tuple(max(r, g) for r, g in zip(coordinates.reach, self.grid, strict=True))
-        table = self.table
+        reach = (
+            max(coordinates.reach[0], self.grid[0]),
+            max(coordinates.reach[1], self.grid[1]),
+        )
+        table: Tensor = self.table
         if reach != self.grid:
-            size = tuple(2 * r - 1 for r in reach)
+            size = (2 * reach[0] - 1, 2 * reach[1] - 1)
             table = F.interpolate(table[None], size=size, mode="bicubic", align_corners=False)[0]
-        bias = by_offset(table, reach, coordinates).to(q.dtype)
-        return q, k, repeat_for_batch(pad_prefix(bias, q.shape[2], k.shape[2]), q.shape[0])
+        return q, k, _fit_to_batch(by_offset(table, reach, coordinates), q, k)
 
 
 class LogCpb(nn.Module):
@@ -160,7 +159,7 @@ class LogCpb(nn.Module):
         self, head_dim: int, num_heads: int = 1, grid: Pair | None = None, *, hidden: int = 512
     ):
         super().__init__()
-        self.grid = needed(grid)
+        self.grid = require_grid(grid)
         self.mlp = nn.Sequential(
             nn.Linear(2, hidden), nn.ReLU(), nn.Linear(hidden, num_heads, bias=False)
         )
@@ -168,37 +167,37 @@ class LogCpb(nn.Module):
     def forward(
         self, q: Tensor, k: Tensor, coordinates: Coordinates
     ) -> tuple[Tensor, Tensor, Tensor]:
-        first = self.mlp[0].weight
+        weight = next(self.mlp.parameters())
         axes = []
         for reach, size in zip(coordinates.reach, self.grid, strict=True):
-            offset = (
-                torch.arange(1 - reach, reach, device=first.device, dtype=first.dtype)
-                * 8
-                / max(size - 1, 1)
-            )
+            offset = torch.arange(1 - reach, reach, device=weight.device, dtype=weight.dtype)
+            offset = offset * 8 / max(size - 1, 1)
             axes.append(offset.sign() * torch.log2(offset.abs() + 1) / 3)
-        table = 16 * self.mlp(
-            torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
-        ).sigmoid().permute(2, 0, 1)
-        bias = by_offset(table, coordinates.reach, coordinates).to(q.dtype)
-        return q, k, repeat_for_batch(pad_prefix(bias, q.shape[2], k.shape[2]), q.shape[0])
+        offsets = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)  # (rows, columns, 2)
+        table = 16 * self.mlp(offsets).sigmoid().permute(2, 0, 1)  # (H, rows, columns)
+        return q, k, _fit_to_batch(by_offset(table, coordinates.reach, coordinates), q, k)
+
+
+def _fit_to_batch(bias: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """Give a bias (G, H, n, m) zeros for the prefix tokens, the batch and the dtype of q."""
+    return repeat_for_batch(pad_prefix(bias.to(q.dtype), q.shape[2], k.shape[2]), q.shape[0])
 
 
 def by_offset(table: Tensor, reach: Pair, coordinates: Coordinates) -> Tensor:
     """Read a table (H, 2 rows - 1, 2 columns - 1) of offsets as a bias (G, H, Nq, Nk).
 
-    Offsets beyond the reach belong to pairs that a mask keeps apart; they read the edge of the
-    table.
+    Offsets beyond the reach belong to pairs that a mask keeps apart; they read the edge.
     """
-    offset = coordinates.queries[:, :, None] - coordinates.keys[:, None]
-    row, column = (offset[..., i].clamp(1 - reach[i], reach[i] - 1) + reach[i] - 1 for i in (0, 1))
+    offset = coordinates.queries[:, :, None] - coordinates.keys[:, None]  # (G, Nq, Nk, 2)
+    row = offset[..., 0].clamp(1 - reach[0], reach[0] - 1) + reach[0] - 1
+    column = offset[..., 1].clamp(1 - reach[1], reach[1] - 1) + reach[1] - 1
     return table[:, row, column].transpose(0, 1)
 
 
-def needed(grid: Pair | None) -> Pair:
+def require_grid(grid: Pair | None) -> Pair:
     """Refuse a table without a size."""
     if grid is None or len(grid) != 2 or min(grid) < 1:
         raise ValueError(
             f"grid must be (rows, columns) of the tokens that meet, each at least 1; got {grid}"
         )
-    return tuple(grid)
+    return grid[0], grid[1]

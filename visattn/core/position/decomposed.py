@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visattn.core.position.bias import needed
+from visattn.core.position.bias import require_grid
 from visattn.core.position.coordinates import Coordinates, repeat_for_batch
 from visattn.core.similarity.definition import Similarity
 from visattn.core.similarity.product import ScaledDot
@@ -54,49 +54,64 @@ class Decomposed(nn.Module):
 
     def __init__(self, head_dim: int, num_heads: int = 1, grid: Pair | None = None):
         super().__init__()
-        self.head_dim, self.grid = head_dim, needed(grid)
-        self.rows = nn.Parameter(
-            nn.init.trunc_normal_(torch.empty(2 * self.grid[0] - 1, head_dim), std=0.02)
-        )
-        self.columns = nn.Parameter(
-            nn.init.trunc_normal_(torch.empty(2 * self.grid[1] - 1, head_dim), std=0.02)
-        )
+        self.head_dim = head_dim
+        self.grid = require_grid(grid)
+        self.rows = _offset_vectors(self.grid[0], head_dim)
+        self.columns = _offset_vectors(self.grid[1], head_dim)
 
     def forward(
         self, q: Tensor, k: Tensor, coordinates: Coordinates
     ) -> tuple[Tensor, Tensor, None]:
-        said, pointed = [], []
+        query_channels = []
+        key_channels = []
         for axis, vectors in enumerate((self.rows, self.columns)):
-            extent, reach = coordinates.extent[axis], max(coordinates.reach[axis], self.grid[axis])
-            line = torch.arange(extent, device=q.device)
-            offset = coordinates.queries[..., axis, None] - line
-            offset = (offset.clamp(1 - reach, reach - 1) + reach - 1)[:, None]
-            words = q[:, :, q.shape[2] - offset.shape[2] :] @ _stretch(vectors, 2 * reach - 1).T.to(
-                q.dtype
-            )
-            offset = repeat_for_batch(offset, q.shape[0]).expand(q.shape[0], q.shape[1], -1, -1)
-            said.append(words.gather(-1, offset))
-            pointed.append((coordinates.keys[..., axis, None] == line)[:, None].to(k.dtype))
-        return (
-            _append(q, torch.cat(said, -1)),
-            _append(k, repeat_for_batch(torch.cat(pointed, -1), k.shape[0])),
-            None,
-        )
+            query_channels.append(self._products(q, coordinates, axis, vectors))
+            key_channels.append(_one_hot(k, coordinates, axis))
+        q = _append(q, torch.cat(query_channels, -1))
+        k = _append(k, torch.cat(key_channels, -1))
+        return q, k, None
+
+    def _products(self, q: Tensor, coordinates: Coordinates, axis: int, vectors: Tensor) -> Tensor:
+        """Return q times the vector of its offset to each row (or column): (B, H, N, extent)."""
+        extent = coordinates.extent[axis]
+        reach = max(coordinates.reach[axis], self.grid[axis])
+        line = torch.arange(extent, device=q.device)
+        offset = coordinates.queries[..., axis, None] - line  # (G, N, extent)
+        # Pairs further apart than the reach do not meet; they read the edge of the table.
+        index = (offset.clamp(1 - reach, reach - 1) + reach - 1)[:, None]
+        prefix = q.shape[2] - index.shape[2]
+        stretched = _stretch(vectors, 2 * reach - 1).T.to(q.dtype)
+        products = q[:, :, prefix:] @ stretched  # (B, H, N, offsets)
+        index = repeat_for_batch(index, q.shape[0]).expand(q.shape[0], q.shape[1], -1, -1)
+        return products.gather(-1, index)
+
+
+def _offset_vectors(size: int, head_dim: int) -> nn.Parameter:
+    """Return one vector for every offset within ``size`` tokens."""
+    vectors = torch.empty(2 * size - 1, head_dim)
+    return nn.Parameter(nn.init.trunc_normal_(vectors, std=0.02))
+
+
+def _one_hot(k: Tensor, coordinates: Coordinates, axis: int) -> Tensor:
+    """Point out the row (or column) of each key: (B or 1, 1, N, extent)."""
+    line = torch.arange(coordinates.extent[axis], device=k.device)
+    is_here = coordinates.keys[..., axis, None] == line  # (G, N, extent)
+    return repeat_for_batch(is_here[:, None].to(k.dtype), k.shape[0])
 
 
 class _Widened(Similarity):
-    """A similarity of the first ``head_dim`` channels, plus the inner product of the channels behind them."""
+    """A similarity of the first ``head_dim`` channels, plus the inner product of the others."""
 
     def __init__(self, similarity: Similarity, head_dim: int):
         super().__init__(head_dim, similarity.num_heads)
         self.inner = similarity
-        self.tile_width, self.head_local = similarity.tile_width, similarity.head_local
+        self.tile_width = similarity.tile_width
+        self.head_local = similarity.head_local
 
     def forward(self, q: Tensor, k: Tensor) -> Tensor:
         width = self.head_dim
-        return self.inner(q[..., :width], k[..., :width]) + q[..., width:] @ k[
-            ..., width:
-        ].transpose(-2, -1)
+        e = self.inner(q[..., :width], k[..., :width])
+        return e + q[..., width:] @ k[..., width:].transpose(-2, -1)
 
 
 class _WidenedProduct(_Widened):
@@ -104,12 +119,12 @@ class _WidenedProduct(_Widened):
 
     def dot_form(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         width = self.head_dim
-        first_q, first_k, bias = self.inner.dot_form(q[..., :width], k[..., :width])
-        return (
-            torch.cat([first_q, q[..., width:]], -1),
-            torch.cat([first_k, k[..., width:]], -1),
-            bias,
-        )
+        form = self.inner.dot_form(q[..., :width], k[..., :width])
+        assert form is not None, "widen asks for one first"
+        inner_q, inner_k, bias = form
+        wide_q = torch.cat([inner_q, q[..., width:]], -1)
+        wide_k = torch.cat([inner_k, k[..., width:]], -1)
+        return wide_q, wide_k, bias
 
 
 def widen(similarity: Similarity | None, head_dim: int) -> Similarity:

@@ -58,23 +58,27 @@ class Rope(nn.Module):
             raise ValueError(
                 f"head_dim must be a multiple of 4 for a rotation by rows and columns; got {head_dim}"
             )
-        self.head_dim, self.base = head_dim, base
+        self.head_dim = head_dim
+        self.base = base
 
     def forward(
         self, q: Tensor, k: Tensor, coordinates: Coordinates
     ) -> tuple[Tensor, Tensor, None]:
-        return self._turn(q, coordinates.queries), self._turn(k, coordinates.keys), None
+        return self._rotate(q, coordinates.queries), self._rotate(k, coordinates.keys), None
 
-    def _turn(self, x: Tensor, yx: Tensor) -> Tensor:
-        """Turn neighboring channel pairs of the tokens that have a place; angles are kept in float32 or better."""
+    def _rotate(self, x: Tensor, yx: Tensor) -> Tensor:
+        """Rotate neighboring channel pairs of the tokens that have coordinates ``yx``."""
+        # Angles in half precision would place distant tokens wrong.
         exact = torch.promote_types(x.dtype, torch.float32)
         quarter = self.head_dim // 4
-        theta = self.base ** (-torch.arange(quarter, device=x.device, dtype=exact) / quarter)
-        angle = repeat_for_batch((yx[..., None] * theta).flatten(2)[:, None], x.shape[0])
+        step = torch.arange(quarter, device=x.device, dtype=exact)
+        theta = self.base ** (-step / quarter)
+        angle = (yx[..., None] * theta).flatten(2)[:, None]  # (G, 1, N, D / 2): rows, then columns
+        angle = repeat_for_batch(angle, x.shape[0])
         prefix = x.shape[2] - yx.shape[1]
         first, second = x[:, :, prefix:].unflatten(-1, (-1, 2)).unbind(-1)
-        cos, sin = angle.cos(), angle.sin()
-        turned = torch.stack(
-            [first * cos - second * sin, first * sin + second * cos], dim=-1
-        ).flatten(-2)
-        return torch.cat([x[:, :, :prefix], turned.to(x.dtype)], dim=2)
+        cos = angle.cos()
+        sin = angle.sin()
+        pairs = [first * cos - second * sin, first * sin + second * cos]
+        rotated = torch.stack(pairs, dim=-1).flatten(-2)
+        return torch.cat([x[:, :, :prefix], rotated.to(x.dtype)], dim=2)

@@ -1,7 +1,7 @@
 """f_sim: how alike a query and a key are. ``forward`` is the definition; ``dot_form`` its exact inner-product form."""
 
 import math
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -95,9 +95,13 @@ class InnerProduct(Similarity):
     """A similarity whose definition is its inner-product form; the product of halves is formed in float32."""
 
     def forward(self, q: Tensor, k: Tensor) -> Tensor:
-        q, k, _ = self.dot_form(q, k)
-        available = torch.amp.is_autocast_available(q.device.type)
-        with torch.autocast(q.device.type, enabled=False) if available else nullcontext():
+        form = self.dot_form(q, k)
+        assert form is not None, "an inner product has a form"
+        q, k, _ = form
+        context: AbstractContextManager = nullcontext()
+        if torch.amp.is_autocast_available(q.device.type):
+            context = torch.autocast(q.device.type, enabled=False)
+        with context:
             return widen(q) @ widen(k).transpose(-2, -1)
 
 
