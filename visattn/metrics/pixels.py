@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from visattn.map import Map, resized
 from visattn.methods.target import Target, check_images, evaluating, logits_of, scores_of
 
-_BLUR_RADIUS, _BLUR_SIGMA = 5, 5.0  # the 11-pixel kernel of RISE
+# the 11-pixel kernel of RISE
+_BLUR_RADIUS = 5
+_BLUR_SIGMA = 5.0
 
 
 def deletion(
@@ -23,10 +25,13 @@ def deletion(
     batch_size: int = 64,
     return_curve: bool = False,
 ) -> Tensor:
-    r"""Remove pixels, the hottest first, and return the area under the probability of the target: low is good.
+    r"""Remove pixels, the hottest first; return the area under the probability of the target.
+
+    Low is good.
 
     .. math::
-        \text{deletion} = \int_0^1 p_t\bigl(x \text{ with the hottest share } a \text{ replaced}\bigr)\, da
+        \text{deletion} =
+        \int_0^1 p_t\bigl(x \text{ with the hottest share } a \text{ replaced}\bigr)\, da
 
     Args:
         model: Network of logits (B, classes).
@@ -61,9 +66,9 @@ def insertion(
     batch_size: int = 64,
     return_curve: bool = False,
 ) -> Tensor:
-    """Sharpen a blurred image, the hottest pixels first, and return the area under the probability: high is good.
+    """Sharpen a blurred image, the hottest pixels first; return the area under the probability.
 
-    As `deletion`, from the same paper; the start is the image blurred by a Gaussian of 5 pixels.
+    High is good. As `deletion`, from the same paper; the start is the image blurred by a Gaussian of 5 pixels.
     """
     curve = _curve(
         model, _blurred(images), images, heat, target, _shares(steps), batch_size, images
@@ -82,7 +87,7 @@ def perturbation(
     batch_size: int = 64,
     return_curve: bool = False,
 ) -> Tensor:
-    """Blank 10 to 90 % of the pixels and return the area under "is the target still the first class?".
+    """Blank 10 to 90 % of the pixels; return the area under "is the target still the first class?".
 
     ``positive=True`` blanks the hottest pixels first (low is good), False the coldest (high is
     good).
@@ -93,10 +98,11 @@ def perturbation(
     """
     if steps < 2:
         raise ValueError(f"steps must be at least 2; got {steps}")
-    negative = replace(heat, values=-heat.values) if isinstance(heat, Map) else -heat
+    if not positive:
+        heat = replace(heat, values=-heat.values) if isinstance(heat, Map) else -heat
     shares = torch.linspace(0.1, 0.9, steps, dtype=torch.double)
-    blank, order = torch.zeros_like(images), heat if positive else negative
-    curve = _curve(model, images, blank, order, target, shares, batch_size, images, hits=True)
+    blank = torch.zeros_like(images)
+    curve = _curve(model, images, blank, heat, target, shares, batch_size, images, hits=True)
     return curve if return_curve else torch.trapezoid(curve, dx=1 / (steps - 1))
 
 
@@ -124,42 +130,67 @@ def _shares(steps: int) -> Tensor:
 
 @torch.no_grad()
 def _curve(
-    model, before, after, heat, target, shares, batch_size, images, hits: bool = False
+    model: nn.Module,
+    before: Tensor,
+    after: Tensor,
+    heat: Map | Tensor,
+    target: Target,
+    shares: Tensor,
+    batch_size: int,
+    images: Tensor,
+    hits: bool = False,
 ) -> Tensor:
-    """Return (B, shares): the target's probability (or being first) with that share of pixels from ``after``."""
+    """Return (B, shares): the probability of the target with that share of pixels from ``after``.
+
+    ``hits=True`` returns 1 where the target is the first class and 0 elsewhere.
+    """
     check_images(images)
-    batch, pixels = len(images), images.shape[2] * images.shape[3]
-    values = at_size(heat, images.shape[2:], batch).flatten(1).to(images.device)
-    rank = (
-        values.argsort(dim=1, descending=True, stable=True)
-        .argsort(dim=1)
-        .view(batch, 1, *images.shape[2:])
-    )
-    counts = (shares * pixels).round().long().to(images.device)
-    found = []
+    batch, _, height, width = images.shape
+    values = at_size(heat, (height, width), batch).flatten(1).to(images.device)
+    # the rank of every pixel, 0 for the hottest: (B, H W) -> (B, 1, H, W)
+    order = values.argsort(dim=1, descending=True, stable=True)
+    rank = order.argsort(dim=1).view(batch, 1, height, width)
+    counts = (shares * height * width).round().long().to(images.device)
+    results = []
     with evaluating(model):
-        classes = scores_of(
-            torch.cat([logits_of(model(x)) for x in images.split(batch_size)]), target
-        )[1]
-        if classes is None:
-            raise ValueError(
-                "target must be a class, a tensor of classes or None: this measure needs a probability"
-            )
-        for pairs in torch.arange(batch * len(shares), device=images.device).split(batch_size):
-            image, step = pairs // len(shares), pairs % len(shares)
-            mixed = torch.where(
-                rank[image] < counts[step].view(-1, 1, 1, 1), after[image], before[image]
-            )
-            logits, wanted = logits_of(model(mixed)).float(), classes[image]
-            of_target = logits.softmax(1).gather(1, wanted[:, None])[:, 0]
-            found.append((logits.argmax(1) == wanted).float() if hits else of_target)
-    return torch.cat(found).view(batch, len(shares))
+        classes = _classes(model, images, target, batch_size)
+        # every image with every share, numbered image by image
+        pairs = torch.arange(batch * len(shares), device=images.device)
+        for chunk in pairs.split(batch_size):
+            image = chunk // len(shares)
+            step = chunk % len(shares)
+            replaced = rank[image] < counts[step].view(-1, 1, 1, 1)
+            mixed = torch.where(replaced, after[image], before[image])
+            logits = logits_of(model(mixed)).float()
+            results.append(_result(logits, classes[image], hits))
+    return torch.cat(results).view(batch, len(shares))
+
+
+def _classes(model: nn.Module, images: Tensor, target: Target, batch_size: int) -> Tensor:
+    logits = torch.cat([logits_of(model(chunk)) for chunk in images.split(batch_size)])
+    _, classes = scores_of(logits, target)
+    if classes is None:
+        raise ValueError(
+            "target must be a class, a tensor of classes or None: this measure needs a probability"
+        )
+    return classes
+
+
+def _result(logits: Tensor, classes: Tensor, hits: bool) -> Tensor:
+    """Return the probability of a class, or whether it is the first: (B, C) and (B,) to (B,)."""
+    if hits:
+        return (logits.argmax(1) == classes).float()
+    return logits.softmax(1).gather(1, classes[:, None])[:, 0]
 
 
 def _blurred(images: Tensor) -> Tensor:
-    at = torch.arange(-_BLUR_RADIUS, _BLUR_RADIUS + 1, device=images.device, dtype=images.dtype)
-    kernel = (-(at**2) / (2 * _BLUR_SIGMA**2)).exp()
-    kernel, channels = kernel / kernel.sum(), images.shape[1]
+    """Blur by a Gaussian, along rows and then along columns."""
+    offsets = torch.arange(
+        -_BLUR_RADIUS, _BLUR_RADIUS + 1, device=images.device, dtype=images.dtype
+    )
+    kernel = (-(offsets**2) / (2 * _BLUR_SIGMA**2)).exp()
+    kernel = kernel / kernel.sum()
+    channels = images.shape[1]
     x = F.pad(images, (_BLUR_RADIUS,) * 4, mode="replicate")
     x = F.conv2d(x, kernel.view(1, 1, 1, -1).expand(channels, -1, -1, -1), groups=channels)
     return F.conv2d(x, kernel.view(1, 1, -1, 1).expand(channels, -1, -1, -1), groups=channels)

@@ -36,10 +36,8 @@ def sanity(
 
     Reference:
         Adebayo et al. 2018, "Sanity Checks for Saliency Maps", https://arxiv.org/abs/1810.03292.
-        Differs from the paper
-        in: weights keep the moments of the trained ones in place of a fresh initialization, so that
-            deep networks stay
-        finite; parameters without spread (a norm's untrained ones) stay.
+        Differs from the paper in: weights keep the moments of the trained ones in place of a fresh
+        initialization, so that deep networks stay finite; parameters without spread (a norm's untrained ones) stay.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1; got {steps}")
@@ -48,18 +46,16 @@ def sanity(
     spoiled = copy.deepcopy(model)
     parameters = list(spoiled.parameters())[::-1]
     generator = torch.Generator().manual_seed(seed)
-    found, done = [], 0
+    correlations = []
+    start = 0
     for step in range(1, steps + 1):
-        upto = round(step * len(parameters) / steps)
-        for parameter in parameters[done:upto]:
+        stop = round(step * len(parameters) / steps)
+        for parameter in parameters[start:stop]:
             _randomize(parameter, generator)
-        done = upto
-        found.append(
-            rank_correlation(
-                first, explain_or_zeros(spoiled, images, target, method, layers).values
-            )
-        )
-    return torch.stack(found)
+        start = stop
+        heat = explain_or_zeros(spoiled, images, target, method, layers)
+        correlations.append(rank_correlation(first, heat.values))
+    return torch.stack(correlations)
 
 
 def max_sensitivity(
@@ -103,7 +99,10 @@ def max_sensitivity(
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Return Spearman's correlation of two maps per image: (B, h, w) twice to (B,); equal values share their rank."""
+    """Return Spearman's correlation of two maps (B, h, w) per image: (B,).
+
+    Equal values share their rank.
+    """
     if a.shape != b.shape:
         raise ValueError(
             f"both maps must be of one shape; got {tuple(a.shape)} and {tuple(b.shape)}"

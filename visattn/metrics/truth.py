@@ -13,7 +13,7 @@ from visattn.metrics.pixels import at_size
 
 
 class Segmentation(NamedTuple):
-    """Per image: (B,) pixel accuracy, mean intersection over union of object and ground, average precision."""
+    """Three measures (B,): pixel accuracy, mean IoU of object and ground, average precision."""
 
     pixel_accuracy: Tensor
     iou: Tensor
@@ -21,12 +21,12 @@ class Segmentation(NamedTuple):
 
 
 def pointing_game(heat: Map | Tensor, truth: Tensor, tolerance: float = 15) -> Tensor:
-    """Return 1 where the hottest pixel lies on the object or within ``tolerance`` pixels of it, else 0: (B,).
+    """Return 1 where the hottest pixel lies on the object or near it, else 0: (B,).
 
     Args:
         heat: Map or (B, h, w); it is resized to the masks.
         truth: (B, H, W) bool masks; `boxes_to_masks` makes them of boxes.
-        tolerance: In pixels.
+        tolerance: Largest distance from the object, in pixels.
 
     Reference:
         Zhang et al. 2016, "Top-down Neural Attention by Excitation Backprop",
@@ -36,27 +36,28 @@ def pointing_game(heat: Map | Tensor, truth: Tensor, tolerance: float = 15) -> T
     values, truth = _paired(heat, truth)
     columns = truth.shape[2]
     hottest = values.flatten(1).argmax(1)
-    rows = (
-        torch.arange(truth.shape[1], device=truth.device)[None, :, None]
-        - (hottest // columns)[:, None, None]
-    )
-    across = (
-        torch.arange(columns, device=truth.device)[None, None] - (hottest % columns)[:, None, None]
-    )
-    return (truth & (rows**2 + across**2 <= tolerance**2)).flatten(1).any(1).float()
+    y = torch.arange(truth.shape[1], device=truth.device)[None, :, None]
+    x = torch.arange(columns, device=truth.device)[None, None]
+    # distances of all pixels from the hottest: (B, H, 1) and (B, 1, W)
+    down = y - (hottest // columns)[:, None, None]
+    across = x - (hottest % columns)[:, None, None]
+    near_hottest = down**2 + across**2 <= tolerance**2
+    return (truth & near_hottest).flatten(1).any(1).float()
 
 
 def energy_pointing(heat: Map | Tensor, truth: Tensor) -> Tensor:
-    """Return the share of the map's positive mass that lies on the object: (B,); arguments as `pointing_game`.
+    """Return the share of the map's positive mass that lies on the object: (B,).
+
+    Arguments as `pointing_game`.
 
     Reference:
         Wang et al. 2020, "Score-CAM", https://arxiv.org/abs/1910.01279. Differs from: nothing.
     """
     values, truth = _paired(heat, truth)
     values = values.clamp(min=0)
-    return (values * truth).sum((1, 2)) / values.sum((1, 2)).clamp(
-        min=torch.finfo(values.dtype).tiny
-    )
+    smallest = torch.finfo(values.dtype).tiny
+    mass = values.sum((1, 2)).clamp(min=smallest)
+    return (values * truth).sum((1, 2)) / mass
 
 
 def segmentation(heat: Map | Tensor, truth: Tensor) -> Segmentation:
@@ -67,12 +68,13 @@ def segmentation(heat: Map | Tensor, truth: Tensor) -> Segmentation:
         authors' code in: values per image, whose mean the caller takes.
     """
     values, truth = _paired(heat, truth)
-    values, truth = values.flatten(1), truth.flatten(1)
+    values = values.flatten(1)
+    truth = truth.flatten(1)
     guess = values > values.mean(1, keepdim=True)
-    right = (guess == truth).float().mean(1)
-    unions = [_overlap(guess, truth), _overlap(~guess, ~truth)]
+    accuracy = (guess == truth).float().mean(1)
+    overlaps = torch.stack([_overlap(guess, truth), _overlap(~guess, ~truth)])
     precision = torch.stack([_average_precision(v, t) for v, t in zip(values, truth, strict=True)])
-    return Segmentation(right, torch.stack(unions).mean(0), precision)
+    return Segmentation(accuracy, overlaps.mean(0), precision)
 
 
 def grid_pointing(
@@ -84,7 +86,7 @@ def grid_pointing(
     *,
     shrink: bool = True,
 ) -> Tensor:
-    """Set four images of four classes side by side, explain each class, and return the positive mass in its own cell.
+    """Join four images of four classes, explain each class, and return the mass in its own cell.
 
     Args:
         model: Network of logits.
@@ -106,7 +108,8 @@ def grid_pointing(
     target = torch.as_tensor(target, device=images.device)
     if len(images) % 4 or target.shape != (len(images),):
         raise ValueError(
-            f"images must come in fours, with one class each; got {len(images)} and {tuple(target.shape)}"
+            "images must come in fours, with one class each; "
+            f"got {len(images)} and {tuple(target.shape)}"
         )
     if any(len(four.unique()) < 4 for four in target.view(-1, 4)):
         raise ValueError("target must hold four different classes in every four images")
@@ -129,8 +132,9 @@ def grid_pointing(
 
 
 def boxes_to_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Turn one box per image, (B, 4) as x0, y0, x1, y1 with the end outside, into masks (B, H, W)."""
-    y, x = torch.arange(size[0])[None, :, None], torch.arange(size[1])[None, None]
+    """Return masks (B, H, W) of one box per image, (B, 4) as x0, y0, x1, y1 with the end outside."""
+    y = torch.arange(size[0])[None, :, None]
+    x = torch.arange(size[1])[None, None]
     x0, y0, x1, y1 = (side[:, None, None] for side in boxes.unbind(1))
     return (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
 
@@ -145,7 +149,8 @@ def _paired(heat: Map | Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"truth must mark something in every image; empty: {empty.nonzero().flatten().tolist()}"
         )
-    return at_size(heat, truth.shape[1:], len(truth)).to(truth.device), truth
+    batch, height, width = truth.shape
+    return at_size(heat, (height, width), batch).to(truth.device), truth
 
 
 def _overlap(a: Tensor, b: Tensor) -> Tensor:
@@ -154,11 +159,13 @@ def _overlap(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _average_precision(values: Tensor, truth: Tensor) -> Tensor:
-    """Return the area under precision over recall; pixels of equal value are taken together."""
+    """Return the area under precision over recall; pixels of equal value count together."""
     order = values.argsort(descending=True)
-    values, hits = values[order], truth[order].cumsum(0)
-    last = torch.cat([values[1:] != values[:-1], values.new_ones(1, dtype=torch.bool)]).nonzero()[
-        :, 0
-    ]
-    precision, recall = hits[last] / (last + 1), hits[last] / hits[-1]
+    values = values[order]
+    hits = truth[order].cumsum(0)
+    # the last pixel of every run of equal values
+    changes = values[1:] != values[:-1]
+    last = torch.cat([changes, changes.new_ones(1)]).nonzero()[:, 0]
+    precision = hits[last] / (last + 1)
+    recall = hits[last] / hits[-1]
     return (precision * recall.diff(prepend=recall.new_zeros(1))).sum()
