@@ -27,7 +27,7 @@ needs_triton = pytest.mark.skipif(
     not importlib.util.find_spec("triton"), reason="Triton is not installed here"
 )
 KERNELS = (
-    "attend_streamed attend_on_chip query_grad key_grad bias_grad row_statistic carried".split()
+    "attend_streamed attend_on_chip query_grad key_grad bias_grad row_statistic chain_row".split()
 )
 KINDS = ("sigmoid", "relu", "sparsemax", "entmax15", "entmax")
 

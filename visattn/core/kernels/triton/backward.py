@@ -21,7 +21,7 @@ from visattn.core.kernels.triton.weights import TINY, exponent, weigh
 
 
 @triton.jit
-def pulled(
+def key_tile_grads(
     problem, b, h, q, grad, rows, first, origin, shift, p, KIND, PRECISION, WIDTH, VALUE_WIDTH, KEYS
 ):
     """Return weights, slopes and the gradient of the weights for one tile of keys, with the keys."""
@@ -44,7 +44,7 @@ def mean_grad(
     total, weight = tl.zeros_like(origin), tl.zeros_like(origin)
     turn, turned = tl.zeros_like(origin), tl.zeros_like(origin)
     for first in range(0, problem.keys, KEYS):
-        alpha, slope, dalpha, _ = pulled(
+        alpha, slope, dalpha, _ = key_tile_grads(
             problem,
             b,
             h,
@@ -119,7 +119,7 @@ def query_grad(
             tl.store(turns + place, turn, mask=inside)
     result, row_sum = tl.zeros((ROWS, WIDTH), tl.float32), tl.zeros_like(delta)
     for first in range(0, problem.keys, KEYS):
-        _, slope, dalpha, keys = pulled(
+        _, slope, dalpha, keys = key_tile_grads(
             problem,
             b,
             h,
@@ -147,7 +147,7 @@ def query_grad(
 
 
 @triton.jit
-def pushed(
+def query_tile_grads(
     problem, b, h, k, v, keys, first, grads, statistics, deltas, KIND, SUMS_TO_ONE, PRECISION, ROWS
 ):
     """Return, for a tile of queries: queries, output gradients, and, transposed, weights and gradient of the scores."""
@@ -188,7 +188,7 @@ def key_grad(
     value_total = tl.zeros((KEYS, VALUE_WIDTH), tl.float32)
     column = tl.zeros((KEYS,), tl.float32)
     for first in range(0, problem.queries, ROWS):
-        q, grad, alpha, de = pushed(
+        q, grad, alpha, de = query_tile_grads(
             problem,
             b,
             h,
@@ -255,7 +255,7 @@ def bias_grad(
         h = (own_head + reader % readers_per_image).to(tl.int64)
         k = load_rows(problem.k, b, h, keys, problem.keys, problem.width, WIDTH)
         v = load_rows(problem.v, b, h, keys, problem.keys, problem.value_width, VALUE_WIDTH)
-        total += pushed(
+        total += query_tile_grads(
             problem,
             b,
             h,

@@ -27,7 +27,7 @@ def row_statistic(
 
 
 @triton.jit
-def carried(
+def chain_row(
     problem,
     u,
     grads,

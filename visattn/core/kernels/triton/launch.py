@@ -9,7 +9,7 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
 from visattn.core.kernels.triton.backward import bias_grad, key_grad, query_grad
-from visattn.core.kernels.triton.chain import carried, row_statistic
+from visattn.core.kernels.triton.chain import chain_row, row_statistic
 from visattn.core.kernels.triton.forward import attend_on_chip, attend_streamed
 from visattn.core.kernels.triton.problem import Pairs, Problem, Rows
 
@@ -33,7 +33,7 @@ def dense_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def pose(
+def describe_problem(
     q: Tensor,
     k: Tensor,
     v: Tensor | None,
@@ -42,6 +42,8 @@ def pose(
     p: Tensor | None,
     scale: float,
 ) -> Problem:
+    """Collect pointers, strides and sizes of one call: q (B, H, Nq, D), k and v (B, Hk, Nk, ..)."""
+    # The kernels read booleans as bytes.
     mask = None if mask is None else mask.view(torch.uint8)
     keys, values = (None if x is None else Rows.of(x, q.shape[1] // x.shape[1]) for x in (k, v))
     width = k.shape[3] if v is None else v.shape[3]
@@ -147,7 +149,7 @@ def row_chain(
     launch(row_statistic, q, problem.queries, tiles.rows, tiles, problem, statistic, *meta, *sizes)
     grads = None if grad is None else Rows.of(grad)
     operands = (problem, u, grads, statistic, result)
-    launch(carried, q, problem.keys, tiles.keys, tiles, *operands, *meta, value_width, *sizes)
+    launch(chain_row, q, problem.keys, tiles.keys, tiles, *operands, *meta, value_width, *sizes)
 
 
 def launch(kernel, like: Tensor, count: int, size: int, tiles: Tiles, *arguments) -> None:
@@ -175,7 +177,9 @@ def _run(kernel, programs: int, device: torch.device, tiles: Tiles, *arguments) 
 def precision(dtype: torch.dtype) -> str:
     """Return how tensor cores multiply float32: by three products in tf32, or by one where torch was told so."""
     exact = torch.backends.cuda.matmul.fp32_precision != "tf32"
-    return "ieee" if dtype != torch.float32 else "tf32x3" if exact else "tf32"
+    if dtype != torch.float32:
+        return "ieee"
+    return "tf32x3" if exact else "tf32"
 
 
 def widths(problem: Problem) -> tuple[int, int]:

@@ -28,7 +28,7 @@ def _forward(
     m = _by_token(q, q.shape[2], v.shape[3])
     statistic = q.new_empty((*q.shape[:3], 2), dtype=torch.float32)
     if m.numel():
-        problem = launch.pose(*map(launch.dense_rows, (q, k, v)), bias, mask, p, scale)
+        problem = launch.describe_problem(*map(launch.dense_rows, (q, k, v)), bias, mask, p, scale)
         launch.forward(problem, kind, m, statistic)
     return m, statistic
 
@@ -58,7 +58,7 @@ def _backward(
     if not grad.numel():
         return dq, dk.zero_(), dv.zero_(), dbias.zero_(), dp.zero_()
     own = [_per_query_head(x, q.shape[1]) for x in (dk, dv)]
-    problem = launch.pose(*map(launch.dense_rows, (q, k, v)), bias, mask, p, scale)
+    problem = launch.describe_problem(*map(launch.dense_rows, (q, k, v)), bias, mask, p, scale)
     grad = launch.dense_rows(grad)
     row_sums, columns = _sums(q, k, bias if bias_grad else None)
     turns = None if p is None else q.new_empty(q.shape[:3], dtype=torch.float32)
@@ -168,7 +168,12 @@ def row_chain(
         q, k = launch.dense_rows(q), launch.dense_rows(k)
         v, grad = (None if x is None else launch.dense_rows(x) for x in (v, grad))
         launch.row_chain(
-            launch.pose(q, k, v, bias, mask, p, scale), kind, u.contiguous(), grad, q, result
+            launch.describe_problem(q, k, v, bias, mask, p, scale),
+            kind,
+            u.contiguous(),
+            grad,
+            q,
+            result,
         )
     return result
 

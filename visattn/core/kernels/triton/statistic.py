@@ -79,7 +79,7 @@ def threshold(
     WIDTH: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    """Newton's method on the p-norm, the scores formed again for every step."""
+    """Newton's method on the p-norm, the scores recomputed for every step."""
     top = tl.zeros_like(rows).to(tl.float32) + float("-inf")
     total, count = tl.zeros_like(top), tl.zeros_like(top)
     for first in range(0, problem.keys, KEYS):

@@ -80,5 +80,8 @@ def finite(top):
 @triton.jit
 def tally(e):
     """Return maximum, sum and number of the scores of every row that may be attended."""
-    live = e > float("-inf")
-    return tl.max(e, 1), tl.sum(tl.where(live, e, 0.0), 1), tl.sum(live.to(tl.float32), 1)
+    # e: (rows, keys) -> three numbers per row
+    allowed = e > float("-inf")
+    total = tl.sum(tl.where(allowed, e, 0.0), 1)
+    count = tl.sum(allowed.to(tl.float32), 1)
+    return tl.max(e, 1), total, count
