@@ -68,7 +68,8 @@ def insertion(
 ) -> Tensor:
     """Sharpen a blurred image, the hottest pixels first; return the area under the probability.
 
-    High is good. As `deletion`, from the same paper; the start is the image blurred by a Gaussian of 5 pixels.
+    High is good. As `deletion`, from the same paper; the start is the image blurred by a Gaussian
+    of 5 pixels.
     """
     curve = _curve(
         model, _blurred(images), images, heat, target, _shares(steps), batch_size, images

@@ -37,7 +37,8 @@ def sanity(
     Reference:
         Adebayo et al. 2018, "Sanity Checks for Saliency Maps", https://arxiv.org/abs/1810.03292.
         Differs from the paper in: weights keep the moments of the trained ones in place of a fresh
-        initialization, so that deep networks stay finite; parameters without spread (a norm's untrained ones) stay.
+        initialization, so that deep networks stay finite; parameters
+        without spread (a norm's untrained ones) stay.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1; got {steps}")

@@ -132,7 +132,7 @@ def grid_pointing(
 
 
 def boxes_to_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return masks (B, H, W) of one box per image, (B, 4) as x0, y0, x1, y1 with the end outside."""
+    """Return masks (B, H, W) of boxes (B, 4), one per image: x0, y0, x1, y1 with the end outside."""
     y = torch.arange(size[0])[None, :, None]
     x = torch.arange(size[1])[None, None]
     x0, y0, x1, y1 = (side[:, None, None] for side in boxes.unbind(1))
