@@ -1,4 +1,4 @@
-"""Frequency channel attention: squeeze-and-excitation on cosine coefficients instead of averages."""
+"""Frequency channel attention: squeeze-and-excitation on cosine coefficients, not averages."""
 
 import math
 
@@ -10,11 +10,17 @@ from visattn.blocks.parts.pool import interval_means
 from visattn.blocks.parts.products import scaled
 from visattn.core.tap import Tap
 
-# The frequencies (along H, along W) of a 7 x 7 grid, best first: table of the authors' code.
+# The 32 frequencies (along H, along W) of a 7 x 7 grid, best first, from the authors' code.
+# Four pairs per line.
 TOP_FREQUENCIES = (
-    (0, 0), (0, 1), (6, 0), (0, 5), (0, 2), (1, 0), (1, 2), (4, 0), (5, 0), (1, 6), (3, 0),
-    (0, 4), (0, 6), (0, 3), (3, 5), (2, 2), (4, 6), (6, 3), (3, 3), (5, 3), (5, 5), (2, 1),
-    (6, 1), (5, 2), (5, 4), (3, 2), (3, 1), (4, 1), (2, 3), (2, 0), (6, 5), (1, 3),
+    (0, 0), (0, 1), (6, 0), (0, 5),
+    (0, 2), (1, 0), (1, 2), (4, 0),
+    (5, 0), (1, 6), (3, 0), (0, 4),
+    (0, 6), (0, 3), (3, 5), (2, 2),
+    (4, 6), (6, 3), (3, 3), (5, 3),
+    (5, 5), (2, 1), (6, 1), (5, 2),
+    (5, 4), (3, 2), (3, 1), (4, 1),
+    (2, 3), (2, 0), (6, 5), (1, 3),
 )  # fmt: skip
 
 
@@ -58,6 +64,9 @@ class FrequencyChannelAttention(nn.Module):
         torch.Size([2, 32, 7, 11])
     """
 
+    cosines_h: Tensor
+    cosines_w: Tensor
+
     def __init__(self, channels: int, *, reduction: int = 16, frequencies: int = 16, size: int = 7):
         super().__init__()
         hidden = hidden_width(channels, reduction)
@@ -68,14 +77,14 @@ class FrequencyChannelAttention(nn.Module):
             raise ValueError(
                 f"size must be 7 or more, for the frequencies are those of a 7 x 7 grid; got {size}"
             )
-        self.channels, self.size = channels, size
-        for axis, name in enumerate(("cosines_h", "cosines_w")):
-            # A frequency of the 7 x 7 grid is that many times higher on a larger one.
-            rows = [
-                cosine(pair[axis] * (size // 7), size) for pair in TOP_FREQUENCIES[:frequencies]
-            ]
-            table = torch.tensor(rows).repeat_interleave(channels // frequencies, 0)
-            self.register_buffer(name, table, persistent=False)
+        self.channels = channels
+        self.size = size
+        channels_per_frequency = channels // frequencies
+        frequencies_h, frequencies_w = zip(*TOP_FREQUENCIES[:frequencies], strict=True)
+        cosines_h = cosine_table(frequencies_h, size).repeat_interleave(channels_per_frequency, 0)
+        cosines_w = cosine_table(frequencies_w, size).repeat_interleave(channels_per_frequency, 0)
+        self.register_buffer("cosines_h", cosines_h, persistent=False)  # (C, n)
+        self.register_buffer("cosines_w", cosines_w, persistent=False)  # (C, n)
         self.fc1 = nn.Linear(channels, hidden, bias=False)
         self.act = nn.ReLU()
         self.fc2 = nn.Linear(hidden, channels, bias=False)
@@ -84,14 +93,24 @@ class FrequencyChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)
+        # Averaging to the grid is a matrix: (C, n) @ (n, H) -> (C, H), and likewise for W.
         rows = self.cosines_h @ interval_means(x.size(2), self.size, self.cosines_h)
         columns = self.cosines_w @ interval_means(x.size(3), self.size, self.cosines_w)
+        # (B, C, H, W) * (C, H, W) -> (B, C)
         coefficients = (x * (rows[:, :, None] * columns[:, None, :])).sum((2, 3))
         gate = self.gate(self.fc2(self.act(self.fc1(coefficients))))
         return scaled(x, self.tap(gate[:, :, None, None]))
 
 
+def cosine_table(frequencies: tuple[int, ...], size: int) -> Tensor:
+    """One row per frequency of the 7 x 7 grid, at `size` points: (frequencies, size)."""
+    # A frequency of the 7 x 7 grid is that many times higher on a larger one.
+    multiple = size // 7
+    return torch.tensor([cosine(frequency * multiple, size) for frequency in frequencies])
+
+
 def cosine(frequency: int, size: int) -> list[float]:
     """The orthonormal cosine of that frequency at `size` points (type II)."""
-    scale = math.sqrt((1 if frequency == 0 else 2) / size)
+    numerator = 1 if frequency == 0 else 2
+    scale = math.sqrt(numerator / size)
     return [scale * math.cos(math.pi * frequency * (i + 0.5) / size) for i in range(size)]

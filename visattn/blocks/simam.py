@@ -9,33 +9,40 @@ from visattn.core.tap import Tap
 
 
 class _EnergyGate(torch.autograd.Function):
-    """The gate with its own gradient: it keeps the input and the gate, and forms the rest again."""
+    """The gate with its own gradient: saves the input and the gate and recomputes all else."""
 
     @staticmethod
     def forward(x: Tensor, regularizer: float) -> Tensor:
-        rest, scale = _energy(x, regularizer)
-        rest = rest.mul_(scale.sqrt())
-        return rest.mul_(rest).add_(0.5).sigmoid_().to(x.dtype)
+        deviation, scale = _energy(x, regularizer)
+        deviation = deviation.mul_(scale.sqrt())
+        return deviation.mul_(deviation).add_(0.5).sigmoid_().to(x.dtype)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(inputs[0], output)
-        ctx.regularizer = inputs[1]
+        x, regularizer = inputs
+        ctx.save_for_backward(x, output)
+        ctx.regularizer = regularizer
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         x, gate = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is wanted
-            return torch.autograd.grad(_gate(x, ctx.regularizer), x, gradient, create_graph=True)[
-                0
-            ], None
-        rest, scale = _energy(x, ctx.regularizer)
-        # With s the scale and c the centered x, the argument is s c^2 + 1/2 and ds = -(8 s^2 / n)
-        # sum(c dc).
-        moved = torch.ops.aten.sigmoid_backward(gradient, gate).to(rest.dtype).mul_(rest)
-        along = (moved * rest).sum((2, 3), keepdim=True) * scale.square() * (-8 / _degrees(x))
-        common = moved.mean((2, 3), keepdim=True) * scale * -2
-        return rest.mul_(along).add_(common).add_(moved.mul_(2 * scale)).to(x.dtype), None
+            differentiable_gate = _gate(x, ctx.regularizer)
+            (x_gradient,) = torch.autograd.grad(differentiable_gate, x, gradient, create_graph=True)
+            return x_gradient, None
+        # With s the scale (B, C, 1, 1), c the deviation (B, C, H, W) and n = HW - 1, the sigmoid's
+        # argument is a = s c^2 + 1/2, and ds = -(8 s^2 / n) sum(c dc).
+        deviation, scale = _energy(x, ctx.regularizer)
+        score_gradient = torch.ops.aten.sigmoid_backward(gradient, gate)
+        # da c, for the direct term 2 s c da
+        direct = score_gradient.to(deviation.dtype).mul_(deviation)
+        # c times this is the term through the variance
+        through_variance = (direct * deviation).sum((2, 3), keepdim=True)
+        through_variance = through_variance * scale.square() * (-8 / _degrees(x))
+        # the term through the mean, the same at all positions
+        through_mean = direct.mean((2, 3), keepdim=True) * scale * -2
+        x_gradient = deviation.mul_(through_variance).add_(through_mean)  # in place: saves memory
+        return x_gradient.add_(direct.mul_(2 * scale)).to(x.dtype), None
 
 
 def _degrees(x: Tensor) -> int:
@@ -44,15 +51,16 @@ def _degrees(x: Tensor) -> int:
 
 
 def _energy(x: Tensor, regularizer: float) -> tuple[Tensor, Tensor]:
-    """The centered `x` and what its square is multiplied by."""
-    rest, _, norm = centered(x, (2, 3))
-    return rest, 0.25 / (norm.square() / _degrees(x) + regularizer)
+    """The deviation of `x` from its channel mean, and the factor of its square."""
+    deviation, _, norm = centered(x, (2, 3))
+    variance = norm.square() / _degrees(x)  # (B, C, 1, 1)
+    return deviation, 0.25 / (variance + regularizer)
 
 
 def _gate(x: Tensor, regularizer: float) -> Tensor:
-    """The gate from parts that torch can differentiate as often as needed."""
-    rest, scale = _energy(x, regularizer)
-    return (rest.square() * scale + 0.5).sigmoid().to(x.dtype)
+    """The gate from operations that torch can differentiate as often as needed."""
+    deviation, scale = _energy(x, regularizer)
+    return (deviation.square() * scale + 0.5).sigmoid().to(x.dtype)
 
 
 class SimAM(nn.Module):
@@ -79,9 +87,9 @@ class SimAM(nn.Module):
 
     Reference:
         Yang, Zhang, Li, Xie 2021, "SimAM: A Simple, Parameter-Free Attention Module for
-        Convolutional Neural Networks", https://proceedings.mlr.press/v139/yang21o.html. Differs
-        from the authors' code in: 1 x 1 maps are defined (there 0 / 0). The closed form of the
-        paper divides by HW, the authors' code by HW - 1: so here.
+        Convolutional Neural Networks", https://proceedings.mlr.press/v139/yang21o.html.
+        Differs from the authors' code in: 1 x 1 maps are defined (there 0 / 0). The closed form
+        of the paper divides by HW, the authors' code by HW - 1: so here.
 
     Example:
         >>> import torch
