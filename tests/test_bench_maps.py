@@ -53,13 +53,13 @@ def test_rows_are_compared_in_percent_and_methods_in_times():
         "rollout": 20.0,
         "eager rollout": 140.0,
     }
-    assert maps._compared("plain forward", times, memory) == ("", "", "")
-    assert maps._compared("class-token rows", times, memory) == (
+    assert maps._compare("plain forward", times, memory) == ("", "", "")
+    assert maps._compare("class-token rows", times, memory) == (
         "plain forward",
         "+4.0 %",
         "+1 MiB",
     )
-    assert maps._compared("rollout", times, memory) == (
+    assert maps._compare("rollout", times, memory) == (
         "eager rollout",
         "1.70x as fast",
         "7.0x less",

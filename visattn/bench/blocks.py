@@ -1,7 +1,6 @@
 """`visattn bench blocks`: every block against other implementations of it, ratios in one run."""
 
 import statistics
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -77,39 +76,43 @@ def _say(what: str, ratios: dict[str, tuple[float, float]]) -> None:
 
 
 def _rows(name: str, x: Tensor, repeats: int) -> tuple[list[tuple], tuple[float, float]]:
-    """The rows of one block, one per peer, and the ratios to the fastest peer."""
-    builders: dict[str, Callable[[int], nn.Module]] = {
-        "it": lambda channels: create_block(
-            name, channels, **OURS.get(name, lambda _: {})(channels)
-        ),
-        **PEERS[name],
-    }
-    models = {label: build(x.shape[1]) for label, build in builders.items()}
+    """The rows of one block, one per peer, and the ratios of the fastest peer to it."""
+    models = _build_models(name, x.shape[1])
     forward = measure(
         {label: partial(_forward, model.eval(), x) for label, model in models.items()},
         repeats=repeats,
     )
     gradient = torch.randn_like(x)
-    both = {label: partial(_both, model.train(), x, gradient) for label, model in models.items()}
-    both = measure(both, repeats=repeats)
-    own = forward.pop("it"), both.pop("it")
-    rows = [
-        (
-            name,
-            label,
-            *own,
-            forward[label],
-            both[label],
-            _ratio(forward[label], own[0]),
-            _ratio(both[label], own[1]),
-        )
-        for label in forward
-    ]
-    fastest = (
-        min(t.median for t in times.values()) / mine.median
-        for times, mine in zip((forward, both), own, strict=True)
+    both = measure(
+        {label: partial(_both, model.train(), x, gradient) for label, model in models.items()},
+        repeats=repeats,
     )
-    return rows, tuple(fastest)
+    our_forward = forward.pop("it")
+    our_both = both.pop("it")
+    rows = []
+    for label in forward:
+        forward_ratio = _ratio(forward[label], our_forward)
+        both_ratio = _ratio(both[label], our_both)
+        times = (our_forward, our_both, forward[label], both[label])
+        rows.append((name, label, *times, forward_ratio, both_ratio))
+    ratios = (
+        _fastest(forward) / our_forward.median,
+        _fastest(both) / our_both.median,
+    )
+    return rows, ratios
+
+
+def _build_models(name: str, channels: int) -> dict[str, nn.Module]:
+    """Our block as "it", and its peers by label."""
+    options = OURS[name](channels) if name in OURS else {}
+    models: dict[str, nn.Module] = {"it": create_block(name, channels, **options)}
+    for label, build in PEERS[name].items():
+        models[label] = build(channels)
+    return models
+
+
+def _fastest(times: dict[str, Timing]) -> float:
+    return min(timing.median for timing in times.values())
 
 
 def _ratio(theirs: Timing, ours: Timing) -> str:

@@ -12,7 +12,7 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
-from visattn.bench.timing import extra_memory, measure, table
+from visattn.bench.timing import Timing, extra_memory, measure, table
 from visattn.map import Map
 from visattn.methods.gradient import gae
 from visattn.methods.rollout import rollout
@@ -70,33 +70,31 @@ def _rows(size: int, repeats: int) -> list[list[object]]:
         repeats=repeats,
         warmup=1,
     )
-    memory = {
-        name: extra_memory(partial(_prepare, function, size)) for name, function in work.items()
-    }
-    return [
-        [
-            name,
-            (size // 16) ** 2 + 1,
-            times[name],
-            f"{memory[name]:.0f}",
-            *_compared(name, times, memory),
-        ]
-        for name in work
-    ]
+    memory = {}
+    for name, function in work.items():
+        memory[name] = extra_memory(partial(_prepare, function, size))
+    tokens = (size // 16) ** 2 + 1  # patches and the class token
+    rows = []
+    for name in work:
+        comparison = _compare(name, times, memory)
+        rows.append([name, tokens, times[name], f"{memory[name]:.0f}", *comparison])
+    return rows
 
 
-def _compared(name: str, times: dict, memory: dict) -> tuple[str, str, str]:
-    """Say how time and memory compare: rows by what they add to a plain pass, methods in times of eager ones."""
-    other = _AGAINST.get(name)
-    if other is None:
+def _compare(name: str, times: dict, memory: dict) -> tuple[str, str, str]:
+    """How time and memory compare: rows by what they add to a plain pass, methods by ratios."""
+    reference = _AGAINST.get(name)
+    if reference is None:
         return "", "", ""
-    ratio, less = times[other].median / times[name].median, memory[other] / max(memory[name], 1)
+    speed = times[reference].median / times[name].median
     if name == "class-token rows":
-        return other, f"{100 / ratio - 100:+.1f} %", f"{memory[name] - memory[other]:+.0f} MiB"
-    return other, f"{ratio:.2f}x as fast", f"{less:.1f}x less"
+        added_mib = memory[name] - memory[reference]
+        return reference, f"{100 / speed - 100:+.1f} %", f"{added_mib:+.0f} MiB"
+    saving = memory[reference] / max(memory[name], 1)
+    return reference, f"{speed:.2f}x as fast", f"{saving:.1f}x less"
 
 
-def _prepare(work: Callable[[nn.Module, Tensor], object], size: int) -> Callable[[], None]:
+def _prepare(work: Callable[[nn.Module, Tensor], object], size: int) -> Callable[[], object]:
     """Load the model, run the work once on a small image, and return the work itself."""
     torch.manual_seed(0)
     model = timm.create_model("vit_small_patch16_224", img_size=size, dynamic_img_size=True).eval()
@@ -168,10 +166,11 @@ def _fuse(model: nn.Module, fused: bool) -> None:
         block.attn.fused_attn = fused
 
 
-def _curves(repeats: int) -> dict[str, object]:
+def _curves(repeats: int) -> dict[str, Timing]:
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", img_size=64).eval()
-    images, heat = torch.rand(1, 3, 64, 64), torch.rand(1, 4, 4)
+    images = torch.rand(1, 3, 64, 64)
+    heat = torch.rand(1, 4, 4)
     work = {
         "insertion": partial(insertion, model, images, heat),
         "deletion": partial(deletion, model, images, heat),
