@@ -11,7 +11,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from visattn.map import Map
 from visattn.methods.chain import checked
-from visattn.methods.target import Target, check_images, evaluating, run, scores_of
+from visattn.methods.target import Target, check_images, frozen_evaluation, run, scores_of
 from visattn.names import suggest
 from visattn.record.session import Maps, record_into
 
@@ -86,7 +86,7 @@ def cam(
     """
     check_images(images)
     layer = _module_name(model, layers)
-    with evaluating(model), torch.inference_mode(False), torch.enable_grad():
+    with frozen_evaluation(model), torch.inference_mode(False), torch.enable_grad():
         images = images.detach().clone().requires_grad_()
         watch, output = _watch_features(model, images, layer)
         if watch.is_overwritten():

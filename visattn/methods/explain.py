@@ -15,7 +15,7 @@ from visattn.methods.integrated import integrated_gradients
 from visattn.methods.legrad import legrad
 from visattn.methods.raw import dino, raw
 from visattn.methods.rollout import rollout
-from visattn.methods.target import Target, check_images, evaluating, run
+from visattn.methods.target import Target, check_images, frozen_evaluation, run
 from visattn.names import NamedTable, lookup, suggest
 from visattn.record.session import capture
 
@@ -53,7 +53,7 @@ class Method:
         check_images(images)
         if layers is not None:
             options = {"layers": layers, **options}
-        with evaluating(model), torch.no_grad():
+        with frozen_evaluation(model), torch.no_grad():
             with capture(model) as maps:
                 run(model, images)
             return self.function(maps, **options)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from visattn.map import Map
 from visattn.methods.chain import TokenRow, chain, finished, opening, start_row, sum_of_rows
-from visattn.methods.target import Target, check_images, evaluating, run, scores_of
+from visattn.methods.target import Target, check_images, frozen_evaluation, run, scores_of
 from visattn.record.entry import Record
 from visattn.record.session import Maps, record_into
 
@@ -27,7 +27,7 @@ def differentiate(
     """
     check_images(images)
     maps = Maps(model, "graph")
-    with evaluating(model), torch.inference_mode(False), torch.enable_grad():
+    with frozen_evaluation(model), torch.inference_mode(False), torch.enable_grad():
         images = images.detach().clone().requires_grad_()
         with record_into(maps, model):
             output = run(model, images)

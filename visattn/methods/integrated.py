@@ -5,7 +5,14 @@ from torch import Tensor, nn
 
 from visattn.map import Map
 from visattn.methods.chain import checked
-from visattn.methods.target import Target, check_images, evaluating, logits_of, run, scores_of
+from visattn.methods.target import (
+    Target,
+    check_images,
+    frozen_evaluation,
+    logits_of,
+    run,
+    scores_of,
+)
 
 
 def integrated_gradients(
@@ -43,7 +50,7 @@ def integrated_gradients(
     if layers is not None:
         raise ValueError(f"integrated_gradients reads pixels and takes no layers; got {layers!r}")
     check_images(images)
-    with evaluating(model), torch.inference_mode(False), torch.enable_grad():
+    with frozen_evaluation(model), torch.inference_mode(False), torch.enable_grad():
         images = images.detach().clone()
         with torch.no_grad():
             _, classes = scores_of(run(model, images), target)

@@ -8,7 +8,14 @@ from torch import Tensor, nn
 from visattn.map import Map
 from visattn.methods.chain import TokenRow, finished, sum_of_rows
 from visattn.methods.gradient import fill_gradients, gradient_of, gradient_tile, release
-from visattn.methods.target import Target, check_images, evaluating, logits_of, run, scores_of
+from visattn.methods.target import (
+    Target,
+    check_images,
+    frozen_evaluation,
+    logits_of,
+    run,
+    scores_of,
+)
 from visattn.record.entry import Record
 from visattn.record.session import Maps, record_into
 from visattn.record.watch import Watch
@@ -58,7 +65,7 @@ def legrad(
         if frame.name and maps.records and frame.name == block_of(maps.records[-1]):
             blocks[frame.name] = output[0] if isinstance(output, tuple) else output
 
-    with evaluating(model), torch.inference_mode(False), torch.enable_grad():
+    with frozen_evaluation(model), torch.inference_mode(False), torch.enable_grad():
         last = None if head else last_block(model, images)
         images = images.detach().clone().requires_grad_()
         with record_into(maps, model, on_exit=remember):

@@ -6,24 +6,23 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from visattn.tracing import evaluating
+
 Target = int | Tensor | Callable | None
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def frozen_evaluation(model: nn.Module) -> Iterator[None]:
     """Put every module in evaluation mode and every parameter out of the graph; restore both."""
-    modes = [(module, module.training) for module in model.modules()]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        model.eval()
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter in trainable:
-            parameter.requires_grad_(True)
+    with evaluating(model):
+        try:
+            for parameter in trainable:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter in trainable:
+                parameter.requires_grad_(True)
 
 
 def check_images(images: object) -> None:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visattn.map import Map, resized
-from visattn.methods.target import Target, check_images, evaluating, logits_of, scores_of
+from visattn.methods.target import Target, check_images, frozen_evaluation, logits_of, scores_of
 
 # the 11-pixel kernel of RISE
 _BLUR_RADIUS = 5
@@ -153,7 +153,7 @@ def _curve(
     rank = order.argsort(dim=1).view(batch, 1, height, width)
     counts = (shares * height * width).round().long().to(images.device)
     results = []
-    with evaluating(model):
+    with frozen_evaluation(model):
         classes = _classes(model, images, target, batch_size)
         # every image with every share, numbered image by image
         pairs = torch.arange(batch * len(shares), device=images.device)

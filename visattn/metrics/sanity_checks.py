@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from visattn.methods.explain import explain, explain_or_zeros
-from visattn.methods.target import Target, check_images, evaluating, scores_of
+from visattn.methods.target import Target, check_images, frozen_evaluation, scores_of
 
 
 def sanity(
@@ -124,7 +124,7 @@ def _fixed(model: nn.Module, images: Tensor, target: Target) -> Target:
     check_images(images)
     if callable(target):
         return target
-    with evaluating(model), torch.no_grad():
+    with frozen_evaluation(model), torch.no_grad():
         return scores_of(model(images), target)[1]
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from visattn.tracing import evaluating
+
 # 96 pixels leave 3 x 3 positions after five halvings, as most networks have.
 EXAMPLE_SIZE = 96
 
@@ -43,7 +45,7 @@ def dry_run(
     """Run the model once in eval mode without gradients; return its call."""
     example = _make_example(model, example)
     root = ModuleCall("", model)
-    with _evaluating(model), _recording(model, root), torch.no_grad():
+    with evaluating(model), _recording(model, root), torch.no_grad():
         try:
             model(example)
         except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
@@ -82,18 +84,6 @@ def _count_input_channels(model: nn.Module) -> int:
         if isinstance(module, nn.Conv2d):
             return module.in_channels
     return 3
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model in eval mode, then restore the mode of every module."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from visattn.methods.chain import EmptyMap
 from visattn.methods.explain import explain
 from visattn.methods.rollout import rollout
 from visattn.record.session import Maps, capture
+from visattn.tracing import evaluating
 from visattn.training.reports.head_statistics import (
     add_rows,
     draw_heads,
@@ -150,13 +151,9 @@ class AttentionOverlays(Callback):
 
     def _explain(self, module, images: Tensor) -> BatchExplanation:
         """Explain the images in evaluation mode, and restore each layer's mode."""
-        training_modes = {name: part.training for name, part in module.named_modules()}
-        network = module.model.eval()
         ordered_images = images.contiguous(memory_format=module.memory_format)
-        explanation = explain_batch(network, ordered_images)
-        for name, part in module.named_modules():
-            part.training = training_modes[name]  # not train(): frozen layers stay as they are
-        return explanation
+        with evaluating(module.model):
+            return explain_batch(module.model, ordered_images)
 
     def _draw(
         self,
