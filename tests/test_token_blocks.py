@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from visattn.blocks.catalog import create_block
-from visattn.blocks.criss_cross import CrissCrossAttend
 from visattn.blocks.non_local import halve
 from visattn.blocks.parts.shifts import weighted_shifts
-from visattn.core.formula import attend
+from visattn.core.attention.criss_cross import CrissCrossAttend
+from visattn.core.formula import attend, attention_map
 from visattn.core.layout import CrissCross, Windows
 from visattn.core.normalize import NORMALIZERS
 from visattn.core.similarity import SIMILARITIES
@@ -35,15 +35,43 @@ def test_the_cross_equals_the_masked_definition(grid, similarity, normalize):
     torch.testing.assert_close(gradient, torch.autograd.grad(wanted.square().sum(), q)[0])
 
 
-def test_the_cross_refuses_what_it_does_not_serve():
+CROSS = CrissCross((3, 5))
+ANYTHING_ELSE = {
+    "a bias": {"bias": image(1, 2, 15, 15, seed=5, dtype=torch.float64)},
+    "a mask by query": {"mask": image(1, 1, 15, 15, seed=6) > -1},
+    "a mask over keys": {"mask": image(2, 1, 1, 15, seed=7) > -0.5},
+    "every key of an image masked": {"mask": torch.tensor([True, False])[:, None, None, None]},
+}
+
+
+@pytest.mark.parametrize("pair", [("dot", "softmax"), ("efficient", "l1"), ("dot", "sinkhorn")])
+@pytest.mark.parametrize("case", ANYTHING_ELSE)
+def test_the_cross_serves_everything(case, pair):
+    arguments = dict(ANYTHING_ELSE[case])
+    if "mask" in arguments:
+        arguments["mask"] = arguments["mask"].expand(-1, -1, -1, 15)
+    q, k, v = (
+        image(2, 2, 15, width, seed=i, dtype=torch.float64) for i, width in enumerate((4, 4, 7))
+    )
+    objects = SIMILARITIES[pair[0]](4, 2), NORMALIZERS[pair[1]](2)
+    meets = CROSS.meets()
+    mask = meets & arguments["mask"] if "mask" in arguments else meets
+    if not objects[0].key_local:
+        pytest.skip("no mask by query for a similarity that looks at all keys")
+    attends = CrissCrossAttend(*objects)
+    expected = attention_map(q, k, *objects, mask=mask, bias=arguments.get("bias")) @ v
+    torch.testing.assert_close(attends(q, k, v, layout=CROSS, **arguments), expected)
+    plan = attends.plan(q, k, v, layout=CROSS, **arguments)
+    lines = pair[1] == "softmax" and case not in ("a bias", "a mask by query")
+    assert (plan.impl == "criss_cross") == lines
+    assert lines or "under the N x N mask of the cross, since" in plan.why
+
+
+def test_the_cross_needs_its_layout():
     x = image(1, 1, 6, 4)
-    for arguments in (
-        {},
-        {"layout": Windows((2, 3), (1, 3))},
-        {"layout": CrissCross((2, 3)), "bias": x[..., :1]},
-    ):
-        with pytest.raises(ValueError, match="layout must be a CrissCross, without bias and mask"):
-            CrissCrossAttend()(x, x, x, **arguments)
+    for layout in (None, Windows((2, 3), (1, 3))):
+        with pytest.raises(ValueError, match="layout must be a CrissCross"):
+            CrissCrossAttend()(x, x, x, layout=layout)
 
 
 def test_a_cross_is_seen_as_a_cross():

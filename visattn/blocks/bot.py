@@ -6,8 +6,8 @@ from visattn.blocks.parts.check import require_divisible, require_map
 from visattn.blocks.parts.tokens import map_size, to_map, to_tokens
 from visattn.core.formula import Attend
 from visattn.core.normalize.exponential import Softmax
-from visattn.core.position.decomposed import Decomposed, widen
 from visattn.core.position.coordinates import grid_coordinates
+from visattn.core.position.decomposed import Decomposed, widen
 
 
 class BottleneckAttention(nn.Module):

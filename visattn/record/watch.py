@@ -177,10 +177,9 @@ class Watch:
         queries, keys, pool = (
             self._spaces(shape) if layout is None else _own_spaces(layout, shape[3])
         )
-        if layout is not None and found.get("mask") is None and hasattr(layout, "meets"):
-            found["mask"] = layout.meets(
-                found["q"].device
-            )  # an evaluation of its own needs no mask, the definition does
+        if layout is not None and hasattr(layout, "meets"):
+            # An evaluation that knows the layout needs no mask of it; the definition does.
+            found["mask"] = _join_masks(layout.meets(found["q"].device), found.get("mask"))
         pair = (frame.module.similarity, frame.module.normalize)
         parent = self._trace.frames[-1] if self._trace.frames else frame
         kind = getattr(layout, "kind", "token")
@@ -274,6 +273,14 @@ class Watch:
         return [
             grid for frame in self._trace.frames for grid in frame.grids() if not frame.outermost
         ]
+
+
+def _join_masks(meets: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    if meets is None or mask is None:
+        return mask if meets is None else meets
+    if meets.shape[0] not in (1, mask.shape[0]):
+        return mask  # per group and image already: the relation joined them
+    return meets & mask
 
 
 def _own_spaces(layout, keys: int) -> tuple[Space, Space, bool]:

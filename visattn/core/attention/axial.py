@@ -4,8 +4,16 @@ from copy import deepcopy
 
 from torch import Tensor, nn
 
+from visattn.core.attention.criss_cross import CrissCrossAttend
 from visattn.core.attention.full import SelfAttention
-from visattn.core.attention.local import Pair, attend_in_groups, require_grid
+from visattn.core.attention.heads import token_mask
+from visattn.core.attention.local import (
+    Pair,
+    attend_folded,
+    attend_in_groups,
+    check_token_mask,
+    require_grid,
+)
 from visattn.core.layout import CrissCross, strips
 from visattn.core.normalize.definition import Normalizer
 from visattn.core.similarity.definition import Similarity
@@ -166,8 +174,7 @@ class CrissCrossAttention(SelfAttention):
     Reference:
         Huang et al. 2019, "CCNet: Criss-Cross Attention for Semantic Segmentation", eq. 1-2,
         https://arxiv.org/abs/1811.11721. Differs from: one pass (the paper repeats it, with shared
-        weights); all scores are formed under a mask that is shared by images and heads, so time
-        grows with the square of N.
+        weights).
 
     Example:
         >>> import torch
@@ -175,5 +182,34 @@ class CrissCrossAttention(SelfAttention):
         torch.Size([2, 35, 12])
     """
 
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        *,
+        similarity: Similarity | None = None,
+        normalize: Normalizer | None = None,
+        position: nn.Module | None = None,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
+        dropout: float = 0.0,
+    ):
+        super().__init__(
+            dim,
+            num_heads,
+            similarity=similarity,
+            normalize=normalize,
+            position=position,
+            qkv_bias=qkv_bias,
+            qk_norm=qk_norm,
+            dropout=dropout,
+        )
+        self.attend = CrissCrossAttend(
+            self.attend.similarity, self.attend.normalize, dropout=dropout
+        )
+
     def forward(self, x: Tensor, *, grid: Pair | None = None, mask: Tensor | None = None) -> Tensor:
-        return attend_in_groups(self, x, CrissCross(require_grid(grid)), mask)
+        if mask is not None:
+            check_token_mask(mask, x)
+        layout = CrissCross(require_grid(grid))
+        return attend_folded(self, x, layout, token_mask(mask, self.attend))

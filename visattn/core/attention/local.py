@@ -22,6 +22,13 @@ def attend_in_groups(
     attention: SelfAttention, x: Tensor, layout: Layout, mask: Tensor | None
 ) -> Tensor:
     """Apply self-attention among the tokens that the layout lets meet."""
+    return attend_folded(attention, x, layout, group_mask(attention, layout, x, mask))
+
+
+def attend_folded(
+    attention: SelfAttention, x: Tensor, layout: Layout, mask: Tensor | None
+) -> Tensor:
+    """Fold tokens (B, N, C) by the layout, attend under a mask for (B * groups, H, T, Tk)."""
     q, kv = attention.qkv(x).split([attention.dim, 2 * attention.dim], dim=-1)
     # (B, N, C) -> (B * groups, T, C) -> (B * groups, H, T, D)
     q = split_heads(layout.fold(q), attention.num_heads)
@@ -31,20 +38,26 @@ def attend_in_groups(
     bias = None
     if attention.position is not None:
         q, k, bias = attention.position(q, k, layout.coordinates(x.device))
-    meets = group_mask(attention, layout, x, mask)
-    m = attention.attend(q, k, v, bias=bias, mask=meets, layout=layout)
+    m = attention.attend(q, k, v, bias=bias, mask=mask, layout=layout)
     return attention.proj(layout.unfold(merge_heads(m)))
+
+
+def check_token_mask(mask: Tensor, x: Tensor) -> None:
+    if mask.shape != x.shape[:2]:
+        raise ValueError(
+            f"mask must be (B, N) = {tuple(x.shape[:2])} here, over keys; got {tuple(mask.shape)}"
+        )
 
 
 def group_mask(
     attention: SelfAttention, layout: Layout, x: Tensor, mask: Tensor | None
 ) -> Tensor | None:
-    """Join what the layout allows with a mask over tokens (B, N), for (B * groups, H, T, T).
+    """Join what the layout allows with a mask over tokens (B, N), for (B * groups, H, T, Tk).
 
     Where rows depend on each other, padding and masked tokens must not act as queries either.
     """
     row_local = is_row_local(attention.attend)
-    meets = layout.meets(x.device)  # (groups or 1, 1, T or 1, T)
+    meets = layout.meets(x.device)  # (groups or 1, 1, T or 1, Tk)
     if meets is not None:
         if not row_local:
             is_token = layout.token_index(x.device) >= 0
@@ -52,11 +65,8 @@ def group_mask(
         meets = repeat_for_batch(meets, x.shape[0] * meets.shape[0])
     if mask is None:
         return meets
-    if mask.shape != x.shape[:2]:
-        raise ValueError(
-            f"mask must be (B, N) = {tuple(x.shape[:2])} here, over keys; got {tuple(mask.shape)}"
-        )
-    allowed = layout.fold_keys(mask[..., None])[:, None, None, :, 0]  # (B * groups, 1, 1, T)
+    check_token_mask(mask, x)
+    allowed = layout.fold_keys(mask[..., None])[:, None, None, :, 0]  # (B * groups, 1, 1, Tk)
     if not row_local:
         allowed = allowed & layout.fold(mask[..., None])[:, None, :, :]
     return allowed if meets is None else meets & allowed

@@ -41,19 +41,22 @@ class NegativeL2(InnerProduct):
 
     def __init__(self, head_dim: int, num_heads: int = 1):
         super().__init__(head_dim, num_heads)
-        self.log_gamma = nn.Parameter(
-            torch.full((num_heads, 1, 1), -math.log(2 * math.sqrt(head_dim)))
-        )
+        start = -math.log(2 * math.sqrt(head_dim))
+        self.log_gamma = nn.Parameter(torch.full((num_heads, 1, 1), start))
 
     def dot_form(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        # a common offset cancels exactly; without it float32 loses digits where |q| and |k| are
-        # large
+        # A common offset cancels exactly; without it float32 loses digits where |q| and |k| are large.
         center = k.mean(-2, keepdim=True)
-        q, k, gamma = q - center, k - center, self.log_gamma.exp()
+        q = q - center
+        k = k - center
+        square_q = q.square().sum(-1, keepdim=True)  # (B, H, Nq, 1)
+        square_k = k.square().sum(-1, keepdim=True)  # (B, H, Nk, 1)
         ones = k.new_ones(())
-        square_q, square_k = q.square().sum(-1, keepdim=True), k.square().sum(-1, keepdim=True)
-        wide_q = torch.cat([2 * q, -square_q, ones.expand(square_q.shape)], -1) * gamma
-        return wide_q.to(q.dtype), torch.cat([k, ones.expand(square_k.shape), -square_k], -1), None
+        # -gamma |q - k|^2 = gamma (2 q k - |q|^2 - |k|^2): two more channels carry the squares.
+        wide_q = torch.cat([2 * q, -square_q, ones.expand(square_q.shape)], -1)
+        wide_q = wide_q * self.log_gamma.exp()
+        wide_k = torch.cat([k, ones.expand(square_k.shape), -square_k], -1)
+        return wide_q.to(q.dtype), wide_k, None
 
 
 class Laplacian(Similarity):
@@ -89,8 +92,10 @@ class Laplacian(Similarity):
     def __init__(self, head_dim: int, num_heads: int = 1):
         super().__init__(head_dim, num_heads)
         self.tile_width = head_dim
-        self.log_gamma = nn.Parameter(torch.full((num_heads, 1, 1), -math.log(math.sqrt(head_dim))))
+        start = -math.log(math.sqrt(head_dim))
+        self.log_gamma = nn.Parameter(torch.full((num_heads, 1, 1), start))
 
     def forward(self, q: Tensor, k: Tensor) -> Tensor:
-        distance = (q[..., :, None, :] - k[..., None, :, :]).abs().sum(-1)
+        differences = q[..., :, None, :] - k[..., None, :, :]  # (B, H, Nq, Nk, D)
+        distance = differences.abs().sum(-1)
         return -self.log_gamma.exp() * distance

@@ -54,14 +54,16 @@ class Additive(Similarity):
         for name, value in (("hidden_dim", hidden_dim), ("key_dim", key_dim)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
-        self.tile_width, self.key_dim = hidden_dim, key_dim
+        self.tile_width = hidden_dim
+        self.key_dim = key_dim
         self.query_weight = nn.Parameter(glorot(num_heads, head_dim, hidden_dim))
         self.key_weight = nn.Parameter(glorot(num_heads, key_dim, hidden_dim))
         self.score_weight = nn.Parameter(glorot(num_heads, hidden_dim, 1))
 
     def forward(self, q: Tensor, k: Tensor) -> Tensor:
-        q, k = q @ self.query_weight, k @ self.key_weight
-        hidden = torch.tanh(q[..., :, None, :] + k[..., None, :, :])
+        q = q @ self.query_weight
+        k = k @ self.key_weight
+        hidden = torch.tanh(q[..., :, None, :] + k[..., None, :, :])  # (B, H, Nq, Nk, hidden)
         return (hidden @ self.score_weight[:, None])[..., 0]
 
 
@@ -102,4 +104,6 @@ class Concat(Similarity):
         self.key_weight = nn.Parameter(glorot(num_heads, head_dim, 1))
 
     def forward(self, q: Tensor, k: Tensor) -> Tensor:
-        return torch.relu(q @ self.query_weight + (k @ self.key_weight).transpose(-2, -1))
+        of_query = q @ self.query_weight  # (B, H, Nq, 1)
+        of_key = (k @ self.key_weight).transpose(-2, -1)  # (B, H, 1, Nk)
+        return torch.relu(of_query + of_key)
