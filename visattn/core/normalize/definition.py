@@ -110,6 +110,6 @@ class Normalizer(nn.Module):
         return None
 
 
-def kept(e: Tensor) -> Tensor:
+def zero_masked(e: Tensor) -> Tensor:
     """Return scores with zeros for the masked ones."""
     return e.masked_fill(e == -torch.inf, 0.0)

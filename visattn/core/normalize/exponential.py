@@ -203,7 +203,8 @@ class Gumbel(Normalizer):
         super().__init__(num_heads)
         if tau <= 0:
             raise ValueError(f"tau must be positive; got {tau}")
-        self.tau, self.generator = tau, generator
+        self.tau = tau
+        self.generator = generator
 
     def weights(self, e: Tensor, count: int | Tensor) -> Tensor:
         if self.training:

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from visattn.core.normalize.definition import Normalizer, kept
+from visattn.core.normalize.definition import Normalizer, zero_masked
 
 
 class L1(Normalizer):
@@ -40,7 +40,7 @@ class L1(Normalizer):
     linear_divisor = "absolute_sum"
 
     def weights(self, e: Tensor, count: int | Tensor) -> Tensor:
-        e = kept(e)
+        e = zero_masked(e)
         total = e.abs().sum(-1, keepdim=True)
         return e / total.masked_fill(total == 0, 1)
 
@@ -81,4 +81,4 @@ class Uniform(Normalizer):
     linear_divisor = "count"
 
     def weights(self, e: Tensor, count: int | Tensor) -> Tensor:
-        return kept(e) / count
+        return zero_masked(e) / count

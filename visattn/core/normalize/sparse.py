@@ -16,13 +16,18 @@ def entmax(e: Tensor, p: float | Tensor) -> Tensor:
     its derivatives.
     """
     masked = e == -torch.inf
-    # a row's largest score as the origin changes nothing but keeps the digits of huge scores
-    e = (e - e.detach().amax(-1, keepdim=True)).masked_fill(masked, 0.0)
+    # Weights do not change with the origin; the largest score as origin keeps digits of huge ones.
+    largest = e.detach().amax(-1, keepdim=True)  # (B, H, Nq, 1)
+    e = (e - largest).masked_fill(masked, 0.0)
     x = (e / p).masked_fill(masked, -torch.inf)
-    t = threshold(x.detach(), p.detach() if isinstance(p, Tensor) else p)
-    t = newton_step(x, newton_step(x, t, p), p)
+    fixed_p = p.detach() if isinstance(p, Tensor) else p
+    t = threshold(x.detach(), fixed_p)
+    t = newton_step(x, t, p)
+    t = newton_step(x, t, p)
     support = x > t
-    return torch.where(support, torch.where(support, x - t, 1.0) ** p, 0.0)
+    # The power is taken of 1 outside the support: its gradient there would be NaN.
+    excess = torch.where(support, x - t, 1.0)
+    return torch.where(support, excess**p, 0.0)
 
 
 class Sparsemax(Normalizer):
@@ -134,6 +139,8 @@ class Entmax(Normalizer):
     shift_invariant = True
     rows_sum_to_one = True
     kernel = "entmax"
+    logit: nn.Parameter
+    fixed: Tensor
 
     def __init__(self, num_heads: int = 1, *, alpha: float = 1.5, learn: bool = True):
         super().__init__(num_heads)
@@ -143,12 +150,15 @@ class Entmax(Normalizer):
                 f"alpha must lie in {limits}; got {alpha} (softmax is the limit 1, sparsemax is 2)"
             )
         if learn:
-            self.logit = nn.Parameter(torch.full((num_heads,), math.log((alpha - 1) / (2 - alpha))))
+            logit = math.log((alpha - 1) / (2 - alpha))
+            self.logit = nn.Parameter(torch.full((num_heads,), logit))
         else:
             self.register_buffer("fixed", torch.full((num_heads,), 1 / (alpha - 1)))
 
     def exponent(self) -> Tensor:
-        return 1 / torch.sigmoid(self.logit) if hasattr(self, "logit") else self.fixed
+        if hasattr(self, "logit"):
+            return 1 / torch.sigmoid(self.logit)
+        return self.fixed
 
     def weights(self, e: Tensor, count: int | Tensor) -> Tensor:
         return entmax(e, self.exponent().to(e.dtype).view(-1, 1, 1))

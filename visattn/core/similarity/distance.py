@@ -41,21 +41,22 @@ class NegativeL2(InnerProduct):
 
     def __init__(self, head_dim: int, num_heads: int = 1):
         super().__init__(head_dim, num_heads)
-        start = -math.log(2 * math.sqrt(head_dim))
-        self.log_gamma = nn.Parameter(torch.full((num_heads, 1, 1), start))
+        self.log_gamma = nn.Parameter(
+            torch.full((num_heads, 1, 1), -math.log(2 * math.sqrt(head_dim)))
+        )
 
     def dot_form(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        # A common offset cancels exactly; without it float32 loses digits where |q| and |k| are large.
+        # A common offset cancels exactly; removing it keeps the digits of large q and k in float32.
         center = k.mean(-2, keepdim=True)
         q = q - center
         k = k - center
+        gamma = self.log_gamma.exp()
+        # -|q - k|^2 = 2 q k - |q|^2 - |k|^2: both squares become one more channel each.
         square_q = q.square().sum(-1, keepdim=True)  # (B, H, Nq, 1)
         square_k = k.square().sum(-1, keepdim=True)  # (B, H, Nk, 1)
-        ones = k.new_ones(())
-        # -gamma |q - k|^2 = gamma (2 q k - |q|^2 - |k|^2): two more channels carry the squares.
-        wide_q = torch.cat([2 * q, -square_q, ones.expand(square_q.shape)], -1)
-        wide_q = wide_q * self.log_gamma.exp()
-        wide_k = torch.cat([k, ones.expand(square_k.shape), -square_k], -1)
+        unit = k.new_ones(())
+        wide_q = torch.cat([2 * q, -square_q, unit.expand(square_q.shape)], -1) * gamma
+        wide_k = torch.cat([k, unit.expand(square_k.shape), -square_k], -1)
         return wide_q.to(q.dtype), wide_k, None
 
 
@@ -92,10 +93,9 @@ class Laplacian(Similarity):
     def __init__(self, head_dim: int, num_heads: int = 1):
         super().__init__(head_dim, num_heads)
         self.tile_width = head_dim
-        start = -math.log(math.sqrt(head_dim))
-        self.log_gamma = nn.Parameter(torch.full((num_heads, 1, 1), start))
+        self.log_gamma = nn.Parameter(torch.full((num_heads, 1, 1), -math.log(math.sqrt(head_dim))))
 
     def forward(self, q: Tensor, k: Tensor) -> Tensor:
-        differences = q[..., :, None, :] - k[..., None, :, :]  # (B, H, Nq, Nk, D)
-        distance = differences.abs().sum(-1)
+        # (B, H, Nq, 1, D) - (B, H, 1, Nk, D) -> (B, H, Nq, Nk)
+        distance = (q[..., :, None, :] - k[..., None, :, :]).abs().sum(-1)
         return -self.log_gamma.exp() * distance

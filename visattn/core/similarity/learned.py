@@ -63,7 +63,9 @@ class Additive(Similarity):
     def forward(self, q: Tensor, k: Tensor) -> Tensor:
         q = q @ self.query_weight
         k = k @ self.key_weight
-        hidden = torch.tanh(q[..., :, None, :] + k[..., None, :, :])  # (B, H, Nq, Nk, hidden)
+        # (B, H, Nq, 1, hidden) + (B, H, 1, Nk, hidden)
+        hidden = torch.tanh(q[..., :, None, :] + k[..., None, :, :])
+        # (B, H, Nq, Nk, 1) -> (B, H, Nq, Nk)
         return (hidden @ self.score_weight[:, None])[..., 0]
 
 
@@ -104,6 +106,6 @@ class Concat(Similarity):
         self.key_weight = nn.Parameter(glorot(num_heads, head_dim, 1))
 
     def forward(self, q: Tensor, k: Tensor) -> Tensor:
-        of_query = q @ self.query_weight  # (B, H, Nq, 1)
-        of_key = (k @ self.key_weight).transpose(-2, -1)  # (B, H, 1, Nk)
-        return torch.relu(of_query + of_key)
+        query_scores = q @ self.query_weight  # (B, H, Nq, 1)
+        key_scores = k @ self.key_weight  # (B, H, Nk, 1)
+        return torch.relu(query_scores + key_scores.transpose(-2, -1))
