@@ -5,23 +5,13 @@ from inspect import signature
 import pytest
 import torch
 import torchvision
+from model_cases import NARROW_BLOCK_OPTIONS
 
 from visattn.blocks.catalog import BLOCKS
 from visattn.models.cnn import CNNS, CONVOLUTIONS, ResNet, ResNetConfig, build_resnet
 
 TINY = ResNetConfig("cifar", "basic", (1, 1), (8, 16))
 NECK = ResNetConfig("cifar", "bottleneck", (1, 2), (8, 16))
-# Smaller than the papers' where those do not divide 8 channels.
-OPTIONS = {
-    "shuffle": {"groups": 2},
-    "sge": {"groups": 2},
-    "ema": {"groups": 2},
-    "lct": {"groups": 2},
-    "sk": {"groups": 4},
-    "epsa": {"groups": (1, 2, 2, 2)},
-    "involution": {"group_channels": 4},
-    "outlook": {"num_heads": 4},
-}
 
 
 @pytest.mark.parametrize("name", CNNS)
@@ -65,7 +55,7 @@ def test_every_block_trains_in_the_slot(block):
     if len(signature(BLOCKS[block].block.forward).parameters) > 2:
         pytest.skip("takes two maps")
     torch.manual_seed(0)
-    model = ResNet(NECK, 5, block=block, block_options=OPTIONS.get(block)).train()
+    model = ResNet(NECK, 5, block=block, block_options=NARROW_BLOCK_OPTIONS.get(block)).train()
     loss = torch.nn.functional.cross_entropy(model(torch.randn(4, 3, 13, 11)), torch.arange(4))
     loss.backward()
     kind = BLOCKS[block].block

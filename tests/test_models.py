@@ -1,4 +1,4 @@
-"""The contract of the vision transformers: timm's keys and numbers, any image size, every option by name."""
+"""The contract of every vision transformer, and what is equal to timm."""
 
 import copy
 import io
@@ -34,6 +34,12 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 def images(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_table_prints_one_line_per_model():
+    header, *lines = str(MODELS).splitlines()
+    assert header.split("  ")[0] == "name" and "default options" in header
+    assert [line.split()[0] for line in lines] == list(MODELS)
 
 
 def test_the_cases_use_every_option():

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from model_cases import NARROW_BLOCK_OPTIONS
 from surgery_cases import (
     TINY,
     count_hooks,
@@ -27,14 +28,6 @@ from torchvision.models.convnext import CNBlockConfig
 from visattn.blocks.catalog import BLOCKS
 from visattn.models.cnn import ResNet
 from visattn.surgery import insert, remove, replace
-
-# Behind 8 and 16 channels some papers' groups do not fit.
-OPTIONS = {name: {"groups": 2} for name in ("shuffle", "sge", "ema", "lct")} | {
-    "sk": {"groups": 4},
-    "epsa": {"groups": (1, 2, 2, 2)},
-    "involution": {"group_channels": 4},
-    "outlook": {"num_heads": 4},
-}
 
 
 class Plain(nn.Module):
@@ -215,7 +208,7 @@ def test_identity_then_everything_learns(block):
         model, x = tiny(), image(4, 3, 13, 11)
         before = model(x)
         torch.manual_seed(seed)
-        insert(model, block, where="layer2.0", **OPTIONS.get(block, {}))
+        insert(model, block, where="layer2.0", **NARROW_BLOCK_OPTIONS.get(block, {}))
         assert torch.equal(model(x), before)
         names = without_gradient_at_second_step(model, model.layer2[0].inserted.train())
         silent = names if silent is None else silent & names
