@@ -13,40 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from journey_cases import REPOSITORY, command, run_to_the_end, small_options
 from PIL import Image
 
 from visattn.training import cli
 from visattn.training.checkpoint_io import read_checkpoint
 from visattn.training.classifier import load_classifier
-
-HOUSE = Path(__file__).parent.parent
-SMALL = '{"dim": 16, "depth": 2, "num_heads": 2}'
-
-
-def command(*parts: object) -> list[str]:
-    return [sys.executable, str(HOUSE / "train.py"), *map(str, parts)]
-
-
-def keys(out: Path, **changed) -> list[str]:
-    """The quickstart's config, cut down to seconds."""
-    chosen = {
-        "config": HOUSE / "configs" / "quickstart.yaml",
-        "out": out,
-        "model.image_size": 24,
-        "model.options": SMALL,
-        "data.root": HOUSE / "assets" / "writing_systems.zip",
-        "data.batch_size": 16,
-        "data.num_workers": 0,
-        "data.mean": "[0.9, 0.9, 0.9]",
-        "data.std": "[0.2, 0.2, 0.2]",
-        "trainer.accelerator": "cpu",
-        "trainer.devices": 1,
-        "trainer.limit_train_batches": 9,
-        "trainer.max_epochs": 2,
-        "overlays": 0,
-    }
-    chosen |= {key.replace("__", "."): value for key, value in changed.items()}
-    return [part for key, value in chosen.items() for part in (f"--{key}", str(value))]
 
 
 def weights(path: Path) -> dict:
@@ -59,22 +31,13 @@ def same(first: dict, second: dict) -> bool:
     )
 
 
-def finished(arguments: list[str]) -> str:
-    """Run a command in the repository's root; return what it printed."""
-    done = subprocess.run(
-        arguments, cwd=HOUSE, capture_output=True, text=True, timeout=900, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def test_from_training_to_a_map(tmp_path):
-    said = finished(command("fit", *keys(tmp_path / "run", overlays=3)))
+    said = run_to_the_end(command("fit", *small_options(tmp_path / "run", overlays=3)))
     assert "validation accuracy" in said
     assert "img/s" in said
     following = re.search(r"visattn (map \S+ --model \S+) --out out/", said)
     maps = [sys.executable, "-m", "visattn", *following[1].split(), "--out", str(tmp_path / "maps")]
-    finished(maps)
+    run_to_the_end(maps)
     entries = json.loads((tmp_path / "maps" / "index.json").read_text())
     assert entries
     pictures = sorted((tmp_path / "maps").glob("*.png"))
@@ -89,11 +52,14 @@ def test_from_training_to_a_map(tmp_path):
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
-    cli.main(["fit", *keys(tmp_path / "whole", trainer__enable_progress_bar="false")])
+    cli.main(["fit", *small_options(tmp_path / "whole", trainer__enable_progress_bar="false")])
     cut = tmp_path / "cut" / "checkpoints" / "last.ckpt"
-    arguments = keys(tmp_path / "cut", checkpoint_steps=2)
+    arguments = small_options(tmp_path / "cut", checkpoint_steps=2)
     process = subprocess.Popen(
-        command("fit", *arguments), cwd=HOUSE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command("fit", *arguments),
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     while not cut.is_file() and process.poll() is None:
         time.sleep(0.02)
@@ -113,7 +79,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
 
 def some_images(root: Path, train: int = 8, val: int = 7) -> Path:
     """A folder with a few of the embedded images of three classes: 24 to train, 21 to validate."""
-    with zipfile.ZipFile(HOUSE / "assets" / "writing_systems.zip") as archive:
+    with zipfile.ZipFile(REPOSITORY / "assets" / "writing_systems.zip") as archive:
         for split, count in (("train", train), ("val", val)):
             for name in ("Greek", "Korean", "Latin"):
                 files = [
@@ -142,11 +108,11 @@ def test_two_processes_train_and_count_every_image_once(tmp_path, capsys):
     both = {**small, "trainer__devices": 2, "trainer__strategy": "ddp"}
     # one process gets 11 images in 3 batches, the other 10 in 2: waiting for each other in every
     # batch would hang
-    finished(command("fit", *keys(tmp_path / "run", **both)))
+    run_to_the_end(command("fit", *small_options(tmp_path / "run", **both)))
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 16
-    by_two = finished(command("validate", *keys(tmp_path / "run", **both)))
+    by_two = run_to_the_end(command("validate", *small_options(tmp_path / "run", **both)))
     capsys.readouterr()
-    cli.main(["validate", *keys(tmp_path / "run", **small)])
+    cli.main(["validate", *small_options(tmp_path / "run", **small)])
     counts = [
         re.search(r"\((\d+) of (\d+) images\)", said).groups()
         for said in (by_two, capsys.readouterr().out)
@@ -168,11 +134,11 @@ def test_two_processes_share_the_parameters_and_go_on(tmp_path):
         "overlays": 2,
     }
     # one process validates 3 batches, the other 2, and each batch takes the shards of both
-    finished(command("fit", *keys(tmp_path / "run", **small, trainer__max_epochs=1)))
+    run_to_the_end(command("fit", *small_options(tmp_path / "run", **small, trainer__max_epochs=1)))
     with (tmp_path / "run" / "classes.csv").open(newline="") as file:
         assert sum(int(row["images"]) for row in csv.DictReader(file)) == 21
     first = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
-    finished(command("fit", *keys(tmp_path / "run", **small), "--ckpt_path", "last"))
+    run_to_the_end(command("fit", *small_options(tmp_path / "run", **small), "--ckpt_path", "last"))
     second = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
     assert second["global_step"] == 2 * first["global_step"]
     moments = [content["optimizer_states"][0]["state"][0]["step"] for content in (first, second)]
@@ -188,13 +154,15 @@ def test_two_processes_share_the_parameters_and_go_on(tmp_path):
 @pytest.mark.slow
 def test_a_run_killed_five_times_ends_with_the_same_weights(tmp_path):
     small = {"trainer__max_epochs": 3, "trainer__limit_train_batches": 20, "model__ema": 0.9}
-    cli.main(["fit", *keys(tmp_path / "whole", trainer__enable_progress_bar="false", **small)])
+    cli.main(
+        ["fit", *small_options(tmp_path / "whole", trainer__enable_progress_bar="false", **small)]
+    )
     cut, generator = tmp_path / "cut" / "checkpoints" / "last.ckpt", np.random.default_rng(0)
-    arguments, again = keys(tmp_path / "cut", checkpoint_steps=1, **small), []
+    arguments, again = small_options(tmp_path / "cut", checkpoint_steps=1, **small), []
     for wanted in np.sort(generator.choice(np.arange(2, 56), 5, replace=False)).tolist():
         process = subprocess.Popen(
             command("fit", *arguments, *again),
-            cwd=HOUSE,
+            cwd=REPOSITORY,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

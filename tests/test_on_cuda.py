@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from block_builds import FIRST, build, inputs
-from test_journey import command, finished, keys
+from journey_cases import command, run_to_the_end, small_options
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from visattn.methods.gradient import gae
@@ -85,7 +85,9 @@ def test_the_quickstart_learns_in_bfloat16(tmp_path, strategy):
         "trainer__precision": "bf16-mixed",
         "trainer__limit_train_batches": 60,
     }
-    finished(command("fit", *keys(tmp_path / "run", trainer__strategy=strategy, **options)))
+    run_to_the_end(
+        command("fit", *small_options(tmp_path / "run", trainer__strategy=strategy, **options))
+    )
     with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
         losses = [float(row["val_loss"]) for row in csv.DictReader(file) if row["val_loss"]]
     assert len(losses) == 2 and losses[1] < losses[0]
