@@ -158,7 +158,7 @@ class _FeatureWatch:
             return self._copy_named(first, output) if frame.name == self.layer else None
         if self._ends_token_block(frame.name):
             # the input as well: after a block that ends in the class token patches have no gradient
-            before = _candidates_of(f"{frame.name} (input)", frame.tensor())
+            before = _candidates_of(f"{frame.name} (input)", frame.input_tensor)
             self.candidates = before + _candidates_of(frame.name, first)
         elif self._is_feature_map(first):
             self.candidates = _candidates_of(frame.name, first)

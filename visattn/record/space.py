@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from visattn.map import Lattice
+from visattn.tracing import ModuleCall
 
 MOST_PREFIX_TOKENS = 16
 
@@ -134,11 +135,26 @@ def strided_index(grid: tuple[int, int], parts: tuple[int, int]) -> Tensor:
     return index.permute(1, 3, 0, 2).flatten(2).flatten(0, 1)
 
 
-def windowed_space(frames: list, groups: int, tokens: int) -> Space | None:
+def grids_of(call: ModuleCall, is_outermost: bool = False) -> list[tuple[int, int]]:
+    """Return the grids the inputs may lie on: (B, C, h, w), (B, h, w, C), or an argument (h, w)."""
+    arguments = []
+    for value in call.inputs:
+        if isinstance(value, tuple) and len(value) == 2 and all(type(n) is int for n in value):
+            arguments.append(value)
+    x = call.input_tensor
+    if x is None or x.ndim != 4:
+        return arguments
+    channels_first = (x.shape[2], x.shape[3])
+    if is_outermost:
+        return [channels_first]
+    return [channels_first, (x.shape[1], x.shape[2]), *arguments]
+
+
+def windowed_space(calls: list[ModuleCall], groups: int, tokens: int) -> Space | None:
     """Read the window partition off the modules that are running, innermost first; None if none states one."""
-    for frame in reversed(frames):
-        for grid in frame.grids():
-            index = _partition(frame.module, grid)
+    for position, call in reversed(list(enumerate(calls))):
+        for grid in grids_of(call, is_outermost=position == 0):
+            index = _partition(call.module, grid)
             if index is not None and tuple(index.shape) == (groups, tokens):
                 return Space(math.prod(grid), 0, grid, index)
     return None

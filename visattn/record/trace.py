@@ -1,12 +1,16 @@
-"""Which module is running: names for what is seen."""
+"""Which module of a watched model is running: names for what is recorded."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from timm.layers import DropPath, LayerScale, Mlp
-from torch import Tensor, nn
+from torch import nn
 
-PLAIN = (
+from visattn.tracing import CallTracer, ModuleCall
+
+# layers that attend nothing: inside blocks they are not followed, which saves time
+PLAIN_LAYERS = (
     nn.Linear,
     nn.LayerNorm,
     nn.Identity,
@@ -15,116 +19,59 @@ PLAIN = (
     nn.ReLU,
     nn.Conv2d,
     nn.BatchNorm2d,
+    Mlp,
+    LayerScale,
+    DropPath,
 )
-PLAIN += (Mlp, LayerScale, DropPath)
-
-
-@dataclass
-class Frame:
-    """One module call in progress."""
-
-    name: str
-    module: nn.Module
-    args: tuple
-    kwargs: dict
-    outermost: bool = False
-
-    @property
-    def inputs(self) -> tuple:
-        """Everything the module was called with."""
-        return (*self.args, *self.kwargs.values())
-
-    def tensor(self) -> Tensor | None:
-        """Return the first floating tensor the module was called with."""
-        return next(
-            (x for x in self.inputs if isinstance(x, Tensor) and x.is_floating_point()), None
-        )
-
-    def grids(self) -> list[tuple[int, int]]:
-        """Return the grids the inputs may lie on: (B, C, h, w), (B, h, w, C), or (h, w) told as an argument."""
-        told = [
-            x
-            for x in self.inputs
-            if isinstance(x, tuple) and len(x) == 2 and all(type(n) is int for n in x)
-        ]
-        x = self.tensor()
-        if x is None or x.ndim != 4:
-            return told
-        return (
-            [tuple(x.shape[2:4])]
-            if self.outermost
-            else [tuple(x.shape[2:4]), tuple(x.shape[1:3]), *told]
-        )
-
-
-def modules_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return what ``model.named_modules()`` gives, in less time than its generators within generators take."""
-    found, seen, rest = [], set(), [("", model)]
-    while rest:
-        name, module = rest.pop()
-        if module not in seen:
-            seen.add(module)
-            found.append((name, module))
-            before = f"{name}." if name else ""
-            inside = [(before + child, m) for child, m in module._modules.items() if m is not None]
-            rest += reversed(inside)
-    return found
 
 
 class Trace:
-    """Keep the stack of running modules by hooks; all of them go when it is closed.
+    """Follow the modules of a model pass by pass, until it is closed.
 
     Args:
-        modules: (name, module) of all modules of the model to follow.
-        on_start: Called when a pass begins: a module that already ran is entered from outside
-            again.
-        on_exit: Called with (frame, output) when a module ends; what it returns, unless None, goes
-            on in the output's place.
-        every: Follow the plain layers inside blocks too, which attend nothing; it costs time.
+        modules: (name, module) of all modules of the model.
+        on_start: Called with the first call of a pass, which begins when a module that already ran
+            is entered from outside again.
+        on_exit: Called with a call when its module ends; what it returns, unless None, replaces the
+            output.
+        every: Follow the plain layers inside blocks too; it costs time.
     """
 
     def __init__(
-        self, modules: list[tuple[str, nn.Module]], on_start, on_exit, every: bool = False
+        self,
+        modules: list[tuple[str, nn.Module]],
+        on_start: Callable[[ModuleCall], object],
+        on_exit: Callable[[ModuleCall], Any],
+        every: bool = False,
     ):
-        self.frames: list[Frame] = []
-        self._on_start, self._on_exit = on_start, on_exit
-        self._entered: set[str] = set()
-        self._handles = []
+        self._on_start = on_start
+        self._outermost_names: set[str] = set()  # what was called from outside in this pass
         for name, module in modules:
             if isinstance(module, torch.jit.ScriptModule):
-                self.close()
                 raise TypeError(
-                    f"{name or 'the model'} is a TorchScript module, which hides its attention calls"
+                    f"{name or 'the model'} is a TorchScript module, "
+                    "which hides its attention calls"
                 )
-            if isinstance(module, PLAIN) and "." in name and not every:
-                continue
-            self._handles += [
-                module.register_forward_pre_hook(self._enter(name), prepend=True, with_kwargs=True),
-                module.register_forward_hook(self._leave, always_call=True),
-            ]
+        followed = [
+            (name, module)
+            for name, module in modules
+            if every or "." not in name or not isinstance(module, PLAIN_LAYERS)
+        ]
+        self._tracer = CallTracer(followed, self._enter, on_exit)
 
-    def close(self):
+    @property
+    def running(self) -> list[ModuleCall]:
+        """The calls that have not returned, outermost first."""
+        return self._tracer.running
+
+    def close(self) -> None:
         """Remove every hook."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self.frames = [], []
+        self._tracer.close()
 
-    def _enter(self, name: str):
-        def hook(module, args, kwargs):
-            frame = Frame(name, module, args, kwargs, outermost=not self.frames)
-            if frame.outermost:
-                if not self._entered or name in self._entered:
-                    self._entered = set()
-                    self._on_start(frame)
-                self._entered.add(name)
-            self.frames.append(frame)
-
-        return hook
-
-    def _leave(self, module, args, output):
-        # An exception skips the exits of inner modules: unwind to the module that ends.
-        while self.frames:
-            frame = self.frames.pop()
-            if frame.module is module:
-                return self._on_exit(frame, output)
-        return None
+    def _enter(self, call: ModuleCall, parent: ModuleCall | None) -> None:
+        if parent is not None:
+            return
+        if not self._outermost_names or call.name in self._outermost_names:
+            self._outermost_names = set()
+            self._on_start(call)
+        self._outermost_names.add(call.name)

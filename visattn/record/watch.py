@@ -14,13 +14,15 @@ from visattn.record.calls import Calls
 from visattn.record.entry import Record
 from visattn.record.space import (
     Space,
+    grids_of,
     kernel_spaces,
     known_space,
     nearest_space,
     space_by_aspect,
     windowed_space,
 )
-from visattn.record.trace import Frame, Trace, modules_of
+from visattn.record.trace import Trace
+from visattn.tracing import ModuleCall, modules_of
 
 POOLED_BY_MEAN = ("avg", "avgmax", "max", "mean")
 
@@ -82,7 +84,7 @@ class Watch:
         )
 
     def listening(self) -> bool:
-        return bool(self._trace.frames)
+        return bool(self._trace.running)
 
     def convolved(self, output: Tensor):
         self.grids.append(tuple(output.shape[-2:]))
@@ -126,8 +128,8 @@ class Watch:
         four = _four_axes(alpha) if alpha.ndim > 3 else alpha.unflatten(0, (-1, heads))
         self._token(tuple(four.shape), {"alpha": four, "output": alpha}, certain=False)
 
-    def _start(self, frame: Frame):
-        image = frame.tensor()
+    def _start(self, frame: ModuleCall):
+        image = frame.input_tensor
         if image is None:
             raise ValueError(
                 f"capture needs a tensor of images; {frame.name or 'the model'} was called without one"
@@ -142,15 +144,18 @@ class Watch:
         self.seen.clear()
         self._on_start()
 
-    def _exit(self, frame: Frame, output):
+    def _exit(self, frame: ModuleCall):
+        output = frame.output
         if isinstance(frame.module, Tap) and output is not None:
             self._gate(frame, output)
         elif isinstance(frame.module, Attend) and output is not None:
             self._attend(frame, output)
         return None if self._on_exit is None else self._on_exit(frame, output)
 
-    def _owner(self) -> Frame:
-        return next(f for f in reversed(self._trace.frames) if not isinstance(f.module, nn.Softmax))
+    def _owner(self) -> ModuleCall:
+        return next(
+            f for f in reversed(self._trace.running) if not isinstance(f.module, nn.Softmax)
+        )
 
     def _own_code(self) -> bool:
         """Whether our own code calls: its attention is seen at Attend and Tap, and must not be seen twice."""
@@ -169,7 +174,7 @@ class Watch:
             return
         self._record(owner, Record(owner.name, kind, self.batch, queries, keys, pool=pool, **found))
 
-    def _attend(self, frame: Frame, output: Tensor):
+    def _attend(self, frame: ModuleCall, output: Tensor):
         names = ("q", "k", "v", "bias", "mask", "layout")
         found = dict(zip(names, frame.args, strict=False)) | frame.kwargs
         layout = found.pop("layout", None)
@@ -181,17 +186,17 @@ class Watch:
             # An evaluation that knows the layout needs no mask of it; the definition does.
             found["mask"] = _join_masks(layout.meets(found["q"].device), found.get("mask"))
         pair = (frame.module.similarity, frame.module.normalize)
-        parent = self._trace.frames[-1] if self._trace.frames else frame
+        parent = self._trace.running[-1] if self._trace.running else frame
         kind = getattr(layout, "kind", "token")
         record = Record(
             "", kind, self.batch, queries, keys, pair=pair, output=output, pool=pool, **found
         )
         self._record(parent, record)
 
-    def _gate(self, frame: Frame, alpha: Tensor):
-        parent = self._trace.frames[-1] if self._trace.frames else frame
+    def _gate(self, frame: ModuleCall, alpha: Tensor):
+        parent = self._trace.running[-1] if self._trace.running else frame
         kind, energy = frame.module.kind, None
-        x = parent.tensor()
+        x = parent.input_tensor
         size = getattr(parent.module, "kernel_size", None)
         if (
             kind == "token"
@@ -215,14 +220,14 @@ class Watch:
         )
         self._record(parent, record)
 
-    def _record(self, owner: Frame, record: Record):
+    def _record(self, owner: ModuleCall, record: Record):
         for side in ("queries", "keys"):
             space = getattr(record, side)
             lattice = self.lattice_of(space.grid)
             if lattice is not None:
                 setattr(record, side, space._replace(lattice=lattice))
         record.name = owner.name or type(owner.module).__name__
-        above = [f.name for f in self._trace.frames if f is not owner and f.name in self._items]
+        above = [f.name for f in self._trace.running if f is not owner and f.name in self._items]
         record.block = above[-1] if above else ""
         if record.kind == "token":
             self._queries = record.queries.tokens
@@ -232,7 +237,7 @@ class Watch:
         batch, _, nq, nk = shape
         groups = batch // max(1, self.batch)
         if groups > 1:
-            space = windowed_space(self._trace.frames, groups, nk) if nq == nk else None
+            space = windowed_space(self._trace.running, groups, nk) if nq == nk else None
             if space is None:
                 space = Space(groups * nk, index=torch.arange(groups * nk).view(groups, nk))
             return space, space, False
@@ -270,9 +275,7 @@ class Watch:
         return space or Space(tokens, prefix or 0)
 
     def _grids_inside(self) -> list[tuple[int, int]]:
-        return [
-            grid for frame in self._trace.frames for grid in frame.grids() if not frame.outermost
-        ]
+        return [grid for call in self._trace.running[1:] for grid in grids_of(call)]
 
 
 def _join_masks(meets: Tensor | None, mask: Tensor | None) -> Tensor | None:
@@ -297,7 +300,7 @@ def _four_axes(x: Tensor) -> Tensor:
     return x.unsqueeze(1) if x.ndim == 3 else x.flatten(0, x.ndim - 4)
 
 
-def _mixes_channels(frame: Frame, shape: tuple[int, int, int, int]) -> bool:
+def _mixes_channels(frame: ModuleCall, shape: tuple[int, int, int, int]) -> bool:
     """Whether Nq x Nk is a map between the channels of a head (cross-covariance attention), not between tokens."""
-    x, (_, heads, nq, nk) = frame.tensor(), shape
+    x, (_, heads, nq, nk) = frame.input_tensor, shape
     return x is not None and x.ndim == 3 and nq == nk != x.shape[1] and nq * heads == x.shape[2]

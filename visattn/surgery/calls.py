@@ -2,40 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from visattn.tracing import evaluating
+from visattn.tracing import CallTracer, ModuleCall, evaluating, modules_of
 
 # 96 pixels leave 3 x 3 positions after five halvings, as most networks have.
 EXAMPLE_SIZE = 96
-
-
-@dataclass(eq=False)
-class ModuleCall:
-    """One call of one module, with the calls inside it.
-
-    ``input`` is the first tensor among the arguments; ``output`` is None where the module returns
-    no single tensor. The versions tell whether two calls saw the same values.
-    """
-
-    name: str
-    module: nn.Module
-    input: Tensor | None = None
-    output: Tensor | None = None
-    input_version: tuple[int, int] | None = None
-    output_version: tuple[int, int] | None = None
-    inner: list["ModuleCall"] = field(default_factory=list)
-
-    @property
-    def output_map(self) -> Tensor | None:
-        """The output, if it is a map (B, C, H, W)."""
-        if self.output is None or self.output.ndim != 4:
-            return None
-        return self.output
 
 
 def dry_run(
@@ -92,39 +66,19 @@ def _recording(
     root: ModuleCall,
 ) -> Iterator[None]:
     """Append the tree of calls to `root` by hooks, which are removed at the end."""
-    # A module with several names goes by its first.
-    names = {module: name for name, module in model.named_modules()}
-    stack = [root]  # the calls that have not returned yet
 
-    def enter(
-        module: nn.Module,
-        inputs: tuple[Any, ...],
-    ) -> None:
-        call = ModuleCall(names[module], module)
-        tensors = [x for x in inputs if isinstance(x, Tensor)]
-        call.input = tensors[0] if tensors else None
-        call.input_version = _version(call.input)
-        stack[-1].inner.append(call)
-        stack.append(call)
+    def enter(call: ModuleCall, parent: ModuleCall | None) -> None:
+        call.input_version = _version(call.input_tensor)
+        (parent or root).inner.append(call)
 
-    def leave(
-        module: nn.Module,
-        inputs: tuple[Any, ...],
-        output: Any,
-    ) -> None:
-        call = stack.pop()
-        call.output = output if isinstance(output, Tensor) else None
-        call.output_version = _version(call.output)
+    def leave(call: ModuleCall) -> None:
+        call.output_version = _version(call.output_tensor)
 
-    handles = []
-    for module in names:
-        handles.append(module.register_forward_pre_hook(enter))
-        handles.append(module.register_forward_hook(leave))
+    tracer = CallTracer(modules_of(model), enter, leave)
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        tracer.close()
 
 
 def _version(x: Tensor | None) -> tuple[int, int] | None:

@@ -8,7 +8,8 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 
 from visattn.names import suggest
-from visattn.surgery.calls import ModuleCall, walk
+from visattn.surgery.calls import walk
+from visattn.tracing import ModuleCall
 
 # A module that shrinks the area of its map by more is not one stage but holds several.
 STAGE_SHRINKS_AT_MOST = 6
@@ -106,9 +107,9 @@ def _walk_trunk(call: ModuleCall) -> Iterator[ModuleCall]:
 
 def _holds_stages(call: ModuleCall) -> bool:
     """Tell whether a call shrinks its map more than a stage does, or gives no map."""
-    if call.input is None or call.output_map is None:
+    if call.input_tensor is None or call.output_map is None:
         return True
-    return _area(call.input) > STAGE_SHRINKS_AT_MOST * _area(call.output_map)
+    return _area(call.input_tensor) > STAGE_SHRINKS_AT_MOST * _area(call.output_map)
 
 
 def _split_chain(call: ModuleCall) -> Iterator[ModuleCall]:
@@ -176,7 +177,8 @@ def _make_site(call: ModuleCall) -> InsertionSite:
     """Make the site behind a call, or refuse one that gives no map."""
     if call.output_map is not None:
         return InsertionSite(call.name, call.output_map)
-    output = "no single tensor" if call.output is None else tuple(call.output.shape)
+    tensor = call.output_tensor
+    output = "no single tensor" if tensor is None else tuple(tensor.shape)
     raise ValueError(
         f"module {call.name!r} must give a map (B, C, H, W) for a block to follow it; "
         f"it gives {output}"

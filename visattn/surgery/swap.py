@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from visattn.blocks.catalog import BLOCKS
 from visattn.names import suggest
 from visattn.surgery.block import create_map_block
-from visattn.surgery.calls import ModuleCall, dry_run, walk
+from visattn.surgery.calls import dry_run, walk
+from visattn.tracing import ModuleCall
 
 # Class names of the same layers in timm and torchvision.
 PEER_CLASSES = {
@@ -83,8 +84,8 @@ def _build_for(
     options: dict[str, Any],
 ) -> nn.Module:
     """Build the block `name` with the channels, device, dtype and mode of the layer it replaces."""
-    x = call.input
-    y = call.output
+    x = call.input_tensor
+    y = call.output_tensor
     # The next layer expects the map of the layer that leaves, so its shape must stay.
     if x is None or y is None or x.ndim != 4 or x.shape != y.shape:
         raise ValueError(

@@ -70,7 +70,7 @@ def attend_on_chip(
     for i in tl.static_range(TILES):
         e = e + (
             key_scores(problem, b, h, q, rows, i * KEYS + tl.arange(0, KEYS), PRECISION, WIDTH),
-        )  # noqa: RUF005 (the compiler knows no star)
+        )
     origin, shift, x = threshold_on_chip(e, p, KIND, TILES)
     total = tl.zeros((ROWS, VALUE_WIDTH), tl.float32)
     for i in tl.static_range(TILES):
