@@ -41,6 +41,13 @@ def test_what_is_captured_is_what_is_documented(case):
     assert list(dict.fromkeys(re.findall(rf"kind\s+({'|'.join(Tap.KINDS)})\b", section))) == kinds
 
 
+@pytest.mark.parametrize("case", FIRST, ids=str)
+def test_a_tap_is_called_tap_or_by_what_it_weighs(case):
+    for module in build(case).modules():
+        names = [name for name, child in module.named_children() if isinstance(child, Tap)]
+        assert all(re.fullmatch(r"tap(_[a-z]+)?", name) for name in names), names
+
+
 def captured(case):
     """The records of one image."""
     block, tensors = build(case).eval(), inputs(case, batch=1)

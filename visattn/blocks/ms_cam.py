@@ -139,8 +139,8 @@ class IAFF(nn.Module):
         - Output: as the inputs.
 
     Map:
-        ``tap1`` and ``tap2``, kind spatial: (B, C, H, W), the share of x in the first and in the
-        last fusion, values in (0, 1); with the share of y they sum to one.
+        ``tap_first`` and ``tap_second``, kind spatial: (B, C, H, W), the share of x in the first
+        and in the last fusion, values in (0, 1); with the share of y they sum to one.
 
     Raises:
         ValueError: ``channels`` or ``reduction`` is below 1; or, with batch norm, a single image in
@@ -167,18 +167,18 @@ class IAFF(nn.Module):
         self.global_gate1 = _bottleneck(channels, reduction, norm)
         self.local_gate2 = _bottleneck(channels, reduction, norm)
         self.global_gate2 = None if shared_global else _bottleneck(channels, reduction, norm)
-        self.tap1 = Tap("spatial")
-        self.tap2 = Tap("spatial")
+        self.tap_first = Tap("spatial")
+        self.tap_second = Tap("spatial")
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         require_map(x, self.channels, name="x")
         require_map(y, self.channels, name="y")
         both = x + y
         gate = (self.local_gate1(both) + self.global_gate1(axis_mean(both, (2, 3)))).sigmoid()
-        both = _mixed(x, y, self.tap1(gate))
+        both = _mixed(x, y, self.tap_first(gate))
         global_gate = self.global_gate1 if self.global_gate2 is None else self.global_gate2
         gate = (self.local_gate2(both) + global_gate(axis_mean(both, (2, 3)))).sigmoid()
-        return _mixed(x, y, self.tap2(gate))
+        return _mixed(x, y, self.tap_second(gate))
 
 
 def _mixed(x: Tensor, y: Tensor, share: Tensor) -> Tensor:

@@ -152,18 +152,17 @@ class _Contracted(torch.autograd.Function):
         ctx.axis = inputs[2]
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weights = ctx.saved_tensors
-        outer = (
-            gradient.unsqueeze(ctx.axis) * weights.unsqueeze(3 - ctx.axis)
-            if ctx.needs_input_grad[0]
-            else None
-        )
-        return (
-            outer,
-            contracted(x, gradient, 3 - ctx.axis) if ctx.needs_input_grad[1] else None,
-            None,
-        )
+        summed_axis = ctx.axis
+        remaining_axis = 3 - summed_axis
+        x_gradient = None
+        weights_gradient = None
+        if ctx.needs_input_grad[0]:
+            x_gradient = gradient.unsqueeze(summed_axis) * weights.unsqueeze(remaining_axis)
+        if ctx.needs_input_grad[1]:
+            weights_gradient = contracted(x, gradient, remaining_axis)
+        return x_gradient, weights_gradient, None
 
 
 def contracted(x: Tensor, weights: Tensor, axis: int) -> Tensor:
@@ -186,19 +185,26 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         a, b = ctx.saved_tensors
-        left, right = ctx.needs_input_grad
-        return _like(a, gradient, b.mT) if left else None, _like(
-            b, a.mT, gradient
-        ) if right else None
+        a_gradient = None
+        b_gradient = None
+        if ctx.needs_input_grad[0]:
+            a_gradient = _product_like(a, gradient, b.mT)
+        if ctx.needs_input_grad[1]:
+            b_gradient = _product_like(b, a.mT, gradient)
+        return a_gradient, b_gradient
 
 
-def _like(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+def _product_like(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """The product of a and b, transposed in memory where x is."""
-    return product(b.mT, a.mT).mT if x.stride(-1) != 1 and x.stride(-2) == 1 else product(a, b)
+    is_transposed = x.stride(-1) != 1 and x.stride(-2) == 1
+    if is_transposed:
+        return product(b.mT, a.mT).mT
+    return product(a, b)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b of batched matrices (B, N, K) and (B, K, M)."""
-    return (
-        a @ b if plain(a, b) or not (a.requires_grad or b.requires_grad) else _Product.apply(a, b)
-    )
+    needs_gradient = a.requires_grad or b.requires_grad
+    if plain(a, b) or not needs_gradient:
+        return a @ b
+    return _Product.apply(a, b)
