@@ -1,8 +1,12 @@
-"""The tiled evaluation of pairs without a kernel: the definition on a few query rows, formed again in the backward."""
+"""The tiled evaluation of pairs without row functions.
+
+It evaluates the definition on a few query rows at a time, and again in the backward pass.
+"""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import chain
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,148 +15,220 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from visattn.core.kernels.tiles import Tile, part, tiles
+from visattn.core.kernels.tiles import Tile, cut, cut_optional, tiles
+from visattn.core.normalize.definition import Normalizer
+from visattn.core.similarity.definition import Similarity
 
 _TILE_BYTES = 1024 * 1024
+
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None]
+"""q, k, v and bias, or something of each of them."""
+
+TileFunction = Callable[..., Tensor]
+"""(q, k, v, bias, mask, heads) of one tile -> m of the tile."""
 
 
 def recomputed(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    similarity: nn.Module,
-    normalize: nn.Module,
+    similarity: Similarity,
+    normalize: Normalizer,
     bias: Tensor | None,
     mask: Tensor | None,
     dropout: float,
 ) -> Tensor:
     """Return m by tiles of query rows; correct for every row-local pair."""
 
-    def piece(
+    def attend_tile(
         q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, heads: slice
     ) -> Tensor:
-        e = _of_heads(similarity, heads, q, k)
-        alpha = _of_heads(normalize, heads, e if bias is None else e + bias, mask).to(v.dtype)
-        return F.dropout(alpha, dropout) @ v if dropout else alpha @ v
+        e = _call_heads(similarity, heads, q, k)
+        if bias is not None:
+            e = e + bias
+        alpha = _call_heads(normalize, heads, e, mask).to(v.dtype)
+        if dropout:
+            alpha = F.dropout(alpha, dropout)
+        return alpha @ v
 
     shape = (*q.shape[:3], k.shape[2])
     scores = _TILE_BYTES // (q.element_size() * similarity.tile_width)
     if torch.compiler.is_compiling():
-        return _checkpointed(
-            piece, max(1, scores // (shape[0] * shape[1] * shape[3])), q, k, v, bias, mask
-        )
-    cuts = list(tiles(shape, scores, head_local=similarity.head_local and normalize.head_local))
+        batch, heads, _, keys = shape
+        rows = max(1, scores // (batch * heads * keys))
+        return _checkpointed(attend_tile, rows, q, k, v, bias, mask)
+    head_local = similarity.head_local and normalize.head_local
+    cuts = list(tiles(shape, scores, head_local=head_local))
     parameters = [*similarity.parameters(), *normalize.parameters()]
-    return _Recomputed.apply(piece, cuts, q, k, v, bias, mask, *parameters)
+    return _Recomputed.apply(attend_tile, cuts, q, k, v, bias, mask, *parameters)
 
 
-def _of_heads(module: nn.Module, heads: slice, x: Tensor, other: Tensor | None) -> Tensor:
+def _call_heads(
+    module: Similarity | Normalizer, heads: slice, x: Tensor, argument: Tensor | None
+) -> Tensor:
     """Call a similarity or normalizer for a range of its heads."""
     if module.num_heads == 1 or heads in (slice(None), slice(0, module.num_heads)):
-        return module(x, other)
-    state = chain(module.named_parameters(), module.named_buffers())
-    return functional_call(module, {name: value[heads] for name, value in state}, (x, other))
+        return module(x, argument)
+    # The first axis of every parameter and buffer is that of the heads.
+    state = {}
+    for name, value in chain(module.named_parameters(), module.named_buffers()):
+        state[name] = value[heads]
+    return functional_call(module, state, (x, argument))
 
 
-def _checkpointed(piece: Callable, count: int, q, k, v, bias, mask) -> Tensor:
-    """The form that the compiler can look into."""
-    pieces = []
-    for start in range(0, q.shape[2], count):
-        tile = Tile(slice(None), slice(None), slice(start, start + count))
-        arguments = (
-            part(q, tile),
+def _checkpointed(
+    function: TileFunction,
+    rows: int,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+) -> Tensor:
+    """Evaluate tiles of whole images and heads in the form that the compiler can trace."""
+    outputs = []
+    for start in range(0, q.shape[2], rows):
+        tile = Tile(slice(None), slice(None), slice(start, start + rows))
+        m = checkpoint(
+            function,
+            cut(q, tile),
             k,
             v,
-            *(None if x is None else part(x, tile) for x in (bias, mask)),
+            cut_optional(bias, tile),
+            cut_optional(mask, tile),
             tile.heads,
+            use_reentrant=False,
+            preserve_rng_state=False,
         )
-        pieces.append(checkpoint(piece, *arguments, use_reentrant=False, preserve_rng_state=False))
-    return torch.cat(pieces, 2)
+        outputs.append(m)
+    return torch.cat(outputs, 2)
+
+
+def _random_state(device: torch.device) -> Tensor:
+    if device.type == "cuda":
+        return torch.cuda.get_rng_state(device)
+    return torch.get_rng_state()
 
 
 @contextmanager
-def _random_state(device: torch.device, state: Tensor) -> Iterator[None]:
+def _restored_random_state(device: torch.device, state: Tensor) -> Iterator[None]:
     """Draw the random numbers of the forward pass again."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.cuda.set_rng_state(state, device) if device.type == "cuda" else torch.set_rng_state(
-            state
-        )
-        yield
+    if device.type == "cuda":
+        with torch.random.fork_rng([device]):
+            torch.cuda.set_rng_state(state, device)
+            yield
+    else:
+        with torch.random.fork_rng([]):
+            torch.set_rng_state(state)
+            yield
 
 
-def _autocast_dtype(kind: str) -> torch.dtype | None:
-    """Return what autocast computes in now; None where it is off."""
-    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.get_autocast_dtype(kind) if on else None
+def _autocast_dtype(device_type: str) -> torch.dtype | None:
+    """Return the dtype in which autocast computes now; None where it is off."""
+    if not torch.amp.is_autocast_available(device_type):
+        return None
+    if not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)
 
 
 @contextmanager
-def _precision(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
-    """Compute as autocast did in the forward pass; None where it was off, also where backward runs inside of one."""
-    available = torch.amp.is_autocast_available(device.type)
-    with (
-        torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
-        if available
-        else nullcontext()
-    ):
+def _restored_autocast(device_type: str, dtype: torch.dtype | None) -> Iterator[None]:
+    """Compute as autocast did in the forward pass, also where backward runs inside of another.
+
+    ``dtype`` is None where it was off.
+    """
+    if not torch.amp.is_autocast_available(device_type):
+        yield
+        return
+    with torch.autocast(device_type, dtype=dtype, enabled=dtype is not None):
         yield
 
 
 class _Recomputed(torch.autograd.Function):
-    """One output buffer and one buffer per gradient, written in place: no list of pieces that splinters the heap."""
+    """One output buffer and one buffer per gradient, written in place.
+
+    A list of tile outputs to concatenate would fragment the heap.
+    """
 
     @staticmethod
-    def forward(ctx, piece, cuts, q, k, v, bias, mask, *parameters):
-        ctx.piece, ctx.cuts, ctx.parameters = piece, cuts, parameters
-        ctx.state = torch.cuda.get_rng_state(q.device) if q.is_cuda else torch.get_rng_state()
-        ctx.autocast = _autocast_dtype(q.device.type)
+    def forward(
+        ctx: Any,
+        function: TileFunction,
+        cuts: list[Tile],
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None,
+        mask: Tensor | None,
+        *parameters: nn.Parameter,
+    ) -> Tensor:
+        ctx.function = function
+        ctx.cuts = cuts
+        ctx.parameters = parameters
+        ctx.random_state = _random_state(q.device)
+        ctx.autocast_dtype = _autocast_dtype(q.device.type)
         ctx.save_for_backward(q, k, v, bias, mask)
         m = v.new_empty((*q.shape[:3], v.shape[3]))
         for tile in cuts:
-            m[tile] = piece(*_cut(tile, q, k, v, bias, mask), tile.heads)
+            inputs = _cut_inputs(tile, q, k, v, bias)
+            m[tile] = function(*inputs, cut_optional(mask, tile), tile.heads)
         return m
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
-        *inputs, mask = ctx.saved_tensors
-        parameters = [x for x in ctx.parameters if x.requires_grad]
-        totals = [None if x is None else torch.zeros_like(x) for x in (*inputs, *parameters)]
-        state, precision = (
-            _random_state(grad.device, ctx.state),
-            _precision(grad.device, ctx.autocast),
-        )
-        with torch.enable_grad(), state, precision:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, bias, mask = ctx.saved_tensors
+        inputs = (q, k, v, bias)
+        learned = [x for x in ctx.parameters if x.requires_grad]
+        sums = _GradientSums(inputs, learned)
+        random_state = _restored_random_state(grad.device, ctx.random_state)
+        autocast = _restored_autocast(grad.device.type, ctx.autocast_dtype)
+        with torch.enable_grad(), random_state, autocast:
             for tile in ctx.cuts:
-                _add_gradients(ctx.piece, tile, inputs, mask, parameters, grad, totals)
-        of_parameters = iter(totals[4:])
-        found = (next(of_parameters) if x.requires_grad else None for x in ctx.parameters)
-        return (None, None, *totals[:4], None, *found)
+                sums.add_tile(ctx.function, tile, mask, grad)
+        learned_grads = iter(sums.of_parameters)
+        parameter_grads = []
+        for parameter in ctx.parameters:
+            parameter_grads.append(next(learned_grads) if parameter.requires_grad else None)
+        # None for function, cuts and mask
+        return (None, None, *sums.of_inputs, None, *parameter_grads)
 
 
-def _add_gradients(
-    piece: Callable, tile: Tile, inputs, mask, parameters, grad: Tensor, totals: list
-) -> None:
-    """Add what one tile gives to the gradients of q, k, v, bias and the parameters."""
-    *own, allowed = _cut(tile, *inputs, mask)
-    own = [None if x is None else x.detach().requires_grad_() for x in own]
-    m = piece(*own, allowed, tile.heads)
-    places = [*_cut(tile, *totals[:4], None)[:4], *totals[4:]]
-    wanted = [
-        (x, place) for x, place in zip((*own, *parameters), places, strict=True) if x is not None
-    ]
-    found = torch.autograd.grad(m, [x for x, _ in wanted], grad[tile], allow_unused=True)
-    for (_, place), gradient in zip(wanted, found, strict=True):
-        if gradient is not None:
-            place += gradient
+class _GradientSums:
+    """The gradients of q, k, v, bias and the parameters, summed over tiles."""
+
+    def __init__(self, inputs: Inputs, parameters: list[nn.Parameter]):
+        q, k, v, bias = inputs
+        self.inputs = inputs
+        self.parameters = parameters
+        self.of_inputs: Inputs = (
+            torch.zeros_like(q),
+            torch.zeros_like(k),
+            torch.zeros_like(v),
+            None if bias is None else torch.zeros_like(bias),
+        )
+        self.of_parameters = [torch.zeros_like(x) for x in parameters]
+
+    def add_tile(
+        self, function: TileFunction, tile: Tile, mask: Tensor | None, grad: Tensor
+    ) -> None:
+        """Evaluate one tile again and add what it contributes."""
+        leaves = []
+        for x in _cut_inputs(tile, *self.inputs):
+            leaves.append(None if x is None else x.detach().requires_grad_())
+        m = function(*leaves, cut_optional(mask, tile), tile.heads)
+        sources = [x for x in leaves if x is not None]
+        sums = [x for x in _cut_inputs(tile, *self.of_inputs) if x is not None]
+        sources += self.parameters
+        sums += self.of_parameters
+        gradients = torch.autograd.grad(m, sources, grad[tile], allow_unused=True)
+        for total, gradient in zip(sums, gradients, strict=True):
+            if gradient is not None:
+                total += gradient
 
 
-def _cut(tile: Tile, q, k, v, bias, mask) -> list[Tensor | None]:
-    """Cut what a tile reads: all keys of its images and heads."""
-    keys = (tile.batch, tile.heads)
-    return [
-        q[tile],
-        k[keys],
-        v[keys],
-        *(None if x is None else part(x, tile) for x in (bias, mask)),
-    ]
+def _cut_inputs(tile: Tile, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Inputs:
+    """Cut what a tile reads: its own queries, and all keys of its images and heads."""
+    block = (tile.batch, tile.heads)
+    return q[tile], k[block], v[block], cut_optional(bias, tile)

@@ -17,27 +17,54 @@ class Tile(NamedTuple):
 def tiles(
     shape: tuple[int, int, int, int], scores: int, *, head_local: bool = True
 ) -> Iterator[Tile]:
-    """Cut scores of (B, H, Nq, Nk) into tiles of about ``scores`` scores: whole images, else whole heads, else rows.
+    """Cut scores of (B, H, Nq, Nk) into tiles of about ``scores`` scores.
 
-    Heads stay together where they are not ``head_local``.
+    A tile holds several whole images if they fit, else several whole heads, else rows of one head.
+
+    Args:
+        shape: (B, H, Nq, Nk).
+        scores: How many scores a tile may hold; it has one row of each head at least.
+        head_local: Whether heads may be separated.
     """
-    batch, heads, queries, keys = shape
     if 0 in shape:
         return
-    least = 1 if head_local else heads
-    rows = min(queries, max(1, scores // (least * keys)))
-    group = min(heads, max(least, scores // (rows * keys))) if rows == queries else least
-    images = (
-        min(batch, max(1, scores // (group * rows * keys)))
-        if rows == queries and group == heads
-        else 1
-    )
+    batch, heads, queries, _ = shape
+    images, group, rows = _tile_size(shape, scores, head_local)
     for b in range(0, batch, images):
         for h in range(0, heads, group):
             for r in range(0, queries, rows):
                 yield Tile(slice(b, b + images), slice(h, h + group), slice(r, r + rows))
 
 
-def part(x: Tensor, tile: Tile) -> Tensor:
-    """Cut a tensor that broadcasts to (B, H, Nq, Nk), leaving axes of size one."""
-    return x[tuple(cut if x.shape[axis] > 1 else slice(None) for axis, cut in enumerate(tile))]
+def _tile_size(
+    shape: tuple[int, int, int, int], scores: int, head_local: bool
+) -> tuple[int, int, int]:
+    """Return the images, heads and rows of one tile."""
+    batch, heads, queries, keys = shape
+    smallest_group = 1 if head_local else heads
+    rows = _at_most(queries, scores // (smallest_group * keys))
+    if rows < queries:
+        return 1, smallest_group, rows
+    group = min(heads, max(smallest_group, scores // (rows * keys)))
+    if group < heads:
+        return 1, group, rows
+    images = _at_most(batch, scores // (group * rows * keys))
+    return images, group, rows
+
+
+def _at_most(limit: int, count: int) -> int:
+    """Return ``count``, at least one and at most ``limit``."""
+    return min(limit, max(1, count))
+
+
+def cut(x: Tensor, tile: Tile) -> Tensor:
+    """Return a tile of a tensor that broadcasts to (B, H, Nq, Nk); axes of size one stay."""
+    index = []
+    for axis, span in enumerate(tile):
+        index.append(span if x.shape[axis] > 1 else slice(None))
+    return x[tuple(index)]
+
+
+def cut_optional(x: Tensor | None, tile: Tile) -> Tensor | None:
+    """Return a tile of a bias or mask; None stays None."""
+    return None if x is None else cut(x, tile)
