@@ -14,18 +14,18 @@ from visattn.core.similarity.definition import Similarity
 HEAD_DIM = 128  # widest head that the kernels take
 
 
-def lacks_kernel(call: AttendCall, kinds: tuple[str, ...] = ops.KINDS) -> str | None:
+def lacks_kernel(call: AttendCall, kernels: tuple[str, ...] = ops.KERNELS) -> str | None:
     """Return why there is no fused GPU kernel for a pair, on any machine."""
-    if call.normalize.kernel in kinds and call.similarity.has_dot_form:
+    if call.normalize.kernel in kernels and call.similarity.has_dot_form:
         return None
     return (
         f"there is no fused GPU kernel for {name_of(call.similarity)} x {name_of(call.normalize)}"
     )
 
 
-def refuses(call: AttendCall, kinds: tuple[str, ...] = ops.KINDS) -> str | None:
+def refuses(call: AttendCall, kernels: tuple[str, ...] = ops.KERNELS) -> str | None:
     """Return why the kernels cannot serve a call; None where they can."""
-    return lacks_kernel(call, kinds) or _beyond(call) or unavailable(call.q.device)
+    return lacks_kernel(call, kernels) or _beyond(call) or unavailable(call.q.device)
 
 
 def _beyond(call: AttendCall) -> str | None:
@@ -92,7 +92,7 @@ def row_chain(
     if unavailable(q.device) or (torch.is_grad_enabled() and needs_gradient):
         return None
     call = check_call(q, k, None, *pair, bias, mask, 0.0)
-    if refuses(call, (*ops.KINDS, "softmax")):
+    if refuses(call, (*ops.KERNELS, "softmax")):
         return None
     form = inner_form(call)
     dtype = torch.promote_types(form.q.dtype, form.k.dtype)

@@ -1,1 +1,4 @@
-"""Fused GPU kernels for the normalizers that no library serves; modules here, but for device and ops, need Triton."""
+"""Fused GPU kernels for the normalizers that no library serves.
+
+All modules here but ``device`` and ``ops`` need Triton to be imported.
+"""

@@ -1,10 +1,20 @@
-"""The row-chain kernels: u A for a row u over the queries of every head, from two passes over queries and keys."""
+"""The row-chain kernels: u A of every head, for weights u (B, Nq) of the queries.
+
+They take two passes over queries and keys and form no N x N matrix.
+"""
 
 import triton
 import triton.language as tl
 
 from visattn.core.kernels.triton.forward import load_statistic, store_statistic
-from visattn.core.kernels.triton.problem import key_tile, load_rows, query_tile, scores
+from visattn.core.kernels.triton.problem import (
+    key_tile,
+    load_output_grads,
+    load_queries,
+    load_values,
+    query_scores,
+    query_tile,
+)
 from visattn.core.kernels.triton.statistic import statistic
 from visattn.core.kernels.triton.weights import exponent, weigh
 
@@ -13,17 +23,17 @@ from visattn.core.kernels.triton.weights import exponent, weigh
 def row_statistic(
     problem,
     statistics,
-    KIND: tl.constexpr,
+    KERNEL: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
 ):
     """Write origin and shift of every row."""
-    b, h, rows, q = query_tile(problem, ROWS, WIDTH)
-    p = exponent(problem, h, KIND)
-    origin, shift = statistic(problem, b, h, q, rows, p, KIND, PRECISION, WIDTH, KEYS)
-    store_statistic(statistics, problem, b, h, rows, origin, shift)
+    tile = query_tile(problem, ROWS, WIDTH)
+    p = exponent(problem, tile.h, KERNEL)
+    origin, shift = statistic(problem, tile, p, KERNEL, PRECISION, KEYS)
+    store_statistic(statistics, problem, tile.b, tile.h, tile.rows, origin, shift)
 
 
 @triton.jit
@@ -33,30 +43,36 @@ def chain_row(
     grads,
     statistics,
     result,
-    KIND: tl.constexpr,
+    KERNEL: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDTH: tl.constexpr,
     VALUE_WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    """Write u A, or, where ``grads`` is given, u [A o G]+ with G = grads v^T, for one tile of keys."""
-    b, h, keys, k = key_tile(problem, KEYS, WIDTH)
+    """Write u A for one tile of keys; with ``grads``, u [A o G]+ where G = grads v^T."""
+    tile = key_tile(problem, KEYS, WIDTH)
+    b = tile.b
+    h = tile.h
     if grads is not None:
-        v = load_rows(problem.v, b, h, keys, problem.keys, problem.value_width, VALUE_WIDTH)
-    p = exponent(problem, h, KIND)
+        v = load_values(problem, b, h, tile.keys, VALUE_WIDTH)
+    p = exponent(problem, h, KERNEL)
     total = tl.zeros((KEYS,), tl.float32)
     for first in range(0, problem.queries, ROWS):
         rows = first + tl.arange(0, ROWS)
-        q = load_rows(problem.q, b, h, rows, problem.queries, problem.width, WIDTH)
+        inside = rows < problem.queries
+        q = load_queries(problem, b, h, rows, WIDTH)
         origin, shift = load_statistic(statistics, problem, b, h, rows)
-        e = scores(problem, b, h, k, q, rows[None, :], keys[:, None], PRECISION)
-        alpha, _ = weigh(e, origin[None, :], shift[None, :], p, KIND)
+        # e, alpha: (keys, queries)
+        e = query_scores(problem, tile, q, rows, PRECISION)
+        alpha, _ = weigh(e, origin[None, :], shift[None, :], p, KERNEL)
         if grads is not None:
-            grad = load_rows(grads, b, h, rows, problem.queries, problem.value_width, VALUE_WIDTH)
-            alpha = tl.maximum(alpha * tl.dot(v, tl.trans(grad), input_precision=PRECISION), 0.0)
-        share = tl.load(u + b * problem.queries + rows, mask=rows < problem.queries, other=0.0)
-        total += tl.sum(tl.where(rows[None, :] < problem.queries, alpha * share[None, :], 0.0), 1)
-    tl.store(
-        result + (b * problem.heads + h) * problem.keys + keys, total, mask=keys < problem.keys
-    )
+            grad = load_output_grads(problem, grads, b, h, rows, VALUE_WIDTH)
+            dalpha = tl.dot(v, tl.trans(grad), input_precision=PRECISION)
+            alpha = tl.maximum(alpha * dalpha, 0.0)
+        query_weight = tl.load(u + b * problem.queries + rows, mask=inside, other=0.0)
+        weighted = alpha * query_weight[None, :]
+        # Queries outside of the tensor have no weight.
+        total += tl.sum(tl.where(inside[None, :], weighted, 0.0), 1)
+    index = (b * problem.heads + h) * problem.keys + tile.keys
+    tl.store(result + index, total, mask=tile.keys < problem.keys)

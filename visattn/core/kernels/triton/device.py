@@ -11,11 +11,12 @@ CAPABILITY = (8, 0)
 @torch.compiler.assume_constant_result
 def unavailable(device: torch.device) -> str | None:
     """Return why the kernels cannot run on tensors of a device; None where they can."""
-    if device.type not in ("cuda", "cpu") or (device.type == "cpu" and not interpreted()):
+    is_interpreted = device.type == "cpu" and interpreted()
+    if device.type != "cuda" and not is_interpreted:
         return f"the tensors are on {device.type}, the kernels run on CUDA"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
-    if device.type == "cpu":
+    if is_interpreted:
         return None
     if torch.version.hip:
         return "the kernels were written for CUDA, not for ROCm"
@@ -26,5 +27,6 @@ def unavailable(device: torch.device) -> str | None:
 
 
 def interpreted() -> bool:
-    """Tell whether Triton's interpreter was asked for, which runs the kernels, slowly, on CPU tensors."""
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+    """Whether Triton's interpreter is on, which runs the kernels, slowly, on CPU tensors."""
+    value = os.environ.get("TRITON_INTERPRET", "0")
+    return value.lower() in ("1", "true", "on", "yes", "y")

@@ -3,7 +3,13 @@
 import triton
 import triton.language as tl
 
-from visattn.core.kernels.triton.problem import key_scores, load_rows, query_tile, store_rows
+from visattn.core.kernels.triton.problem import (
+    key_scores,
+    load_values,
+    query_tile,
+    row_index,
+    store_rows,
+)
 from visattn.core.kernels.triton.statistic import statistic, threshold_on_chip
 from visattn.core.kernels.triton.weights import exponent, powers, weigh
 
@@ -11,16 +17,35 @@ from visattn.core.kernels.triton.weights import exponent, powers, weigh
 @triton.jit
 def store_statistic(statistics, problem, b, h, rows, origin, shift):
     """Write origin and shift side by side: (B, H, Nq, 2)."""
-    place = statistics + ((b * problem.heads + h) * problem.queries + rows) * 2
-    tl.store(place, origin, mask=rows < problem.queries)
-    tl.store(place + 1, shift, mask=rows < problem.queries)
+    pointers = statistics + row_index(problem, b, h, rows) * 2
+    tl.store(pointers, origin, mask=rows < problem.queries)
+    tl.store(pointers + 1, shift, mask=rows < problem.queries)
 
 
 @triton.jit
 def load_statistic(statistics, problem, b, h, rows):
-    place = statistics + ((b * problem.heads + h) * problem.queries + rows) * 2
+    """Return origin and shift of queries."""
+    pointers = statistics + row_index(problem, b, h, rows) * 2
     inside = rows < problem.queries
-    return tl.load(place, mask=inside, other=0.0), tl.load(place + 1, mask=inside, other=0.0)
+    origin = tl.load(pointers, mask=inside, other=0.0)
+    shift = tl.load(pointers + 1, mask=inside, other=0.0)
+    return origin, shift
+
+
+@triton.jit
+def store_output(m, statistics, problem, tile, output, origin, shift):
+    """Write the outputs of a tile of queries, (ROWS, VALUE_WIDTH), and their two numbers."""
+    store_rows(
+        m,
+        tile.b,
+        tile.h,
+        tile.rows,
+        problem.queries,
+        problem.value_width,
+        output,
+        output.shape[1],
+    )
+    store_statistic(statistics, problem, tile.b, tile.h, tile.rows, origin, shift)
 
 
 @triton.jit
@@ -28,26 +53,25 @@ def attend_streamed(
     problem,
     m,
     statistics,
-    KIND: tl.constexpr,
+    KERNEL: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDTH: tl.constexpr,
     VALUE_WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    """Find the rows' statistic, then weigh and add the values as the keys stream by."""
-    b, h, rows, q = query_tile(problem, ROWS, WIDTH)
-    p = exponent(problem, h, KIND)
-    origin, shift = statistic(problem, b, h, q, rows, p, KIND, PRECISION, WIDTH, KEYS)
-    total = tl.zeros((ROWS, VALUE_WIDTH), tl.float32)
+    """Compute the rows' statistic, then weigh and add the values tile by tile of keys."""
+    tile = query_tile(problem, ROWS, WIDTH)
+    p = exponent(problem, tile.h, KERNEL)
+    origin, shift = statistic(problem, tile, p, KERNEL, PRECISION, KEYS)
+    output = tl.zeros((ROWS, VALUE_WIDTH), tl.float32)
     for first in range(0, problem.keys, KEYS):
         keys = first + tl.arange(0, KEYS)
-        e = key_scores(problem, b, h, q, rows, keys, PRECISION, WIDTH)
-        alpha, _ = weigh(e, origin[:, None], shift[:, None], p, KIND)
-        v = load_rows(problem.v, b, h, keys, problem.keys, problem.value_width, VALUE_WIDTH)
-        total = tl.dot(alpha.to(v.dtype), v, total, input_precision=PRECISION)
-    store_rows(m, b, h, rows, problem.queries, problem.value_width, total, VALUE_WIDTH)
-    store_statistic(statistics, problem, b, h, rows, origin, shift)
+        e = key_scores(problem, tile, keys, PRECISION)
+        alpha, _ = weigh(e, origin[:, None], shift[:, None], p, KERNEL)
+        v = load_values(problem, tile.b, tile.h, keys, VALUE_WIDTH)
+        output = tl.dot(alpha.to(v.dtype), v, output, input_precision=PRECISION)
+    store_output(m, statistics, problem, tile, output, origin, shift)
 
 
 @triton.jit
@@ -55,7 +79,7 @@ def attend_on_chip(
     problem,
     m,
     statistics,
-    KIND: tl.constexpr,
+    KERNEL: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDTH: tl.constexpr,
     VALUE_WIDTH: tl.constexpr,
@@ -63,20 +87,21 @@ def attend_on_chip(
     KEYS: tl.constexpr,
     TILES: tl.constexpr,
 ):
-    """Form whole rows of scores once, as TILES tiles that stay in registers; for the entmax family."""
-    b, h, rows, q = query_tile(problem, ROWS, WIDTH)
-    p = exponent(problem, h, KIND)
+    """Compute whole rows of scores once, as TILES tiles in registers; for the entmax family."""
+    tile = query_tile(problem, ROWS, WIDTH)
+    p = exponent(problem, tile.h, KERNEL)
     e = ()
     for i in tl.static_range(TILES):
-        e = e + (
-            key_scores(problem, b, h, q, rows, i * KEYS + tl.arange(0, KEYS), PRECISION, WIDTH),
-        )
-    origin, shift, x = threshold_on_chip(e, p, KIND, TILES)
-    total = tl.zeros((ROWS, VALUE_WIDTH), tl.float32)
-    for i in tl.static_range(TILES):
-        alpha, _ = powers(tl.maximum(x[i] - shift[:, None], 0.0), p, KIND)
         keys = i * KEYS + tl.arange(0, KEYS)
-        v = load_rows(problem.v, b, h, keys, problem.keys, problem.value_width, VALUE_WIDTH)
-        total = tl.dot(alpha.to(v.dtype), v, total, input_precision=PRECISION)
-    store_rows(m, b, h, rows, problem.queries, problem.value_width, total, VALUE_WIDTH)
-    store_statistic(statistics, problem, b, h, rows, origin, shift)
+        tile_e = key_scores(problem, tile, keys, PRECISION)
+        # The compiler knows neither a star nor an annotation of the empty tuple.
+        e = e + (tile_e,)  # type: ignore[assignment]  # noqa: RUF005
+    origin, shift, x = threshold_on_chip(e, p, KERNEL, TILES)
+    output = tl.zeros((ROWS, VALUE_WIDTH), tl.float32)
+    for i in tl.static_range(TILES):
+        r = tl.maximum(x[i] - shift[:, None], 0.0)
+        alpha, _ = powers(r, p, KERNEL)
+        keys = i * KEYS + tl.arange(0, KEYS)
+        v = load_values(problem, tile.b, tile.h, keys, VALUE_WIDTH)
+        output = tl.dot(alpha.to(v.dtype), v, output, input_precision=PRECISION)
+    store_output(m, statistics, problem, tile, output, origin, shift)

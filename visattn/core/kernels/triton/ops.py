@@ -1,15 +1,32 @@
-"""The fused kernels as custom ops with fake kernels and autograd, so that torch.compile passes over them."""
+"""The fused kernels as custom ops with fake kernels and autograd.
+
+torch.compile passes over them. Triton is imported when an op runs. An op's last arguments are part
+of its schema: there ``kind`` is the kernel's name.
+"""
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-KINDS = ("sigmoid", "relu", "sparsemax", "entmax15", "entmax")
-"""Normalizers that have kernels, by the name a normalizer gives as its ``kernel``."""
+KERNELS = ("sigmoid", "relu", "sparsemax", "entmax15", "entmax")
+"""Normalizers that have a fused kernel, by the name a normalizer gives as its ``kernel``."""
 
 
-def _by_token(x: Tensor, tokens: int, width: int, heads: int | None = None) -> Tensor:
-    """Return an empty (B, H, tokens, width) whose tokens lie one after the other, as a layer reads them next."""
-    return x.new_empty(x.shape[0], tokens, heads or x.shape[1], width).transpose(1, 2)
+def _empty_by_token(x: Tensor, heads: int, tokens: int, width: int) -> Tensor:
+    """Return an empty (B, heads, tokens, width) laid out as (B, tokens, heads, width).
+
+    The next layer reads it in this order.
+    """
+    return x.new_empty(x.shape[0], tokens, heads, width).transpose(1, 2)
+
+
+def _empty_outputs(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return room for m and for the two numbers of every row."""
+    m = _empty_by_token(q, q.shape[1], q.shape[2], v.shape[3])
+    statistic = q.new_empty((*q.shape[:3], 2), dtype=torch.float32)
+    return m, statistic
 
 
 @torch.library.custom_op("visattn::triton", mutates_args=())
@@ -25,17 +42,28 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     from visattn.core.kernels.triton import launch
 
-    m = _by_token(q, q.shape[2], v.shape[3])
-    statistic = q.new_empty((*q.shape[:3], 2), dtype=torch.float32)
+    m, statistic = _empty_outputs(q, v)
     if m.numel():
-        problem = launch.describe_problem(*map(launch.dense_rows, (q, k, v)), bias, mask, p, scale)
+        q = launch.dense_rows(q)
+        k = launch.dense_rows(k)
+        v = launch.dense_rows(v)
+        problem = launch.describe_problem(q, k, v, bias, mask, p, scale)
         launch.forward(problem, kind, m, statistic)
     return m, statistic
 
 
 @_forward.register_fake
-def _(q, k, v, bias, mask, p, kind, scale):
-    return _by_token(q, q.shape[2], v.shape[3]), q.new_empty((*q.shape[:3], 2), dtype=torch.float32)
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    p: Tensor | None,
+    kind: str,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    return _empty_outputs(q, v)
 
 
 @torch.library.custom_op("visattn::triton_backward", mutates_args=())
@@ -54,73 +82,132 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     from visattn.core.kernels.triton import launch
 
-    dq, dk, dv, dbias, dp = _gradients(q, k, v, bias, p, bias_grad)
+    dq, dk, dv, dbias, dp = _empty_gradients(q, k, v, bias, p, bias_grad)
     if not grad.numel():
         return dq, dk.zero_(), dv.zero_(), dbias.zero_(), dp.zero_()
-    own = [_per_query_head(x, q.shape[1]) for x in (dk, dv)]
-    problem = launch.describe_problem(*map(launch.dense_rows, (q, k, v)), bias, mask, p, scale)
+    head_dk = _per_query_head(dk, q.shape[1])
+    head_dv = _per_query_head(dv, q.shape[1])
+    q = launch.dense_rows(q)
+    k = launch.dense_rows(k)
+    v = launch.dense_rows(v)
+    problem = launch.describe_problem(q, k, v, bias, mask, p, scale)
     grad = launch.dense_rows(grad)
-    row_sums, columns = _sums(q, k, bias if bias_grad else None)
-    turns = None if p is None else q.new_empty(q.shape[:3], dtype=torch.float32)
-    delta = launch.backward(problem, kind, grad, statistic, (dq, *own), (row_sums, columns, turns))
-    for mine, all_heads in zip((dk, dv), own, strict=True):
-        if mine is not all_heads:
-            torch.sum(all_heads.unflatten(1, (mine.shape[1], -1)), 2, out=mine)
-    if row_sums is not None or columns is not None:
-        dbias = (columns if row_sums is None else row_sums).sum_to_size(bias.shape)
-    elif bias_grad:
-        dbias = launch.backward_bias(problem, kind, grad, statistic, delta, bias.shape)
-    return dq, dk, dv, dbias.contiguous(), dp if turns is None else turns.sum((0, 2))
+    row_sums, column_sums = _empty_sums(q, k, bias if bias_grad else None)
+    exponent_grads = None
+    if p is not None:
+        exponent_grads = q.new_empty(q.shape[:3], dtype=torch.float32)
+    sums = launch.Sums(row_sums, column_sums, exponent_grads)
+    delta = launch.backward(problem, kind, grad, statistic, dq, head_dk, head_dv, sums)
+    _sum_query_heads(head_dk, dk)
+    _sum_query_heads(head_dv, dv)
+    if bias is not None and bias_grad:
+        if row_sums is not None:
+            dbias = row_sums.sum_to_size(bias.shape)
+        elif column_sums is not None:
+            dbias = column_sums.sum_to_size(bias.shape)
+        else:
+            dbias = launch.backward_bias(problem, kind, grad, statistic, delta, bias.shape)
+    if exponent_grads is not None:
+        dp = exponent_grads.sum((0, 2))
+    return dq, dk, dv, dbias.contiguous(), dp
 
 
-def _gradients(q, k, v, bias, p, bias_grad: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return where gradients go; those of bias and p are empty where nobody asks for them."""
-    dbias = q.new_empty(bias.shape if bias_grad else 0, dtype=torch.float32)
-    dp = q.new_empty(0 if p is None else p.shape, dtype=torch.float32)
-    return *(_by_token(x, x.shape[2], x.shape[3]) for x in (q, k, v)), dbias, dp
+def _empty_gradients(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, p: Tensor | None, bias_grad: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return room for the gradients; those of bias and p are empty where nobody asks for them."""
+    dq = _empty_by_token(q, *q.shape[1:])
+    dk = _empty_by_token(k, *k.shape[1:])
+    dv = _empty_by_token(v, *v.shape[1:])
+    dbias = q.new_empty(0, dtype=torch.float32)
+    if bias is not None and bias_grad:
+        dbias = q.new_empty(bias.shape, dtype=torch.float32)
+    dp = q.new_empty(0, dtype=torch.float32)
+    if p is not None:
+        dp = q.new_empty(p.shape, dtype=torch.float32)
+    return dq, dk, dv, dbias, dp
 
 
 def _per_query_head(x: Tensor, heads: int) -> Tensor:
-    """Return ``x``, or, where query heads share its heads, room for the gradient of each of them."""
-    return x if x.shape[1] == heads else _by_token(x, *x.shape[2:], heads)
+    """Return ``x``, or, where query heads share its heads, room for the gradient of each one."""
+    if x.shape[1] == heads:
+        return x
+    return _empty_by_token(x, heads, x.shape[2], x.shape[3])
 
 
-def _sums(q: Tensor, k: Tensor, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Return where the row or column sums go that make up the gradient of a bias without queries or keys."""
-    if bias is None or (bias.shape[2] > 1 and bias.shape[3] > 1):
+def _sum_query_heads(head_grads: Tensor, total: Tensor) -> None:
+    """Fill ``total`` with the sums of the query heads that share a head; see _per_query_head."""
+    if head_grads is total:
+        return
+    groups = head_grads.unflatten(1, (total.shape[1], -1))  # (B, Hk, H / Hk, Nk, D)
+    torch.sum(groups, 2, out=total)
+
+
+def _empty_sums(q: Tensor, k: Tensor, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Return room for row or column sums of the score gradients.
+
+    The gradient of a bias that is the same for all queries or for all keys is such a sum.
+    """
+    if bias is None:
         return None, None
-    shape = (*q.shape[:2], 1, k.shape[2]) if bias.shape[2] == 1 else (*q.shape[:3], 1)
-    sums = q.new_empty(shape, dtype=torch.float32)
-    return (None, sums) if bias.shape[2] == 1 else (sums, None)
+    if bias.shape[2] == 1:
+        return None, _empty_chain(q, k)[:, :, None]  # (B, H, 1, Nk)
+    if bias.shape[3] == 1:
+        row_sums = q.new_empty((*q.shape[:3], 1), dtype=torch.float32)
+        return row_sums, None
+    return None, None
 
 
 @_backward.register_fake
-def _(grad, statistic, q, k, v, bias, mask, p, kind, scale, bias_grad):
-    return _gradients(q, k, v, bias, p, bias_grad)
+def _(
+    grad: Tensor,
+    statistic: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    p: Tensor | None,
+    kind: str,
+    scale: float,
+    bias_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _empty_gradients(q, k, v, bias, p, bias_grad)
 
 
-def _refuse(ctx, *grads):
+def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:
     raise RuntimeError(
         "the fused kernels have no second derivative; call attend(..., impl='dense')"
     )
 
 
-_backward.register_autograd(_refuse)
+_backward.register_autograd(_refuse_second_derivative)
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    q, k, v, bias, mask, p, ctx.kind, ctx.scale = inputs
-    ctx.save_for_backward(output[1], q, k, v, bias, mask, p)
-    ctx.mark_non_differentiable(output[1])
+def _setup_context(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, bias, mask, p, kernel, scale = inputs
+    _, statistic = output
+    ctx.save_for_backward(statistic, q, k, v, bias, mask, p)
+    ctx.kernel = kernel
+    ctx.scale = scale
+    ctx.mark_non_differentiable(statistic)
 
 
-def _vjp(ctx, grad, _):
-    bias, p = ctx.saved_tensors[4], ctx.saved_tensors[6]
+def _vjp(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    statistic, q, k, v, bias, mask, p = ctx.saved_tensors
     bias_grad = bias is not None and ctx.needs_input_grad[3]
-    dq, dk, dv, dbias, dp = _backward(grad, *ctx.saved_tensors, ctx.kind, ctx.scale, bias_grad)
-    # a = 1 + 1 / p, so that da/dp = -1 / p^2
-    dp = None if p is None else (-dp / (p * p)).to(p.dtype)
-    return dq, dk, dv, dbias.to(bias.dtype) if bias_grad else None, None, dp, None, None
+    dq, dk, dv, dbias, dp = _backward(
+        grad, statistic, q, k, v, bias, mask, p, ctx.kernel, ctx.scale, bias_grad
+    )
+    if bias_grad:
+        dbias = dbias.to(bias.dtype)
+    else:
+        dbias = None
+    if p is None:
+        dp = None
+    else:
+        dp = (-dp / (p * p)).to(p.dtype)  # a = 1 + 1 / p, so that da/dp = -1 / p^2
+    return dq, dk, dv, dbias, None, dp, None, None
 
 
 _forward.register_autograd(_vjp, setup_context=_setup_context)
@@ -133,13 +220,29 @@ def fused(
     bias: Tensor | None,
     mask: Tensor | None,
     p: Tensor | None,
-    kind: str,
+    kernel: str,
     scale: float = 1.0,
 ) -> Tensor:
-    """Return m for scores scale q k^T + bias and a normalizer of KINDS; all 4-D; query heads may share k and v."""
-    dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
-    p = None if p is None else p.float()
-    return _forward(q.to(dtype), k.to(dtype), v.to(dtype), bias, mask, p, kind, scale)[0]
+    """Return m for scores scale q k^T + bias and a normalizer of KERNELS.
+
+    Args:
+        q: (B, H, Nq, D).
+        k: (B, Hk, Nk, D); H is a multiple of Hk.
+        v: (B, Hk, Nk, Dv).
+        bias: 4-D, broadcastable to (B, H, Nq, Nk), or None.
+        mask: Likewise; True may attend.
+        p: 1 / (alpha - 1) of every head, for entmax.
+        kernel: One of KERNELS.
+        scale: Factor of the inner products.
+    """
+    dtype = torch.promote_types(q.dtype, k.dtype)
+    dtype = torch.promote_types(dtype, v.dtype)
+    if p is not None:
+        p = p.float()
+    q = q.to(dtype)
+    k = k.to(dtype)
+    v = v.to(dtype)
+    return _forward(q, k, v, bias, mask, p, kernel, scale)[0]
 
 
 @torch.library.custom_op("visattn::triton_row_chain", mutates_args=())
@@ -155,29 +258,53 @@ def row_chain(
     grad: Tensor | None,
     v: Tensor | None,
 ) -> Tensor:
-    """Return u A of every head, (B, H, Nk) in float32, or, with ``grad`` and ``v``, u [A o (grad v^T)]+; no gradient.
+    """Return u A of every head, or, with ``grad`` and ``v``, u [A o (grad v^T)]+; no gradient.
 
     Args:
         u: (B, Nq), float32.
-        kind: One of KINDS, or softmax.
+        q: (B, H, Nq, D).
+        k: (B, Hk, Nk, D).
+        bias: As in :func:`fused`.
+        mask: As in :func:`fused`.
+        p: As in :func:`fused`.
+        kind: One of KERNELS, or softmax.
+        scale: Factor of the inner products.
+        grad: (B, H, Nq, Dv), or None.
+        v: (B, Hk, Nk, Dv), or None.
+
+    Returns:
+        (B, H, Nk), float32.
     """
     from visattn.core.kernels.triton import launch
 
-    result = q.new_empty((*q.shape[:2], k.shape[2]), dtype=torch.float32)
+    result = _empty_chain(q, k)
     if q.numel() and result.numel():
-        q, k = launch.dense_rows(q), launch.dense_rows(k)
-        v, grad = (None if x is None else launch.dense_rows(x) for x in (v, grad))
-        launch.row_chain(
-            launch.describe_problem(q, k, v, bias, mask, p, scale),
-            kind,
-            u.contiguous(),
-            grad,
-            q,
-            result,
-        )
+        q = launch.dense_rows(q)
+        k = launch.dense_rows(k)
+        if v is not None:
+            v = launch.dense_rows(v)
+        if grad is not None:
+            grad = launch.dense_rows(grad)
+        problem = launch.describe_problem(q, k, v, bias, mask, p, scale)
+        launch.row_chain(problem, kind, u.contiguous(), grad, q, result)
     return result
 
 
-@row_chain.register_fake
-def _(u, q, k, bias, mask, p, kind, scale, grad, v):
+def _empty_chain(q: Tensor, k: Tensor) -> Tensor:
     return q.new_empty((*q.shape[:2], k.shape[2]), dtype=torch.float32)
+
+
+@row_chain.register_fake
+def _(
+    u: Tensor,
+    q: Tensor,
+    k: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    p: Tensor | None,
+    kind: str,
+    scale: float,
+    grad: Tensor | None,
+    v: Tensor | None,
+) -> Tensor:
+    return _empty_chain(q, k)

@@ -1,4 +1,7 @@
-"""The two numbers of a row, origin and shift, from keys that stream by or from a row of scores that stays on chip."""
+"""The two numbers of a row, origin and shift: see ``weights``.
+
+They come from keys that are streamed, or from a row of scores that stays in registers.
+"""
 
 import triton
 import triton.language as tl
@@ -13,103 +16,106 @@ TOLERANCE = tl.constexpr(1e-6)
 @triton.jit
 def statistic(
     problem,
-    b,
-    h,
-    q,
-    rows,
+    tile,
     p,
-    KIND: tl.constexpr,
+    KERNEL: tl.constexpr,
     PRECISION: tl.constexpr,
-    WIDTH: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    """Return origin and shift of every row, passing over the keys as often as the normalizer needs."""
-    if KIND == "sigmoid" or KIND == "relu":
-        count = tl.maximum(key_count(problem, b, h, rows, KEYS), 1.0)
+    """Return origin and shift of every row, with as many passes over the keys as it takes."""
+    if KERNEL == "sigmoid":
+        count = key_count(problem, tile, KEYS)
         origin = tl.zeros_like(count)
-        shift = tl.log(count) if KIND == "sigmoid" else 1 / count
-    elif KIND == "softmax":
-        origin = log_sum_exp(problem, b, h, q, rows, PRECISION, WIDTH, KEYS)
+        shift = tl.log(count)
+    elif KERNEL == "relu":
+        count = key_count(problem, tile, KEYS)
+        origin = tl.zeros_like(count)
+        shift = 1 / count
+    elif KERNEL == "softmax":
+        origin = log_sum_exp(problem, tile, PRECISION, KEYS)
         shift = tl.zeros_like(origin)
     else:
-        origin, shift = threshold(problem, b, h, q, rows, p, KIND, PRECISION, WIDTH, KEYS)
+        origin, shift = threshold(problem, tile, p, KERNEL, PRECISION, KEYS)
     return origin, shift
 
 
 @triton.jit
-def key_count(problem, b, h, rows, KEYS: tl.constexpr):
-    """Return how many keys each row may attend."""
-    count = tl.zeros_like(rows).to(tl.float32)
+def key_count(problem, tile, KEYS: tl.constexpr):
+    """Return how many keys each row may attend, one at least."""
+    count = tl.zeros_like(tile.rows).to(tl.float32)
     if problem.bias is None and problem.mask is None:
         count += problem.keys
     else:
         for first in range(0, problem.keys, KEYS):
             keys = first + tl.arange(0, KEYS)
-            zeros = tl.zeros((rows.shape[0], KEYS), tl.float32)
-            count += tally(limit(problem, b, h, zeros, rows[:, None], keys[None, :]))[2]
-    return count
+            zeros = tl.zeros((tile.rows.shape[0], KEYS), tl.float32)
+            rows = tile.rows[:, None]
+            e = limit(problem, tile.b, tile.h, zeros, rows, keys[None, :])
+            count += tally(e)[2]
+    return tl.maximum(count, 1.0)
 
 
 @triton.jit
-def log_sum_exp(
-    problem, b, h, q, rows, PRECISION: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr
-):
-    top = tl.zeros_like(rows).to(tl.float32) + float("-inf")
+def log_sum_exp(problem, tile, PRECISION: tl.constexpr, KEYS: tl.constexpr):
+    top = tl.zeros_like(tile.rows).to(tl.float32) + float("-inf")
     total = tl.zeros_like(top)
     for first in range(0, problem.keys, KEYS):
-        e = key_scores(problem, b, h, q, rows, first + tl.arange(0, KEYS), PRECISION, WIDTH)
+        e = key_scores(problem, tile, first + tl.arange(0, KEYS), PRECISION)
+        # The sum so far is relative to the largest score so far.
         higher = tl.maximum(top, tl.max(e, 1))
-        total = total * tl.exp(top - finite(higher)) + tl.sum(
-            tl.exp(e - finite(higher)[:, None]), 1
-        )
+        rescaled = total * tl.exp(top - finite(higher))
+        total = rescaled + tl.sum(tl.exp(e - finite(higher)[:, None]), 1)
         top = higher
-    return tl.where(total > 0, finite(top) + tl.log(tl.maximum(total, 1.0)), 0.0)
+    lse = finite(top) + tl.log(tl.maximum(total, 1.0))
+    return tl.where(total > 0, lse, 0.0)
 
 
 @triton.jit
 def threshold(
     problem,
-    b,
-    h,
-    q,
-    rows,
+    tile,
     p,
-    KIND: tl.constexpr,
+    KERNEL: tl.constexpr,
     PRECISION: tl.constexpr,
-    WIDTH: tl.constexpr,
     KEYS: tl.constexpr,
 ):
     """Newton's method on the p-norm, the scores recomputed for every step."""
-    top = tl.zeros_like(rows).to(tl.float32) + float("-inf")
-    total, count = tl.zeros_like(top), tl.zeros_like(top)
+    top = tl.zeros_like(tile.rows).to(tl.float32) + float("-inf")
+    total = tl.zeros_like(top)
+    count = tl.zeros_like(top)
     for first in range(0, problem.keys, KEYS):
-        e = key_scores(problem, b, h, q, rows, first + tl.arange(0, KEYS), PRECISION, WIDTH)
+        e = key_scores(problem, tile, first + tl.arange(0, KEYS), PRECISION)
         tile_top, tile_total, tile_count = tally(e)
         top = tl.maximum(top, tile_top)
         total += tile_total
         count += tile_count
     origin = finite(top)
     shift = start(origin, total, count, p)
-    step, moved = 0, 1.0
-    while (step < STEPS) & (moved > TOLERANCE):
-        power, slope = tl.zeros_like(top), tl.zeros_like(top)
+    step = 0
+    largest_move = 1.0
+    while (step < STEPS) & (largest_move > TOLERANCE):
+        power = tl.zeros_like(top)
+        slope = tl.zeros_like(top)
         for first in range(0, problem.keys, KEYS):
-            e = key_scores(problem, b, h, q, rows, first + tl.arange(0, KEYS), PRECISION, WIDTH)
-            tile_power, tile_slope = powers(
-                tl.maximum((e - origin[:, None]) * (1 / p) - shift[:, None], 0.0), p, KIND
-            )
+            e = key_scores(problem, tile, first + tl.arange(0, KEYS), PRECISION)
+            x = (e - origin[:, None]) * (1 / p)
+            r = tl.maximum(x - shift[:, None], 0.0)
+            tile_power, tile_slope = powers(r, p, KERNEL)
             power += tl.sum(tile_power, 1)
             slope += tl.sum(tile_slope, 1)
-        move = newton(power, slope, p, KIND)
+        move = newton(power, slope, p, KERNEL)
         shift += move
-        moved = tl.max(tl.abs(move), 0)
+        largest_move = tl.max(tl.abs(move), 0)
         step += 1
     return origin, shift
 
 
 @triton.jit
-def threshold_on_chip(e, p, KIND: tl.constexpr, TILES: tl.constexpr):
-    """Newton's method on tiles of scores that are all at hand; return origin, shift and the tiles of x."""
+def threshold_on_chip(e, p, KERNEL: tl.constexpr, TILES: tl.constexpr):
+    """Newton's method on TILES tiles of scores in registers.
+
+    Return origin, shift and the tiles of x = (e - origin) / p.
+    """
     top, total, count = tally(e[0])
     for i in tl.static_range(1, TILES):
         tile_top, tile_total, tile_count = tally(e[i])
@@ -119,17 +125,22 @@ def threshold_on_chip(e, p, KIND: tl.constexpr, TILES: tl.constexpr):
     origin = finite(top)
     x = ()
     for i in tl.static_range(TILES):
-        x = x + ((e[i] - origin[:, None]) * (1 / p),)  # noqa: RUF005 (the compiler knows no star)
+        tile_x = (e[i] - origin[:, None]) * (1 / p)
+        # The compiler knows neither a star nor an annotation of the empty tuple.
+        x = x + (tile_x,)  # type: ignore[assignment]  # noqa: RUF005
     shift = start(origin, total, count, p)
-    step, moved = 0, 1.0
-    while (step < STEPS) & (moved > TOLERANCE):
-        power, slope = tl.zeros_like(top), tl.zeros_like(top)
+    step = 0
+    largest_move = 1.0
+    while (step < STEPS) & (largest_move > TOLERANCE):
+        power = tl.zeros_like(top)
+        slope = tl.zeros_like(top)
         for i in tl.static_range(TILES):
-            tile_power, tile_slope = powers(tl.maximum(x[i] - shift[:, None], 0.0), p, KIND)
+            r = tl.maximum(x[i] - shift[:, None], 0.0)
+            tile_power, tile_slope = powers(r, p, KERNEL)
             power += tl.sum(tile_power, 1)
             slope += tl.sum(tile_slope, 1)
-        move = newton(power, slope, p, KIND)
+        move = newton(power, slope, p, KERNEL)
         shift += move
-        moved = tl.max(tl.abs(move), 0)
+        largest_move = tl.max(tl.abs(move), 0)
         step += 1
     return origin, shift, x
