@@ -12,7 +12,7 @@ from timm.models.vision_transformer_sam import get_decomposed_rel_pos_bias
 from visattn.core.attention import RELATIONS
 from visattn.core.formula import attention_map
 from visattn.core.normalize import NORMALIZERS
-from visattn.core.position import POSITIONS, adapt, grid_coordinates
+from visattn.core.position import POSITIONS, grid_coordinates
 from visattn.core.similarity import SIMILARITIES
 
 WIDTH, PREFIX = DIM // HEADS, 2
@@ -31,7 +31,7 @@ def position(name, grid=GRID):
 def scores(name, q, k, grid=GRID, module=None):
     """Return what the position makes of the plain scores q k / sqrt(D)."""
     module = position(name) if module is None else module
-    similarity = adapt(None, module) or SIMILARITIES["scaled_dot"](WIDTH)
+    similarity = module.widen(SIMILARITIES["scaled_dot"](WIDTH))
     q, k, bias = module(q, k, grid_coordinates(grid))
     return similarity(q, k) + (0 if bias is None else bias)
 
@@ -64,6 +64,7 @@ def log_cpb(module, q, k, dy, dx):
 
 
 TWINS = {
+    "rope": rope,
     "alibi": lambda module, q, k, dy, dx: torch.tensor(
         [-math.hypot(dy, dx) * 2.0 ** (-8 * h / HEADS) for h in range(1, HEADS + 1)],
         dtype=torch.float64,
@@ -88,11 +89,11 @@ def test_scores_equal_the_equation(name):
         dy, dx = i // GRID[1] - j // GRID[1], i % GRID[1] - j % GRID[1]
         for h in range(HEADS):
             a, b = q[0, h, PREFIX + i], k[0, h, PREFIX + j]
-            if name == "rope":
-                expected = torch.tensor(rope(module, a, b, dy, dx), dtype=torch.float64)
-            else:
-                term = TWINS[name](module, a, b, dy, dx)
-                expected = a @ b / WIDTH**0.5 + (term[h] if term.ndim else term)
+            expected = torch.as_tensor(TWINS[name](module, a, b, dy, dx), dtype=torch.float64)
+            if expected.ndim:  # one value per head
+                expected = expected[h]
+            if module.adds_to_scores:
+                expected = a @ b / WIDTH**0.5 + expected
             torch.testing.assert_close(
                 e[h, PREFIX + i, PREFIX + j], expected, rtol=1e-9, atol=1e-9, check_dtype=False
             )
@@ -104,9 +105,11 @@ def test_tokens_without_a_place_keep_their_scores(name):
         numbers(2, HEADS, PREFIX + TOKENS, WIDTH),
         numbers(2, HEADS, PREFIX + TOKENS, WIDTH, seed=1),
     )
-    e, plain = scores(name, q, k), q @ k.transpose(-2, -1) / WIDTH**0.5
+    module = position(name)
+    e = scores(name, q, k, module=module)
+    plain = q @ k.transpose(-2, -1) / WIDTH**0.5
     torch.testing.assert_close(e[:, :, :PREFIX, :PREFIX], plain[:, :, :PREFIX, :PREFIX], **EXACT)
-    if name not in ("rope",):
+    if module.adds_to_scores:
         torch.testing.assert_close(e[:, :, :PREFIX], plain[:, :, :PREFIX], **EXACT)
         torch.testing.assert_close(e[..., :PREFIX], plain[..., :PREFIX], **EXACT)
 

@@ -7,7 +7,7 @@ from visattn.blocks.parts.tokens import map_size, to_map, to_tokens
 from visattn.core.formula import Attend
 from visattn.core.normalize.exponential import Softmax
 from visattn.core.position.coordinates import grid_coordinates
-from visattn.core.position.decomposed import Decomposed, widen
+from visattn.core.position.decomposed import Decomposed
 
 
 class BottleneckAttention(nn.Module):
@@ -58,7 +58,7 @@ class BottleneckAttention(nn.Module):
         head_dim = channels // num_heads
         self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
         self.position = Decomposed(head_dim, num_heads, grid)
-        self.attend = Attend(widen(None, head_dim), Softmax(num_heads))
+        self.attend = Attend(self.position.widen(None), Softmax(num_heads))
 
     def forward(self, x: Tensor) -> Tensor:
         require_map(x, self.channels)

@@ -16,6 +16,7 @@ from visattn.core.attention.local import (
 )
 from visattn.core.layout import CrissCross, strips
 from visattn.core.normalize.definition import Normalizer
+from visattn.core.position.definition import Position
 from visattn.core.similarity.definition import Similarity
 
 
@@ -64,7 +65,7 @@ class StripAttention(SelfAttention):
         axis: str,
         similarity: Similarity | None = None,
         normalize: Normalizer | None = None,
-        position: nn.Module | None = None,
+        position: Position | None = None,
         qkv_bias: bool = True,
     ):
         super().__init__(
@@ -125,7 +126,7 @@ class AxialAttention(nn.Module):
         *,
         similarity: Similarity | None = None,
         normalize: Normalizer | None = None,
-        position: nn.Module | None = None,
+        position: Position | None = None,
         qkv_bias: bool = True,
     ):
         super().__init__()
@@ -189,7 +190,7 @@ class CrissCrossAttention(SelfAttention):
         *,
         similarity: Similarity | None = None,
         normalize: Normalizer | None = None,
-        position: nn.Module | None = None,
+        position: Position | None = None,
         qkv_bias: bool = True,
         qk_norm: bool = False,
         dropout: float = 0.0,

@@ -12,7 +12,7 @@ from visattn.core.attention.heads import (
 )
 from visattn.core.formula import Attend
 from visattn.core.normalize.definition import Normalizer
-from visattn.core.position import adapt, grid_coordinates
+from visattn.core.position import Position, grid_coordinates
 from visattn.core.similarity.definition import Similarity
 
 
@@ -62,7 +62,7 @@ class SelfAttention(nn.Module):
         *,
         similarity: Similarity | None = None,
         normalize: Normalizer | None = None,
-        position: nn.Module | None = None,
+        position: Position | None = None,
         qkv_bias: bool = True,
         qk_norm: bool = False,
         dropout: float = 0.0,
@@ -75,7 +75,9 @@ class SelfAttention(nn.Module):
         self.q_norm = nn.LayerNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
         self.position = position
-        self.attend = Attend(adapt(similarity, position), normalize, dropout=dropout)
+        if position is not None:
+            similarity = position.widen(similarity)
+        self.attend = Attend(similarity, normalize, dropout=dropout)
         self.proj = nn.Linear(dim, dim)
 
     def forward(

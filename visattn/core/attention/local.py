@@ -1,6 +1,6 @@
 """Self-attention where only tokens of one group meet: windows, dilated grids, neighborhoods."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from visattn.core.attention.full import SelfAttention
 from visattn.core.attention.heads import (
@@ -13,6 +13,7 @@ from visattn.core.layout import Grid, Layout, Neighborhood, Windows
 from visattn.core.normalize.definition import Normalizer
 from visattn.core.position import grid_coordinates
 from visattn.core.position.coordinates import repeat_for_batch
+from visattn.core.position.definition import Position
 from visattn.core.similarity.definition import Similarity
 
 Pair = tuple[int, int]
@@ -120,7 +121,7 @@ class WindowAttention(SelfAttention):
         *,
         similarity: Similarity | None = None,
         normalize: Normalizer | None = None,
-        position: nn.Module | None = None,
+        position: Position | None = None,
         window_size: int | Pair = 7,
         qkv_bias: bool = True,
         qk_norm: bool = False,
@@ -255,7 +256,7 @@ class NeighborhoodAttention(SelfAttention):
         *,
         similarity: Similarity | None = None,
         normalize: Normalizer | None = None,
-        position: nn.Module | None = None,
+        position: Position | None = None,
         kernel_size: int | Pair = 7,
         qkv_bias: bool = True,
         qk_norm: bool = False,

@@ -5,11 +5,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visattn.core.position.coordinates import Coordinates, pad_prefix, repeat_for_batch
+from visattn.core.position.definition import Position
 
 Pair = tuple[int, int]
 
 
-class Alibi(nn.Module):
+class Alibi(Position):
     r"""Lower a score in proportion to the distance on the grid, each head at its own rate: 2D ALiBi.
 
     .. math::
@@ -63,7 +64,7 @@ class Alibi(nn.Module):
         return q, k, _fit_to_batch(bias, q, k)
 
 
-class RelativeTable(nn.Module):
+class RelativeTable(Position):
     r"""Add a learned number for every offset and head to the scores.
 
     .. math::
@@ -119,7 +120,7 @@ class RelativeTable(nn.Module):
         return q, k, _fit_to_batch(by_offset(table, reach, coordinates), q, k)
 
 
-class LogCpb(nn.Module):
+class LogCpb(Position):
     r"""Let a small network say the bias of every offset, from the logarithm of the offset.
 
     .. math::

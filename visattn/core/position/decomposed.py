@@ -6,13 +6,14 @@ from torch.nn import functional as F
 
 from visattn.core.position.bias import require_grid
 from visattn.core.position.coordinates import Coordinates, repeat_for_batch
+from visattn.core.position.definition import Position
 from visattn.core.similarity.definition import Similarity
 from visattn.core.similarity.product import ScaledDot
 
 Pair = tuple[int, int]
 
 
-class Decomposed(nn.Module):
+class Decomposed(Position):
     r"""Add to a score what the query says about the row offset and the column offset.
 
     .. math::
@@ -20,8 +21,7 @@ class Decomposed(nn.Module):
 
     The two terms become rows + columns more channels of query and key, so that no N x N matrix is
     formed: the query carries its product with every row's and column's vector, the key points out
-        its own row and column. ``widen`` makes
-    a similarity that keeps these channels apart.
+    its own row and column. ``widen`` makes a similarity that keeps these channels apart.
 
     Args:
         head_dim: D.
@@ -70,6 +70,23 @@ class Decomposed(nn.Module):
         q = _append(q, torch.cat(query_channels, -1))
         k = _append(k, torch.cat(key_channels, -1))
         return q, k, None
+
+    def widen(self, similarity: Similarity | None) -> Similarity:
+        """Return the similarity that also reads the channels which ``forward`` appends.
+
+        Raises:
+            ValueError: A key's score depends on the channels of the other keys.
+        """
+        similarity = ScaledDot(self.head_dim) if similarity is None else similarity
+        if not similarity.key_local:
+            name = type(similarity).__name__
+            raise ValueError(
+                f"decomposed positions cannot join {name}, which normalizes a key's channels "
+                "over all keys"
+            )
+        if similarity.has_dot_form:
+            return _WidenedProduct(similarity, self.head_dim)
+        return _Widened(similarity, self.head_dim)
 
     def _products(self, q: Tensor, coordinates: Coordinates, axis: int, vectors: Tensor) -> Tensor:
         """Return q times the vector of its offset to each row (or column): (B, H, N, extent)."""
@@ -125,19 +142,6 @@ class _WidenedProduct(_Widened):
         wide_q = torch.cat([inner_q, q[..., width:]], -1)
         wide_k = torch.cat([inner_k, k[..., width:]], -1)
         return wide_q, wide_k, bias
-
-
-def widen(similarity: Similarity | None, head_dim: int) -> Similarity:
-    """Return the similarity that also reads the channels which Decomposed appends."""
-    similarity = ScaledDot(head_dim) if similarity is None else similarity
-    if not similarity.key_local:
-        name = type(similarity).__name__
-        raise ValueError(
-            f"decomposed positions cannot join {name}, which normalizes a key's channels over all keys"
-        )
-    if similarity.has_dot_form:
-        return _WidenedProduct(similarity, head_dim)
-    return _Widened(similarity, head_dim)
 
 
 def _stretch(vectors: Tensor, length: int) -> Tensor:

@@ -1,12 +1,13 @@
 """Rotary positions in two dimensions."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from visattn.core.position.coordinates import Coordinates, repeat_for_batch
+from visattn.core.position.definition import Position
 
 
-class Rope(nn.Module):
+class Rope(Position):
     r"""Rotate queries and keys by angles that grow with the row and the column: 2D axial RoPE.
 
     .. math::
@@ -44,6 +45,8 @@ class Rope(nn.Module):
         >>> torch.equal(turned[:, :, 0], q[:, :, 0]), torch.equal(turned[:, :, -1], q[:, :, -1])
         (True, False)
     """
+
+    adds_to_scores = False
 
     def __init__(
         self,
