@@ -16,6 +16,8 @@ from visattn.draw.picture import beside, enlarged, to_pil, with_caption
 from visattn.draw.scale import Scale, color_bar, scale_of, values_of
 from visattn.map import Map
 
+_LONGEST_NAME = 120  # characters, which leaves room for a number and an ending
+
 
 def save_maps(
     images: Iterable,
@@ -65,20 +67,24 @@ def save_maps(
     if values_of(heat).ndim == 2:
         # the map of one image is a batch of one
         heat = replace(heat, values=heat.values[None])
-    _check_counts(len(heat), {"images": images, "names": names, "labels": labels, "facts": facts})
+    counted = {"images": images, "names": names, "labels": labels, "facts": facts}
+    _check_counts(len(heat), counted)
     colors = "gray" if blend == "mask" else colormap
-    shared = scale_of([heat], colors, vmin, vmax)
+    scale = scale_of([heat], colors, vmin, vmax)
     folder = writable(Path(folder))
     used_names: set[str] = set()
     items = []
     for index, image in enumerate(_exactly(images, len(heat))):
-        name = _free_name(names[index] if names else _stem(image, index), used_names)
+        wanted_name = names[index] if names else _stem(image, index)
+        name = _free_name(wanted_name, used_names)
         label = labels[index] if labels else ""
         single = heat[index]
-        scale = scale_of([single.values], colors, vmin, vmax) if own_scale else shared
+        if own_scale:
+            scale = scale_of([single.values], colors, vmin, vmax)
         drawn = picture(single, image, label, scale, colormap=colormap, alpha=alpha, blend=blend)
         drawn.save(folder / f"{name}.png")
-        np.savez_compressed(folder / f"{name}.npz", values=single.values.float().cpu().numpy())
+        values = single.values.float().cpu().numpy()
+        np.savez_compressed(folder / f"{name}.npz", values=values)
         item = _item(name, label, single, scale)
         if facts:
             item |= facts[index]
@@ -97,18 +103,26 @@ def save_maps(
 
 
 def picture(
-    heat: Map, image, label: str, scale: Scale, *, colormap: str, alpha: float, blend: str
+    heat: Map,
+    image,
+    label: str,
+    scale: Scale,
+    *,
+    colormap: str,
+    alpha: float,
+    blend: str,
 ) -> Image.Image:
     """Return the picture of one map: overlay, scale bar, and its label and details below."""
     photo = enlarged(to_pil(image))
     heat = replace(heat, limits=None)
-    if scale.low < scale.high:
-        vmin, vmax = scale.low, scale.high
-    else:
+    vmin: float | None = scale.low
+    vmax: float | None = scale.high
+    if scale.low >= scale.high:
         # a map of one value has no range to draw on
         vmin = vmax = None
     drawn = overlay(photo, heat, colormap=colormap, alpha=alpha, vmin=vmin, vmax=vmax, blend=blend)
-    return with_caption(beside([drawn, color_bar(scale, drawn.height)]), label, _detail(heat))
+    bar = color_bar(scale, drawn.height)
+    return with_caption(beside([drawn, bar]), label, _detail(heat))
 
 
 def _detail(heat: Map) -> str:
@@ -132,8 +146,7 @@ def _check_counts(count: int, arguments: Mapping[str, object]) -> None:
 
 def _exactly(images: Iterable, count: int) -> Iterator:
     """Yield the images; refuse fewer or more of them than maps."""
-    is_array = isinstance(images, (np.ndarray, Tensor))
-    if isinstance(images, (str, Path)) or (is_array and images.ndim < 4):
+    if _is_single(images):
         raise ValueError(
             "images must be a list or batch with one image per map, got a single image: "
             "wrap it in a list"
@@ -149,6 +162,13 @@ def _exactly(images: Iterable, count: int) -> Iterator:
         raise ValueError(
             f"images must be as many as the maps: got only {index} images and {count} maps"
         )
+
+
+def _is_single(images: Iterable) -> bool:
+    """Whether these are the path, or the axes, of one image alone."""
+    if isinstance(images, (np.ndarray, Tensor)):
+        return images.ndim < 4
+    return isinstance(images, (str, Path))
 
 
 def writable(folder: Path) -> Path:
@@ -173,7 +193,10 @@ def _stem(image, index: int) -> str:
 
 def _free_name(name: str, used_names: set[str]) -> str:
     """Return a file name that every file system takes and no other image has."""
-    stem = re.sub(r"[^\w.+-]+", "_", Path(name).name).strip("._")[:120] or "image"
+    allowed = re.sub(r"[^\w.+-]+", "_", Path(name).name)
+    stem = allowed.strip("._")[:_LONGEST_NAME]
+    if not stem:
+        stem = "image"
     number = 1
     free = stem
     # some file systems do not tell upper from lower case
@@ -186,13 +209,14 @@ def _free_name(name: str, used_names: set[str]) -> str:
 
 def _item(name: str, label: str, heat: Map, scale: Scale) -> dict:
     """Return what index.json says of one image."""
+    lattice = heat.lattice
     item = {
         "name": name,
         "picture": f"{name}.png",
         "map": f"{name}.npz",
         "label": label,
         "shape": list(heat.values.shape),
-        "lattice": None if heat.lattice is None else heat.lattice._asdict(),
+        "lattice": lattice if lattice is None else lattice._asdict(),
         "min": float(heat.values.min()),
         "max": float(heat.values.max()),
         "vmin": scale.low,

@@ -1,24 +1,42 @@
 """Grids: heads by layers, methods side by side, and the gates of channels and branches as bars."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from visattn.draw.overlay import overlay
-from visattn.draw.picture import FAINT, INK, PAPER, beside, enlarged, fitted, font, to_pil
-from visattn.draw.scale import Scale, color_bar, one_map, scale_of, to_bytes
+from visattn.draw.picture import (
+    FAINT,
+    INK,
+    PAPER,
+    beside,
+    enlarged,
+    fitted,
+    font,
+    to_bytes,
+    to_pil,
+)
+from visattn.draw.scale import Scale, color_bar, one_map, scale_of
 from visattn.map import Map
+from visattn.record.entry import Record
+from visattn.record.session import Maps
 
-_GAP, _TEXT = 4, 12
+_GAP = 4  # pixels between pictures
+_TEXT = 12  # pixels: the size of names
+_HEADING = _TEXT + 2 * _GAP  # pixels above the first row
+_BAR_HEIGHT_LIMIT = 420  # pixels
+_SHARES = ("layer", "all")
 
 
 def heads_by_layers(
     image,
-    maps,
+    maps: Maps,
     *,
     index: int = 0,
     query="auto",
@@ -35,45 +53,34 @@ def heads_by_layers(
         image: The image as the model saw it; drawn in the corner.
         maps: What `capture` recorded.
         index: Which image of the batch it is.
-        query: As in ``maps.map``: what token is asked.
+        query: The token whose attention is drawn, as in ``maps.map``.
         layers: Names or numbers of layers; None takes all token layers that lie on a grid.
         colormap, vmin, vmax: As for `overlay`.
         share: "layer" gives the heads of a layer one scale, with a bar at the end of their row;
             "all" gives one to all.
         tile: Width of one map in pixels.
     """
-    records = (
-        [record for record in maps.tokens if record.grid]
-        if layers is None
-        else [maps.layer(x) for x in layers]
-    )
-    if not records:
-        raise ValueError("maps must hold a layer of tokens that lie on a grid")
-    rows = [
-        [maps.map(record.name, head, query)[index] for head in range(record.heads)]
-        for record in records
-    ]
-    if share not in ("layer", "all"):
+    if share not in _SHARES:
         raise ValueError(f"share must be 'layer' or 'all', got {share!r}")
-    shared = [
-        row if share == "layer" else [heat for other in rows for heat in other] for row in rows
-    ]
-    scales = [scale_of([heat.values for heat in row], colormap, vmin, vmax) for row in shared]
-    tiles = [
-        [_tile(one_map(heat), scale, tile) for heat in row]
-        for row, scale in zip(rows, scales, strict=True)
-    ]
-    heads = [f"head {head}" for head in range(max(map(len, rows)))]
-    if share == "layer":
-        tiles = [
-            [*row, color_bar(scale, row[0].height)]
-            for row, scale in zip(tiles, scales, strict=True)
-        ]
-    sheet = _table(tiles, [record.name for record in records], heads)
+    records = _select_layers(maps, layers)
+    rows = [_maps_of_heads(maps, record, query, index) for record in records]
+    scales = _scales_of_rows(rows, share, colormap, vmin, vmax)
+    tiles = []
+    for heats, scale in zip(rows, scales, strict=True):
+        tile_row = [_draw_tile(one_map(heat), scale, tile) for heat in heats]
+        if share == "layer":
+            tile_row.append(color_bar(scale, tile_row[0].height))
+        tiles.append(tile_row)
+    row_names = [record.name for record in records]
+    most_heads = max(len(heats) for heats in rows)
+    column_names = [f"head {head}" for head in range(most_heads)]
     photo = to_pil(image)
     photo.thumbnail((2 * tile, 2 * tile))
-    bar = [color_bar(scales[0], min(sheet.height, 420))] if share == "all" else []
-    return beside([photo, sheet, *bar], gap=2 * _GAP)
+    panels = [photo, _draw_table(tiles, row_names, column_names)]
+    if share == "all":
+        bar_height = min(panels[1].height, _BAR_HEIGHT_LIMIT)
+        panels.append(color_bar(scales[0], bar_height))
+    return beside(panels, gap=2 * _GAP)
 
 
 def methods_by_images(
@@ -94,18 +101,21 @@ def methods_by_images(
             raise ValueError(
                 f"heats[{name!r}] must be as many as the images, got {len(heat)} and {len(images)}"
             )
-    photos = [_fit(enlarged(to_pil(image), tile), tile) for image in images]
-    columns = [_column("", photos, None)]
+    photos = []
+    for image in images:
+        photo = enlarged(to_pil(image), tile)
+        photos.append(_resize_to_width(photo, tile))
+    columns = [_draw_column("", photos)]
     for name, heat in heats.items():
         scale = scale_of([heat.values], colormap)
-        limits = {"vmin": scale.low, "vmax": scale.high} if scale.low < scale.high else {}
-        drawn = [
-            overlay(photo, heat[i], colormap=colormap, alpha=alpha, **limits)
-            for i, photo in enumerate(photos)
-        ]
-        columns.append(_column(name, drawn, scale))
+        pictures = []
+        for i, photo in enumerate(photos):
+            pictures.append(_overlay_on_scale(photo, heat[i], scale, alpha))
+        columns.append(_draw_column(name, pictures, scale))
     sheet = beside(columns, gap=2 * _GAP)
-    return sheet if labels is None else _labeled(sheet, photos, labels)
+    if labels is not None:
+        _write_labels(sheet, photos, labels)
+    return sheet
 
 
 def gate_bars(gates: Mapping[str, Tensor], *, width: int = 640) -> Image.Image:
@@ -120,88 +130,165 @@ def gate_bars(gates: Mapping[str, Tensor], *, width: int = 640) -> Image.Image:
     """
     if not gates:
         raise ValueError("gates must name at least one layer")
-    figure = Figure(figsize=(width / 100, 1.4 * len(gates) + 0.3), dpi=100, layout="constrained")
+    height_inches = 1.4 * len(gates) + 0.3
+    figure = Figure(figsize=(width / 100, height_inches), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    for axis, (name, gate) in zip(
-        figure.subplots(len(gates), 1, squeeze=False)[:, 0], gates.items(), strict=True
-    ):
-        values = gate.detach().float().cpu().flatten(-3).numpy()
-        branches = values if values.ndim == 2 else values[None]
-        for branch, line in enumerate(branches):
-            axis.stairs(line, lw=1, fill=len(branches) == 1, label=f"branch {branch}")
-        axis.set(
-            xlim=(0, branches.shape[1]),
-            ylim=(min(0, values.min()), max(1, values.max())),
-            ylabel="gate",
-        )
-        axis.set_title(f"{name}: {branches.shape[1]} channels", fontsize=9, loc="left")
-        if len(branches) > 1:
-            axis.legend(fontsize=7)
+    panels = figure.subplots(len(gates), 1, squeeze=False)[:, 0]
+    for panel, (name, gate) in zip(panels, gates.items(), strict=True):
+        _draw_gate(panel, name, gate)
     canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    rgba = np.asarray(canvas.buffer_rgba())
+    return Image.fromarray(rgba[..., :3].copy())
 
 
-def _tile(values: np.ndarray, scale: Scale, width: int) -> Image.Image:
-    height = max(1, round(width * values.shape[0] / values.shape[1]))
-    return Image.fromarray(to_bytes(scale.colors(values))).resize(
-        (width, height), Image.Resampling.NEAREST
-    )
+def _select_layers(maps: Maps, layers: Sequence[int | str] | None) -> list[Record]:
+    if layers is None:
+        records = [record for record in maps.tokens if record.grid]
+    else:
+        records = [maps.layer(layer) for layer in layers]
+    if not records:
+        raise ValueError("maps must hold a layer of tokens that lie on a grid")
+    return records
 
 
-def _table(
-    tiles: list[list[Image.Image]], rows: Sequence[str], columns: Sequence[str]
+def _maps_of_heads(maps: Maps, record: Record, query, index: int) -> list[Map]:
+    """Return the map of each head of a layer for one image of the batch."""
+    heats = []
+    for head in range(record.heads):
+        heat = maps.map(record.name, head, query)
+        heats.append(heat[index])
+    return heats
+
+
+def _scales_of_rows(
+    rows: list[list[Map]],
+    share: str,
+    colormap: str,
+    vmin: float | None,
+    vmax: float | None,
+) -> list[Scale]:
+    """Return one scale per row; with ``share="all"`` they are equal."""
+    # the values alone: a map picked from a batch would bring the limits of that batch
+    values = [[heat.values for heat in heats] for heats in rows]
+    if share == "all":
+        all_values = list(chain.from_iterable(values))
+        return [scale_of(all_values, colormap, vmin, vmax)] * len(rows)
+    return [scale_of(row_values, colormap, vmin, vmax) for row_values in values]
+
+
+def _draw_tile(values: np.ndarray, scale: Scale, width: int) -> Image.Image:
+    """Draw a map (h, w) in squares of one color per patch."""
+    rows, columns = values.shape
+    height = max(1, round(width * rows / columns))
+    small = Image.fromarray(to_bytes(scale.colors(values)))
+    return small.resize((width, height), Image.Resampling.NEAREST)
+
+
+def _draw_table(
+    tiles: list[list[Image.Image]],
+    row_names: Sequence[str],
+    column_names: Sequence[str],
 ) -> Image.Image:
-    """Paste tiles in rows with names at the left and above."""
-    left = 2 * _GAP + int(max(font(_TEXT).getlength(name) for name in rows))
-    width, top = tiles[0][0].width + _GAP, _TEXT + 2 * _GAP
-    heights = [row[0].height + _GAP for row in tiles]
-    right = left + max(sum(picture.width + _GAP for picture in row) for row in tiles)
-    sheet = Image.new("RGB", (right, top + sum(heights)), PAPER)
+    """Paste tiles in rows, with names at the left and above."""
+    name_width = max(font(_TEXT).getlength(name) for name in row_names)
+    left = 2 * _GAP + int(name_width)
+    column_width = tiles[0][0].width + _GAP
+    row_heights = [tile_row[0].height + _GAP for tile_row in tiles]
+    row_widths = [sum(tile.width + _GAP for tile in tile_row) for tile_row in tiles]
+    size = (left + max(row_widths), _HEADING + sum(row_heights))
+    sheet = Image.new("RGB", size, PAPER)
     pen = ImageDraw.Draw(sheet)
-    for column, name in enumerate(columns):
-        pen.text((left + column * width, _GAP), name, FAINT, font(_TEXT))
-    y = top
-    for name, row, height in zip(rows, tiles, heights, strict=True):
-        pen.text((_GAP, y + height // 2), name, INK, font(_TEXT), anchor="lm")
-        for column, picture in enumerate(row):
-            sheet.paste(picture, (left + column * width, y))
+    for column, name in enumerate(column_names):
+        corner = (left + column * column_width, _GAP)
+        pen.text(corner, name, FAINT, font(_TEXT))
+    y = _HEADING
+    for name, tile_row, height in zip(row_names, tiles, row_heights, strict=True):
+        middle_left = (_GAP, y + height // 2)
+        pen.text(middle_left, name, INK, font(_TEXT), anchor="lm")
+        for column, tile in enumerate(tile_row):
+            sheet.paste(tile, (left + column * column_width, y))
         y += height
     return sheet
 
 
-def _fit(photo: Image.Image, width: int) -> Image.Image:
-    return photo.resize(
-        (width, max(1, round(width * photo.height / photo.width))), Image.Resampling.BICUBIC
+def _resize_to_width(photo: Image.Image, width: int) -> Image.Image:
+    height = max(1, round(width * photo.height / photo.width))
+    return photo.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _overlay_on_scale(
+    photo: Image.Image,
+    heat: Map,
+    scale: Scale,
+    alpha: float,
+) -> Image.Image:
+    if scale.low >= scale.high:
+        # a map of one value has no range to draw on
+        return overlay(photo, heat, colormap=scale.colormap, alpha=alpha)
+    return overlay(
+        photo,
+        heat,
+        colormap=scale.colormap,
+        alpha=alpha,
+        vmin=scale.low,
+        vmax=scale.high,
     )
 
 
-def _column(name: str, pictures: Sequence[Image.Image], scale: Scale | None) -> Image.Image:
-    top = _TEXT + 2 * _GAP
-    height = top + sum(picture.height + _GAP for picture in pictures)
-    sheet = Image.new("RGB", (pictures[0].width, height), PAPER)
-    ImageDraw.Draw(sheet).text((0, _GAP), fitted(name, _TEXT, sheet.width), INK, font(_TEXT))
-    y = top
+def _draw_column(
+    name: str,
+    pictures: Sequence[Image.Image],
+    scale: Scale | None = None,
+) -> Image.Image:
+    """Paste pictures one below the other under a name, with the bar of their scale."""
+    height = _HEADING + sum(picture.height + _GAP for picture in pictures)
+    column = Image.new("RGB", (pictures[0].width, height), PAPER)
+    pen = ImageDraw.Draw(column)
+    heading = fitted(name, _TEXT, column.width)
+    pen.text((0, _GAP), heading, INK, font(_TEXT))
+    y = _HEADING
     for picture in pictures:
-        sheet.paste(picture, (0, y))
+        column.paste(picture, (0, y))
         y += picture.height + _GAP
     if scale is None:
-        return sheet
+        return column
     bar = color_bar(scale, pictures[0].height)
-    wide = Image.new("RGB", (sheet.width + bar.width, height), PAPER)
-    wide.paste(sheet)
-    wide.paste(bar, (sheet.width, top))
-    return wide
+    wider = Image.new("RGB", (column.width + bar.width, height), PAPER)
+    wider.paste(column)
+    wider.paste(bar, (column.width, _HEADING))
+    return wider
 
 
-def _labeled(
-    sheet: Image.Image, photos: Sequence[Image.Image], labels: Sequence[str]
-) -> Image.Image:
+def _write_labels(
+    sheet: Image.Image,
+    photos: Sequence[Image.Image],
+    labels: Sequence[str],
+) -> None:
     """Write a line over the lower edge of each photograph in the first column."""
-    pen, y = ImageDraw.Draw(sheet), _TEXT + 2 * _GAP
+    pen = ImageDraw.Draw(sheet)
+    bottom = _HEADING
     for photo, label in zip(photos, labels, strict=True):
-        y += photo.height + _GAP
+        bottom += photo.height + _GAP
         line = fitted(label, _TEXT, photo.width - 2 * _GAP)
-        box = pen.textbbox((_GAP, y - _GAP - _TEXT - 6), line, font(_TEXT))
-        pen.rectangle((box[0] - 3, box[1] - 3, box[2] + 3, box[3] + 3), PAPER)
-        pen.text((_GAP, y - _GAP - _TEXT - 6), line, INK, font(_TEXT))
-    return sheet
+        corner = (_GAP, bottom - _GAP - _TEXT - 6)
+        x0, y0, x1, y1 = pen.textbbox(corner, line, font(_TEXT))
+        pen.rectangle((x0 - 3, y0 - 3, x1 + 3, y1 + 3), PAPER)
+        pen.text(corner, line, INK, font(_TEXT))
+
+
+def _draw_gate(panel: Axes, name: str, gate: Tensor) -> None:
+    """Draw the gate of one layer: a filled outline, or one line per branch."""
+    values = gate.detach().float().cpu()
+    branches = values.flatten(-3).numpy()  # (C, 1, 1) -> (C,), (K, C, 1, 1) -> (K, C)
+    if branches.ndim == 1:
+        branches = branches[None]
+    is_single = len(branches) == 1
+    channels = branches.shape[1]
+    for branch, line in enumerate(branches):
+        panel.stairs(line, lw=1, fill=is_single, label=f"branch {branch}")
+    lowest = min(0, branches.min())
+    highest = max(1, branches.max())
+    panel.set(xlim=(0, channels), ylim=(lowest, highest), ylabel="gate")
+    panel.set_title(f"{name}: {channels} channels", fontsize=9, loc="left")
+    if not is_single:
+        panel.legend(fontsize=7)

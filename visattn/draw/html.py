@@ -28,7 +28,9 @@ def fill(template: str, fields: Mapping[str, object]) -> Markup:
 
     def replacement(match: re.Match) -> str:
         field = fields[match[1]]
-        return field if isinstance(field, Markup) else html.escape(str(field))
+        if isinstance(field, Markup):
+            return field
+        return html.escape(str(field))
 
     return Markup(re.sub(r"@(\w+)@", replacement, template))
 

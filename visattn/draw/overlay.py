@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from visattn.draw.picture import like, to_rgb
 from visattn.draw.scale import Scale, color_bar, one_map, scale_of
-from visattn.map import Lattice, Map, resized
+from visattn.map import Lattice, resized
 from visattn.names import lookup
 
 
@@ -64,38 +64,57 @@ def overlay(
     draw = lookup(_BLENDS, blend, "blend")
     rgb = to_rgb(image)  # (H, W, 3)
     values = one_map(heat)  # (h, w)
-    scale = scale_of([heat], "gray" if blend == "mask" else colormap, vmin, vmax)
-    lattice = heat.lattice if isinstance(heat, Map) else None
-    blended = draw(rgb, _resized(values, rgb.shape[:2], lattice), scale, alpha)
+    colors = "gray" if blend == "mask" else colormap
+    scale = scale_of([heat], colors, vmin, vmax)
+    lattice = getattr(heat, "lattice", None)
+    pixel_values = _resized(values, rgb.shape[:2], lattice)  # (H, W)
+    blended = draw(rgb, pixel_values, scale, alpha)
     if scale_bar:
         blended = _with_bar(blended, scale)
     return like(blended, image)
 
 
-def _alpha(rgb: np.ndarray, values: np.ndarray, scale: Scale, alpha: float) -> np.ndarray:
+def _blend_alpha(
+    rgb: np.ndarray,
+    values: np.ndarray,
+    scale: Scale,
+    alpha: float,
+) -> np.ndarray:
     return (1 - alpha) * rgb + alpha * scale.colors(values)
 
 
-def _mask(rgb: np.ndarray, values: np.ndarray, scale: Scale, alpha: float) -> np.ndarray:
+def _blend_mask(
+    rgb: np.ndarray,
+    values: np.ndarray,
+    scale: Scale,
+    alpha: float,
+) -> np.ndarray:
     brightness = 1 - alpha * (1 - scale.unit(values))  # (H, W)
     return brightness[..., None] * rgb
 
 
-def _contour(rgb: np.ndarray, values: np.ndarray, scale: Scale, alpha: float) -> np.ndarray:
-    lines = rgb.copy()
+def _blend_contour(
+    rgb: np.ndarray,
+    values: np.ndarray,
+    scale: Scale,
+    alpha: float,
+) -> np.ndarray:
+    picture = rgb.copy()
     width = max(1, round(min(rgb.shape[:2]) / 150))
+    unit = scale.unit(values)  # (H, W)
     for level in (0.25, 0.5, 0.75):
-        inside = scale.unit(values) >= level
+        inside = unit >= level
         line = inside & ~_eroded(inside, width)
         # a white line along the colored one, because the lower colors vanish on dark photographs
         edge = inside & ~line & ~_eroded(inside, 2 * width)
-        color = scale.colors(np.array(scale.low + level * (scale.high - scale.low)))
-        lines[line] = (1 - alpha) * rgb[line] + alpha * color
-        lines[edge] = (1 - alpha) * rgb[edge] + alpha
-    return lines
+        value = scale.low + level * (scale.high - scale.low)
+        color = scale.colors(np.array(value))
+        picture[line] = (1 - alpha) * rgb[line] + alpha * color
+        picture[edge] = (1 - alpha) * rgb[edge] + alpha
+    return picture
 
 
-_BLENDS = {"alpha": _alpha, "contour": _contour, "mask": _mask}
+_BLENDS = {"alpha": _blend_alpha, "contour": _blend_contour, "mask": _blend_mask}
 
 
 def _eroded(inside: np.ndarray, width: int) -> np.ndarray:
@@ -103,17 +122,24 @@ def _eroded(inside: np.ndarray, width: int) -> np.ndarray:
 
     What lies beyond the border counts as inside.
     """
-    outside = torch.from_numpy(~inside)[None, None].float()
-    return F.max_pool2d(outside, 2 * width + 1, 1, width)[0, 0].numpy() == 0
+    outside = torch.from_numpy(~inside)[None, None].float()  # (H, W) -> (1, 1, H, W)
+    near_outside = F.max_pool2d(outside, kernel_size=2 * width + 1, stride=1, padding=width)
+    return near_outside[0, 0].numpy() == 0
 
 
-def _resized(values: np.ndarray, size: tuple[int, int], lattice: Lattice | None) -> np.ndarray:
+def _resized(
+    values: np.ndarray,
+    size: tuple[int, ...],
+    lattice: Lattice | None,
+) -> np.ndarray:
     if values.shape == size and lattice is None:
         return values
     batch = torch.from_numpy(np.ascontiguousarray(values))[None]  # (h, w) -> (1, h, w)
-    return resized(batch, size, lattice)[0].numpy()
+    height, width = size
+    return resized(batch, (height, width), lattice)[0].numpy()
 
 
 def _with_bar(picture: np.ndarray, scale: Scale) -> np.ndarray:
-    bar = np.asarray(color_bar(scale, picture.shape[0]), np.float32) / 255
-    return np.concatenate([picture, bar], axis=1)
+    bar = color_bar(scale, picture.shape[0])
+    bar_rgb = np.asarray(bar, np.float32) / 255
+    return np.concatenate([picture, bar_rgb], axis=1)

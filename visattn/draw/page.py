@@ -17,8 +17,8 @@ from visattn.draw.html import (
     write_html,
 )
 from visattn.draw.payload import MOST_TOKENS_AS_MAPS, LayerPayload, lattice, layer_of, rollouts
-from visattn.draw.picture import to_pil
-from visattn.draw.scale import Scale, scale_of, to_bytes, values_of
+from visattn.draw.picture import to_bytes, to_pil
+from visattn.draw.scale import Scale, scale_of, values_of
 from visattn.map import Map
 from visattn.record.entry import Record
 from visattn.record.session import Maps
@@ -70,22 +70,17 @@ def page(
     heats = dict(heats or {})
     records = _select(maps.layers, layers)
     stored = _layers_on_a_grid(records, most_tokens_as_maps)
-    _check_counts(records[0].batch, {"images": images, "names": names, "labels": labels, **heats})
+    counted = {"images": images, "names": names, "labels": labels, **heats}
+    _check_counts(records[0].batch, counted)
     facts = [layer.facts for _, layer in stored]
-    abilities = _abilities(facts)
     data = {
-        "images": [_image(to_pil(image), i, names, labels) for i, image in enumerate(images)],
+        "images": _describe_images(images, names, labels),
         "layers": facts,
-        "heats": [_heat(name, heat) for name, heat in heats.items()],
+        "heats": [_describe_heat(name, heat) for name, heat in heats.items()],
         "colors": _colors(colormap),
-        **abilities,
+        **_abilities(facts),
     }
-    arrays: dict[str, Iterable] = {}
-    for number, (_, layer) in enumerate(stored):
-        for name, array in layer.arrays.items():
-            arrays[f"b-{number}-{name}"] = array
-    if abilities["rollout"] and any(layer["form"] == "qk" for layer in facts):
-        arrays["s"] = rollouts([record for record, layer in stored if not layer.is_gate])
+    arrays = _arrays_of_layers(stored, data["rollout"])
     for number, heat in enumerate(heats.values()):
         arrays[f"h-{number}"] = values_of(heat)
     path = Path(path)
@@ -103,7 +98,8 @@ def _select(records: Sequence[Record], layers: Sequence[int] | None) -> list[Rec
 
 
 def _layers_on_a_grid(
-    records: list[Record], most_tokens_as_maps: int
+    records: list[Record],
+    most_tokens_as_maps: int,
 ) -> list[tuple[Record, LayerPayload]]:
     stored = []
     for record in records:
@@ -124,34 +120,64 @@ def _check_counts(count: int, arguments: Mapping) -> None:
             )
 
 
-def _image(photo: Image.Image, index: int, names, labels) -> dict:
-    photo.thumbnail((_LONGEST_SIDE_PIXELS, _LONGEST_SIDE_PIXELS))
+def _describe_images(
+    images: Iterable,
+    names: Sequence[str] | None,
+    labels: Sequence[str] | None,
+) -> list[dict]:
+    descriptions = []
+    for index, image in enumerate(images):
+        photo = to_pil(image)
+        photo.thumbnail((_LONGEST_SIDE_PIXELS, _LONGEST_SIDE_PIXELS))
+        description = {
+            "source": _source_of(photo),
+            "width": photo.width,
+            "height": photo.height,
+            "name": str(names[index]) if names else f"image {index + 1}",
+            "label": labels[index] if labels else "",
+        }
+        descriptions.append(description)
+    return descriptions
+
+
+def _source_of(photo: Image.Image) -> str:
     # few pixels are shown as large squares, on which the blocks of JPEG would be visible
     if max(photo.size) <= _LONGEST_SIDE_AS_PNG_PIXELS:
-        source = picture_source(photo, "png")
-    else:
-        source = picture_source(photo, "jpeg", quality=88)
-    return {
-        "source": source,
-        "width": photo.width,
-        "height": photo.height,
-        "name": str(names[index]) if names else f"image {index + 1}",
-        "label": labels[index] if labels else "",
-    }
+        return picture_source(photo, "png")
+    return picture_source(photo, "jpeg", quality=88)
 
 
-def _heat(name: str, heat: Map) -> dict:
+def _describe_heat(name: str, heat: Map) -> dict:
     scale = scale_of([heat])
-    grid = heat.values.shape[1:]
+    _, height, width = heat.values.shape
+    grid = (height, width)
+    details = [text for text in (heat.method, heat.layer) if text]
+    prefix = heat.prefix_mass
     return {
         "name": name,
-        "detail": ", ".join(filter(None, (heat.method, heat.layer))),
+        "detail": ", ".join(details),
         "grid": list(grid),
         "lattice": lattice(heat.lattice, grid),
-        "prefix": None if heat.prefix_mass is None else heat.prefix_mass.tolist(),
+        "prefix": prefix if prefix is None else prefix.tolist(),
         "low": min(0.0, scale.low),
         "high": scale.high,
     }
+
+
+def _arrays_of_layers(
+    stored: list[tuple[Record, LayerPayload]],
+    needs_rollout: bool,
+) -> dict[str, Iterable]:
+    """Return the arrays (B, ...) of all layers by the name of their script elements."""
+    arrays: dict[str, Iterable] = {}
+    for number, (_, layer) in enumerate(stored):
+        for name, array in layer.arrays.items():
+            arrays[f"b-{number}-{name}"] = array
+    # where all layers store their maps, the page computes rollout by itself
+    has_queries = any(layer.facts["form"] == "qk" for _, layer in stored)
+    if needs_rollout and has_queries:
+        arrays["s"] = rollouts([record for record, layer in stored if not layer.is_gate])
+    return arrays
 
 
 def _abilities(layers: list[dict]) -> dict:
@@ -159,18 +185,23 @@ def _abilities(layers: list[dict]) -> dict:
 
     Rollout needs rows that go from layer to layer: all with the same tokens as queries and keys.
     """
-    token_layers = [i for i, layer in enumerate(layers) if layer["form"] != "gate"]
+    start = len(layers) - 1
     sizes = set()
-    prefix = 0
-    for i in token_layers:
-        layer = layers[i]
+    most_prefix = 0
+    for number, layer in enumerate(layers):
+        if layer["form"] == "gate":
+            continue
+        start = number  # the last layer of tokens, where there is one
         sizes.add((layer["tokens"], layer["keys"], layer["prefix"]))
-        prefix = max(prefix, layer["prefix"])
-    names = ["class token", *(f"token {i + 1}" for i in range(1, prefix))]
+        most_prefix = max(most_prefix, layer["prefix"])
+    names = ["class token"]
+    for i in range(1, most_prefix):
+        names.append(f"token {i + 1}")
+    equal_sides = all(tokens == keys for tokens, keys, _ in sizes)
     return {
-        "start": token_layers[-1] if token_layers else len(layers) - 1,
-        "rollout": len(sizes) == 1 and all(tokens == keys for tokens, keys, _ in sizes),
-        "prefix_names": names[:prefix],
+        "start": start,
+        "rollout": len(sizes) == 1 and equal_sides,
+        "prefix_names": names[:most_prefix],
     }
 
 
@@ -178,21 +209,25 @@ def _colors(colormap: str) -> list[int]:
     """Return the 256 colors of a colormap as a flat list of bytes."""
     scale_of([np.zeros((1, 1))], colormap)  # refuses unknown colormaps
     levels = np.arange(256, dtype=np.float32)
-    return to_bytes(Scale(colormap, 0, 255).colors(levels)).flatten().tolist()
+    colors = Scale(colormap, 0, 255).colors(levels)  # (256, 3)
+    return to_bytes(colors).flatten().tolist()
 
 
 def _fill_template(title: str, data: dict, arrays: Mapping[str, Iterable]) -> str:
     folder = files("visattn.draw")
-    scripts = [(folder / name).read_text("utf-8") for name in ("page_rows.js", "page.js")]
+
+    def read(name: str) -> str:
+        return (folder / name).read_text("utf-8")
+
     elements = []
     for name, batch in arrays.items():
         for image, array in enumerate(batch):
             elements.append(script_array(f"{name}-{image}", array))
     fields = {
         "title": title,
-        "style": Markup((folder / "page.css").read_text("utf-8")),
-        "script": Markup("\n".join(scripts)),
+        "style": Markup(read("page.css")),
+        "script": Markup(read("page_rows.js") + "\n" + read("page.js")),
         "data": script_json(data),
         "blobs": Markup("\n".join(elements)),
     }
-    return fill((folder / "page.html").read_text("utf-8"), fields)
+    return fill(read("page.html"), fields)

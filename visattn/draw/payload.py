@@ -5,8 +5,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from visattn.core.normalize.definition import Normalizer
+from visattn.core.similarity.definition import Similarity
 from visattn.map import Lattice
 from visattn.record.entry import Record
+from visattn.record.session import device_of
 from visattn.record.space import Space
 
 # above it, queries and keys in half precision are smaller than the maps themselves
@@ -36,17 +39,24 @@ def layer_of(record: Record, most_tokens_as_maps: int = MOST_TOKENS_AS_MAPS) -> 
     layer = _payload_of(record, most_tokens_as_maps)
     if layer is None:
         return None
-    if not all(array.isfinite().all() for array in layer.arrays.values()):
-        raise ValueError(f"layer {record.name} holds NaN or infinite values: nothing can be drawn")
-    arrays = {name: array.detach().cpu() for name, array in layer.arrays.items()}
-    return LayerPayload({"name": record.name, **layer.facts}, arrays)
+    arrays = {}
+    for name, array in layer.arrays.items():
+        if not array.isfinite().all():
+            raise ValueError(
+                f"layer {record.name} holds NaN or infinite values: nothing can be drawn"
+            )
+        arrays[name] = array.detach().cpu()
+    facts = {"name": record.name, **layer.facts}
+    return LayerPayload(facts, arrays)
 
 
 def _payload_of(record: Record, most_tokens_as_maps: int) -> LayerPayload | None:
     gate = _gate(record)
     if gate is not None:
         return _gate_payload(record, gate)
-    if record.kind != "token" or record.grid is None or record.queries.grid is None:
+    if record.kind != "token":
+        return None
+    if record.queries.grid is None or record.keys.grid is None:
         return None
     if record.keys.tokens > most_tokens_as_maps:
         form = _softmax_form(record)
@@ -56,7 +66,8 @@ def _payload_of(record: Record, most_tokens_as_maps: int) -> LayerPayload | None
 
 
 def _gate_payload(record: Record, gate: Tensor) -> LayerPayload:
-    grid = gate.shape[2:]
+    _, _, height, width = gate.shape
+    grid = (height, width)
     facts = {
         "form": "gate",
         "heads": gate.shape[1],
@@ -76,7 +87,12 @@ def _softmax_payload(record: Record, q: Tensor, k: Tensor) -> LayerPayload:
     }
     # the mean row of every head, which the page would need all queries for
     mean_rows = record.apply_heads(_start_rows(record)[:, -1])
-    return LayerPayload(facts, {"q": q.half(), "k": k.half(), "m": mean_rows.float()})
+    arrays = {
+        "q": q.half(),
+        "k": k.half(),
+        "m": mean_rows.float(),
+    }
+    return LayerPayload(facts, arrays)
 
 
 def _maps_payload(record: Record) -> LayerPayload:
@@ -91,28 +107,40 @@ def _maps_payload(record: Record) -> LayerPayload:
 
 
 def _index_list(space: Space) -> list | None:
-    return None if space.index is None else space.index.tolist()
+    if space.index is None:
+        return None
+    return space.index.tolist()
 
 
 def _sides(record: Record) -> dict:
     """Return where queries and keys lie in the picture."""
     queries = record.queries
     keys = record.keys
+    query_grid = _grid_of(queries)
+    key_grid = _grid_of(keys)
     return {
         "tokens": queries.tokens,
         "prefix": queries.prefix,
-        "grid": list(queries.grid),
-        "lattice": lattice(queries.lattice, queries.grid),
+        "grid": list(query_grid),
+        "lattice": lattice(queries.lattice, query_grid),
         "keys": keys.tokens,
         "key_prefix": keys.prefix,
-        "key_grid": list(keys.grid),
-        "key_lattice": lattice(keys.lattice, keys.grid),
+        "key_grid": list(key_grid),
+        "key_lattice": lattice(keys.lattice, key_grid),
     }
+
+
+def _grid_of(space: Space) -> tuple[int, int]:
+    if space.grid is None:
+        raise ValueError(f"the {space.tokens} tokens of a page's layer must lie on a grid")
+    return space.grid
 
 
 def lattice(patches: Lattice | None, grid: tuple[int, int]) -> list[float]:
     """Return where the patches lie: the first one's center down and across, and both steps."""
-    return list(patches or Lattice.tiling(grid))
+    if patches is None:
+        patches = Lattice.tiling(grid)
+    return list(patches)
 
 
 def _gate(record: Record) -> Tensor | None:
@@ -122,13 +150,14 @@ def _gate(record: Record) -> Tensor | None:
     """
     if record.kind == "spatial":
         return record.alpha
-    if record.kind == "channel":
-        return None if record.energy is None else record.energy[:, None]
+    if record.kind == "channel" and record.energy is not None:
+        return record.energy[:, None]  # (B, h, w) -> (B, 1, h, w)
     if record.kind != "token" or record.grid is None:
         return None
     if record.queries.grid is not None and not record.pool:
         return None
-    return record.row(0)[..., record.prefix :].unflatten(-1, record.grid)
+    row = record.row(0)  # (B, H, keys)
+    return row[..., record.prefix :].unflatten(-1, record.grid)
 
 
 def _softmax_form(record: Record) -> tuple[Tensor, Tensor] | None:
@@ -136,48 +165,79 @@ def _softmax_form(record: Record) -> tuple[Tensor, Tensor] | None:
 
     Similarity and normalizer declare it: a subclass with a definition that differs has no form.
     """
-    if any(x is not None for x in (record.alpha, record.bias, record.mask, record.keys.index)):
+    q = record.q
+    k = record.k
+    if q is None or k is None or record.alpha is not None:
+        return None
+    if record.bias is not None or record.mask is not None:
+        return None
+    if record.keys.index is not None:
         return None
     similarity, normalize = record.pair
-    if normalize is not None:
-        softmax_form = normalize.softmax_form
-        if softmax_form is None or not softmax_form.is_plain:
-            return None
+    if not _is_plain_softmax(normalize):
+        return None
     # SDPA's scale; record.scale replaces it
-    width = record.q.shape[-1]
-    scale = width**-0.5 if record.scale is None else record.scale
+    width = q.shape[-1]
+    scale = record.scale
+    if scale is None:
+        scale = width**-0.5
     if similarity is None:
-        return record.q.float() * scale, record.k.float()
+        return q.float() * scale, k.float()
+    # a similarity scales by itself, so that only the factor beyond 1 / sqrt(D) remains
+    return _dot_form(similarity, q, k, scale * width**0.5)
+
+
+def _is_plain_softmax(normalize: Normalizer | None) -> bool:
+    """Whether a normalizer declares that it is softmax and nothing else; None stands for it."""
+    if normalize is None:
+        return True
+    form = normalize.softmax_form
+    return form is not None and form.is_plain
+
+
+def _dot_form(
+    similarity: Similarity,
+    q: Tensor,
+    k: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor] | None:
+    """Return q', k' whose inner products are the similarities, or None where there are none."""
     if not similarity.has_dot_form:
         return None
-    # a similarity scales by itself, so that only the factor beyond 1 / sqrt(D) remains
-    dtype = next((parameter.dtype for parameter in similarity.parameters()), record.q.dtype)
-    q = record.q.to(dtype) * (scale * width**0.5)
-    form = similarity.dot_form(q, record.k.to(dtype))
+    dtype = q.dtype
+    for parameter in similarity.parameters():
+        dtype = parameter.dtype
+        break
+    form = similarity.dot_form(q.to(dtype) * scale, k.to(dtype))
     if form is None:
         return None
-    q, k, bias = form
+    dot_q, dot_k, bias = form
     if bias is not None:
         return None
-    return q.float(), k.float()
+    return dot_q.float(), dot_k.float()
 
 
 def _eight_bits(record: Record) -> dict[str, Tensor]:
     """Return a (B, H, G, Nq, Nk) and r (B, H, G, Nq, 2) with weights = r0 + a / 255 r1."""
-    index = record.queries.index
-    queries = record.queries.tokens if index is None else index.shape[1]
-    bytes_of_tiles = []
-    range_of_tiles = []
+    queries = record.queries.tokens
+    if record.queries.index is not None:
+        queries = record.queries.index.shape[1]  # of one group
+    levels_of_tiles = []
+    ranges_of_tiles = []
     for start in range(0, queries, _TILE_ROWS):
-        # (B * G, H, rows, Nk) -> (B, H, G, rows, Nk)
-        weights = record.rows(slice(start, start + _TILE_ROWS)).detach().float()
-        weights = weights.unflatten(0, (record.batch, -1)).transpose(1, 2)
+        weights = record.rows(slice(start, start + _TILE_ROWS))
+        # (B * G, H, rows, Nk) -> (B, G, H, rows, Nk) -> (B, H, G, rows, Nk)
+        groups = weights.detach().float().unflatten(0, (record.batch, -1))
+        weights = groups.transpose(1, 2)
         low = weights.amin(-1, keepdim=True).clamp_max(0)
         reach = weights.amax(-1, keepdim=True) - low
         levels = (weights - low) / reach.clamp_min(1e-30) * 255
-        bytes_of_tiles.append(levels.round().to(torch.uint8))
-        range_of_tiles.append(torch.cat([low, reach], -1))
-    return {"a": torch.cat(bytes_of_tiles, 3), "r": torch.cat(range_of_tiles, 3)}
+        levels_of_tiles.append(levels.round().to(torch.uint8))
+        ranges_of_tiles.append(torch.cat([low, reach], -1))
+    return {
+        "a": torch.cat(levels_of_tiles, 3),
+        "r": torch.cat(ranges_of_tiles, 3),
+    }
 
 
 def rollouts(records: list[Record]) -> Tensor:
@@ -186,26 +246,35 @@ def rollouts(records: list[Record]) -> Tensor:
     The starts of a layer are the class token, if any, and the mean row. All rows go through a
     layer's map together, so that it is formed once; the page does the same row by row.
     """
-    rows = torch.empty(0)
+    top = records[-1]
+    rows = torch.empty(top.batch, 0, top.queries.tokens, device=device_of(top))
     for record in reversed(records):
-        starts = _start_rows(record)
         # (B, starts, tokens): those of this layer, in front of those that came down to it
-        rows = torch.cat([starts, rows], 1) if rows.numel() else starts
-        attended = torch.zeros((), device=rows.device)
-        for start in range(0, rows.shape[2], _TILE_ROWS):
-            tile = slice(start, start + _TILE_ROWS)
-            attended = attended + rows[..., tile] @ record.rows(tile).float().mean(1)
-        rows = (rows + attended) / 2
+        rows = torch.cat([_start_rows(record), rows], 1)
+        rows = (rows + _attended(record, rows)) / 2
+    # (B, layers * starts, tokens) -> (B, layers, starts, tokens)
     return rows.detach().unflatten(1, (len(records), -1)).cpu()
+
+
+def _attended(record: Record, rows: Tensor) -> Tensor:
+    """Return rows A for (B, n, queries), A the mean over heads: (B, n, keys)."""
+    total = torch.zeros((), device=rows.device)
+    for start in range(0, rows.shape[2], _TILE_ROWS):
+        tile = slice(start, start + _TILE_ROWS)
+        weights = record.rows(tile).float().mean(1)  # (B, H, tile, Nk) -> (B, tile, Nk)
+        total = total + rows[..., tile] @ weights
+    return total
 
 
 def _start_rows(record: Record) -> Tensor:
     """Return (B, starts, tokens): the class token where there is one, and the mean over patches."""
     queries = record.queries
-    device = record.q.device if record.alpha is None else record.alpha.device
-    rows = torch.zeros(2, queries.tokens, device=device)
-    rows[0, 0] = 1
-    rows[1, queries.prefix :] = 1 / (queries.tokens - queries.prefix)
-    if not queries.prefix:
-        rows = rows[1:]
+    patches = queries.tokens - queries.prefix
+    mean = torch.zeros(queries.tokens, device=device_of(record))
+    mean[queries.prefix :] = 1 / patches
+    rows = mean[None]
+    if queries.prefix:
+        class_token = torch.zeros_like(mean)
+        class_token[0] = 1
+        rows = torch.stack([class_token, mean])
     return rows.expand(record.batch, -1, -1)

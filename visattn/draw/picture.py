@@ -10,7 +10,15 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-PAPER, INK, FAINT = (255, 255, 255), (24, 24, 27), (95, 95, 105)
+# RGB
+PAPER = (255, 255, 255)
+INK = (24, 24, 27)
+FAINT = (95, 95, 105)
+
+_LINE_GAP = 5  # pixels between the lines of a caption
+_CAPTION_MARGIN = 4  # pixels at both ends of a line
+_CHANNEL_COUNTS = (1, 3, 4)
+_RANGE_TOLERANCE = 1e-4  # what resizing adds to a range of [0, 1]
 
 
 def to_rgb(image) -> np.ndarray:
@@ -22,32 +30,38 @@ def to_rgb(image) -> np.ndarray:
     if isinstance(image, Image.Image):
         return _from_pil(image)
     if isinstance(image, Tensor):
-        array = image.detach().cpu()
-        array = (array.float() if array.is_floating_point() else array).numpy()
-        array = array.transpose(1, 2, 0) if array.ndim == 3 else array
+        array = _from_tensor(image)
     elif isinstance(image, np.ndarray):
         array = image
     else:
         raise TypeError(
             f"image must be a PIL image, a numpy array or a tensor, got {type(image).__name__}"
         )
-    return _flatten(_unit_range(_with_channels(array, image)))
+    if array.ndim == 2:
+        array = array[..., None]  # (H, W) -> (H, W, 1)
+    _check_shape(array, image)
+    return _flatten(_unit_range(array))
 
 
 def like(rgb: np.ndarray, image):
-    """Return (H, W, 3) values in [0, 1] as the same kind of image as the one given."""
+    """Return (H, W, 3) values in [0, 1] as an image of the type and precision of ``image``."""
     rgb = np.clip(rgb, 0, 1)
-    whole = np.floor(rgb * 255 + 0.5).astype(np.uint8)
     if isinstance(image, Image.Image):
-        return Image.fromarray(whole)
+        return Image.fromarray(to_bytes(rgb))
     if isinstance(image, Tensor):
-        values = (
-            torch.from_numpy(rgb if image.is_floating_point() else whole)
-            .permute(2, 0, 1)
-            .contiguous()
-        )
-        return values.to(image.device, image.dtype)
-    return whole if image.dtype == np.uint8 else rgb.astype(image.dtype)
+        values = torch.from_numpy(rgb)
+        if not image.is_floating_point():
+            values = torch.from_numpy(to_bytes(rgb))
+        channels_first = values.permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)
+        return channels_first.contiguous().to(image.device, image.dtype)
+    if image.dtype == np.uint8:
+        return to_bytes(rgb)
+    return rgb.astype(image.dtype)
+
+
+def to_bytes(rgb: np.ndarray) -> np.ndarray:
+    """Return colors in [0, 1] as uint8, rounded half up."""
+    return np.floor(rgb * 255 + 0.5).astype(np.uint8)
 
 
 def to_pil(image) -> Image.Image:
@@ -55,38 +69,44 @@ def to_pil(image) -> Image.Image:
     if isinstance(image, (str, Path)):
         with Image.open(image) as file:
             image = ImageOps.exif_transpose(file)
-    return Image.fromarray(np.floor(to_rgb(image) * 255 + 0.5).astype(np.uint8))
+    return Image.fromarray(to_bytes(to_rgb(image)))
 
 
 def enlarged(image: Image.Image, least: int = 320) -> Image.Image:
     """Return the image enlarged by a whole number, its shorter side about `least` pixels."""
     factor = max(1, round(least / min(image.size)))
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
+    size = (image.width * factor, image.height * factor)
+    return image.resize(size, Image.Resampling.BICUBIC)
 
 
 def with_caption(image: Image.Image, title: str, detail: str = "") -> Image.Image:
     """Return the image with a title and a fainter line of detail written below it."""
-    size = int(np.clip(image.width / 26, 9, 20))
-    lines = [
-        (text, size - 3 * faint, FAINT if faint else INK)
-        for faint, text in enumerate((title, detail))
-        if text
-    ]
-    sheet = Image.new(
-        "RGB", (image.width, image.height + len(lines) * (size + 5) + 5 * bool(lines)), PAPER
-    )
+    size = int(np.clip(image.width / 26, 9, 20))  # of the font, in pixels
+    lines = []
+    if title:
+        lines.append((title, size, INK))
+    if detail:
+        lines.append((detail, size - 3, FAINT))
+    if not lines:
+        return image.convert("RGB")
+    spacing = size + _LINE_GAP
+    caption_height = _LINE_GAP + len(lines) * spacing
+    sheet = Image.new("RGB", (image.width, image.height + caption_height), PAPER)
     sheet.paste(image)
     pen = ImageDraw.Draw(sheet)
-    for row, (text, points, color) in enumerate(lines):
-        line = fitted(text, points, image.width - 8)
-        pen.text((4, image.height + 5 + row * (size + 5)), line, color, font(points))
+    y = image.height + _LINE_GAP
+    for text, line_size, color in lines:
+        line = fitted(text, line_size, image.width - 2 * _CAPTION_MARGIN)
+        pen.text((_CAPTION_MARGIN, y), line, color, font(line_size))
+        y += spacing
     return sheet
 
 
 def beside(panels: Sequence[Image.Image], gap: int = 0) -> Image.Image:
     """Return the panels in one row, aligned at the top."""
     width = sum(panel.width for panel in panels) + gap * (len(panels) - 1)
-    sheet = Image.new("RGB", (width, max(panel.height for panel in panels)), PAPER)
+    height = max(panel.height for panel in panels)
+    sheet = Image.new("RGB", (width, height), PAPER)
     x = 0
     for panel in panels:
         sheet.paste(panel, (x, 0))
@@ -97,9 +117,8 @@ def beside(panels: Sequence[Image.Image], gap: int = 0) -> Image.Image:
 @lru_cache(maxsize=32)
 def font(size: int) -> ImageFont.FreeTypeFont:
     """Return matplotlib's DejaVu Sans: every installation has it, and it covers more than Latin."""
-    return ImageFont.truetype(
-        str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")), size
-    )
+    path = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    return ImageFont.truetype(str(path), size)
 
 
 def fitted(text: str, size: int, width: int) -> str:
@@ -114,22 +133,42 @@ def fitted(text: str, size: int, width: int) -> str:
 
 def _from_pil(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I") or image.mode == "F":
-        array = np.asarray(image, np.float32)
-        # Pillow keeps 16-bit greys in modes I;16 and I, and says nothing about the range of mode F
-        array = array / (65535 if image.mode != "F" else 255 if array.max(initial=0) > 1 else 1)
-        return _flatten(_unit_range(array[..., None]))
+        gray = np.asarray(image, np.float32)
+        unit = gray / _white_level(image.mode, gray)
+        return _flatten(_unit_range(unit[..., None]))  # (H, W) -> (H, W, 1) -> (H, W, 3)
     mode = "RGBA" if image.has_transparency_data else "RGB"
-    return _flatten(np.asarray(image.convert(mode), np.float32) / 255)
+    values = np.asarray(image.convert(mode), np.float32)
+    return _flatten(values / 255)
 
 
-def _with_channels(array: np.ndarray, image) -> np.ndarray:
-    array = array[..., None] if array.ndim == 2 else array
-    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
-        axes = "(C, H, W)" if isinstance(image, Tensor) else "(H, W, C)"
-        raise ValueError(
-            f"image must be (H, W) or {axes} with C of 1, 3 or 4, got shape {tuple(image.shape)}"
-        )
-    return array
+def _white_level(mode: str, gray: np.ndarray) -> int:
+    """Return the value of white: Pillow keeps 16-bit grays in modes I;16 and I."""
+    if mode != "F":
+        return 65535
+    # Pillow says nothing about the range of mode F
+    if gray.max(initial=0) > 1:
+        return 255
+    return 1
+
+
+def _from_tensor(image: Tensor) -> np.ndarray:
+    """Return the values of a tensor with the channels last."""
+    values = image.detach().cpu()
+    if values.is_floating_point():
+        values = values.float()
+    if values.ndim == 3:
+        values = values.permute(1, 2, 0)  # (C, H, W) -> (H, W, C)
+    return values.numpy()
+
+
+def _check_shape(array: np.ndarray, image) -> None:
+    """Refuse what is not (H, W, C) of at least one pixel; name the axes as ``image`` has them."""
+    if array.ndim == 3 and array.size > 0 and array.shape[2] in _CHANNEL_COUNTS:
+        return
+    axes = "(C, H, W)" if isinstance(image, Tensor) else "(H, W, C)"
+    raise ValueError(
+        f"image must be (H, W) or {axes} with C of 1, 3 or 4, got shape {tuple(image.shape)}"
+    )
 
 
 def _unit_range(array: np.ndarray) -> np.ndarray:
@@ -137,8 +176,11 @@ def _unit_range(array: np.ndarray) -> np.ndarray:
         return array.astype(np.float32) / 255
     if not np.issubdtype(array.dtype, np.floating):
         raise ValueError(f"image must hold uint8 or floats in [0, 1], got {array.dtype}")
-    low, high = float(array.min()), float(array.max())
-    if not (low >= -1e-4 and high <= 1 + 1e-4):
+    low = float(array.min())
+    high = float(array.max())
+    # written so that NaN, which compares with nothing, is refused
+    in_range = low >= -_RANGE_TOLERANCE and high <= 1 + _RANGE_TOLERANCE
+    if not in_range:
         raise ValueError(
             f"a float image must lie in [0, 1], got values from {low:.3g} to {high:.3g}: "
             "undo the model's normalization, or pass uint8"
@@ -147,6 +189,11 @@ def _unit_range(array: np.ndarray) -> np.ndarray:
 
 
 def _flatten(array: np.ndarray) -> np.ndarray:
-    if array.shape[2] == 4:
-        return array[..., :3] * array[..., 3:] + (1 - array[..., 3:])
-    return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array
+    """Return (H, W, 3): one channel is repeated, a fourth is opacity over white."""
+    if array.shape[2] == 1:
+        return np.repeat(array, 3, axis=2)
+    if array.shape[2] == 3:
+        return array
+    colors = array[..., :3]
+    opacity = array[..., 3:]
+    return colors * opacity + (1 - opacity)

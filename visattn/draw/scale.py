@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from visattn.draw.picture import FAINT, INK, PAPER, font
+from visattn.draw.picture import FAINT, INK, PAPER, font, to_bytes
 from visattn.map import Map
 from visattn.names import lookup
 
@@ -45,35 +45,39 @@ class Scale:
 
 
 def scale_of(
-    heats: Sequence, colormap: str = "inferno", vmin: float | None = None, vmax: float | None = None
+    heats: Sequence,
+    colormap: str = "inferno",
+    vmin: float | None = None,
+    vmax: float | None = None,
 ) -> Scale:
     """Return one scale shared by all the maps.
 
     A limit that is None is their smallest or largest value.
     """
     lookup(matplotlib.colormaps, colormap, "colormap")
-    limits = [_limits(heat) for heat in heats]
-    low = min(low for low, _ in limits) if vmin is None else float(vmin)
-    high = max(high for _, high in limits) if vmax is None else float(vmax)
-    # maps of one value have equal limits; chosen limits must differ
-    chosen = vmin is not None and vmax is not None
-    if low > high or (low == high and chosen):
+    lows, highs = zip(*map(_limits, heats), strict=True)
+    low = float(min(lows) if vmin is None else vmin)
+    high = float(max(highs) if vmax is None else vmax)
+    # maps of one value have equal limits; limits of the caller must differ
+    must_differ = vmin is not None and vmax is not None
+    if low > high or (must_differ and low == high):
         raise ValueError(f"vmin must be below vmax, got vmin={low:.4g} and vmax={high:.4g}")
     return Scale(colormap, low, high)
 
 
 def values_of(heat) -> np.ndarray:
     """Return a map, tensor or array as a finite float32 array of two or three axes."""
-    raw = heat.values if isinstance(heat, Map) else heat
-    if isinstance(raw, Tensor):
-        raw = raw.detach().float().cpu().numpy()
-    values = np.asarray(raw, np.float32)
+    if isinstance(heat, Map):
+        heat = heat.values
+    if isinstance(heat, Tensor):
+        heat = heat.detach().float().cpu().numpy()
+    values = np.asarray(heat, np.float32)
     if values.ndim not in (2, 3) or values.size == 0:
         raise ValueError(
             "heat must be (h, w) or (B, h, w) with at least one value, "
             f"got shape {tuple(values.shape)}"
         )
-    not_finite = int((~np.isfinite(values)).sum())
+    not_finite = values.size - np.isfinite(values).sum()
     if not_finite:
         raise ValueError(
             f"heat holds {not_finite} NaN or infinite values of {values.size}: nothing can be drawn"
@@ -105,29 +109,36 @@ def color_bar(scale: Scale, height: int) -> Image.Image:
     The height is in pixels.
     """
     smallest_size = 9 if height >= 40 else 7
-    size = int(np.clip(height / 24, smallest_size, 15))  # of the font
+    size = int(np.clip(height / 24, smallest_size, 15))  # of the font, in pixels
     ticks = _ticks(scale, height, size)
+    text_width = 0
+    for _, text in ticks:
+        width = int(font(size).getlength(text)) + 1
+        text_width = max(text_width, width)
     left = max(3, size // 2)
-    thick = max(4, size)
-    gap = size // 2
-    text_width = max((int(font(size).getlength(text)) + 1 for _, text in ticks), default=0)
-    strip = Image.new("RGB", (left + thick + gap + text_width + gap, height), PAPER)
-    inset = size // 2 if height >= 4 * size else 0
-    ramp = np.linspace(scale.high, scale.low, height - 2 * inset, dtype=np.float32)
-    colors = np.repeat(to_bytes(scale.colors(ramp))[:, None], thick, axis=1)
-    strip.paste(Image.fromarray(colors), (left, inset))
+    right = left + max(4, size)
+    text_left = right + size // 2
+    top = 0
+    if height >= 4 * size:
+        top = size // 2  # half a line of text stands above the bar
+    bar_height = height - 2 * top
+    strip_width = text_left + text_width + size // 2
+    strip = Image.new("RGB", (strip_width, height), PAPER)
+    strip.paste(_draw_ramp(scale, right - left, bar_height), (left, top))
     pen = ImageDraw.Draw(strip)
-    pen.rectangle((left - 1, inset - 1, left + thick, height - inset), outline=FAINT)
+    pen.rectangle((left - 1, top - 1, right, height - top), outline=FAINT)
     for level, text in ticks:
-        y = inset + (1 - level) * (height - 2 * inset - 1)
+        y = top + (1 - level) * (bar_height - 1)
         y = np.clip(y, size / 2, height - size / 2)
-        pen.text((left + thick + gap, y), text, INK, font(size), anchor="lm")
+        pen.text((text_left, y), text, INK, font(size), anchor="lm")
     return strip
 
 
-def to_bytes(rgb: np.ndarray) -> np.ndarray:
-    """Return colors in [0, 1] as uint8, rounded half up."""
-    return np.floor(rgb * 255 + 0.5).astype(np.uint8)
+def _draw_ramp(scale: Scale, width: int, height: int) -> Image.Image:
+    """Draw the colors of a scale from high (top) to low."""
+    values = np.linspace(scale.high, scale.low, height, dtype=np.float32)
+    column = to_bytes(scale.colors(values))[:, None]  # (height, 3) -> (height, 1, 3)
+    return Image.fromarray(np.repeat(column, width, axis=1))
 
 
 def _ticks(scale: Scale, height: int, size: int) -> list[tuple[float, str]]:
@@ -138,7 +149,11 @@ def _ticks(scale: Scale, height: int, size: int) -> list[tuple[float, str]]:
     if height >= 6 * size and scale.high > scale.low:
         levels.insert(1, 0.5)
     reach = scale.high - scale.low
-    return [(level, _number(scale.low + level * reach, scale)) for level in levels]
+    ticks = []
+    for level in levels:
+        value = scale.low + level * reach
+        ticks.append((level, _number(value, scale)))
+    return ticks
 
 
 def _number(value: float, scale: Scale) -> str:

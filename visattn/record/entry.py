@@ -4,10 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from visattn.core.formula import attention_map
 from visattn.core.gpu import row_chain
+from visattn.core.normalize.definition import Normalizer
+from visattn.core.similarity.definition import Similarity
 from visattn.record.space import Space
 
 TILE = 2**21  # weights computed at a time: 8 MiB in float32, which stays in the last-level cache
@@ -65,7 +67,7 @@ class Record:
     scale: float | None = None
     bias: Tensor | None = None
     mask: Tensor | None = None
-    pair: tuple[nn.Module | None, nn.Module | None] = (None, None)
+    pair: tuple[Similarity | None, Normalizer | None] = (None, None)
     v: Tensor | None = None
     output: Tensor | None = None
     gradient: Tensor | None = None
