@@ -1,4 +1,7 @@
-"""The cases of the formula: every similarity and normalizer, with an independent slow twin and what it declares."""
+"""The cases of the formula: every similarity and normalizer, with an independent slow twin.
+
+Also the sizes, inputs and gradients that the tests of the formula share.
+"""
 
 import math
 from collections.abc import Callable
@@ -9,6 +12,42 @@ import torch
 
 from visattn.core.normalize import NORMALIZERS
 from visattn.core.similarity import SIMILARITIES
+
+B, H, NQ, NK, D, DV = 2, 3, 7, 11, 5, 13
+EXACT = {"rtol": 1e-10, "atol": 1e-10}
+EXACT_GRADIENT = {"rtol": 1e-8, "atol": 1e-9}
+
+
+def tokens(*shape, seed=0, dtype=torch.float64, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(shape, generator=generator, dtype=dtype)
+
+
+def qkv(queries=NQ, keys=NK, dtype=torch.float64):
+    q = tokens(B, H, queries, D, seed=0, dtype=dtype)
+    k = tokens(B, H, keys, D, seed=1, dtype=dtype)
+    v = tokens(B, H, keys, DV, seed=2, dtype=dtype)
+    return [q, k, v]
+
+
+def differentiate(function, inputs, modules):
+    """Return the output and the gradients of inputs and parameters for one seeded cotangent."""
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    parameters = [p for module in modules for p in module.parameters()]
+    output = function(*inputs)
+    cotangent = tokens(*output.shape, seed=9, dtype=output.dtype)
+    gradients = torch.autograd.grad(
+        output, inputs + parameters, cotangent, allow_unused=True, materialize_grads=True
+    )
+    return output.detach(), gradients
+
+
+def assert_same_gradients(actual, expected):
+    """Compare (output, gradients) of :func:`differentiate`."""
+    torch.testing.assert_close(actual[0], expected[0], **EXACT)
+    for gradient, expected_gradient in zip(actual[1], expected[1], strict=True):
+        assert gradient.isfinite().all()
+        torch.testing.assert_close(gradient, expected_gradient, **EXACT_GRADIENT)
 
 
 @dataclass(frozen=True)
@@ -22,9 +61,9 @@ class SimilarityCase:
 
 @dataclass(frozen=True)
 class NormalizerCase:
-    """twin(scores of one head, (Nq, Nk)) -> weights, in plain numpy; None where training draws at random."""
+    """twin(scores of one head, (Nq, Nk)) -> weights, in plain numpy."""
 
-    twin: Callable | None
+    twin: Callable
     options: dict = field(default_factory=dict)
     refused: dict = field(default_factory=dict)
 
@@ -39,13 +78,13 @@ def _softmax(x):
 
 
 def _efficient(q, k, p, keys):
-    column = [
-        _softmax(keys[:, d])[[tuple(key) for key in keys].index(tuple(k))] for d in range(len(q))
-    ]
-    return float(np.dot(_softmax(q), column))
+    index = [tuple(key) for key in keys].index(tuple(k))
+    key_weights = [_softmax(keys[:, channel])[index] for channel in range(len(q))]
+    return float(np.dot(_softmax(q), key_weights))
 
 
 def _phi(x):
+    """elu(x) + 1."""
     return np.array([value + 1 if value > 0 else math.exp(value) for value in x])
 
 
@@ -96,8 +135,10 @@ def _rows(function):
 
 
 def _sparsemax(row):
-    ordered, total, threshold = sorted(row, reverse=True), 0.0, 0.0
-    for size, value in enumerate(ordered, 1):
+    """The sort of Martins and Astudillo."""
+    total = 0.0
+    threshold = 0.0
+    for size, value in enumerate(sorted(row, reverse=True), 1):
         total += value
         if 1 + size * value > total:
             threshold = (total - 1) / size
@@ -107,22 +148,31 @@ def _sparsemax(row):
 def _entmax(alpha):
     def bisect(row):
         x = (alpha - 1) * row
-        low, high = x.max() - 1, x.max()
+        low = x.max() - 1
+        high = x.max()
         for _ in range(100):
             middle = (low + high) / 2
-            mass = (np.maximum(x - middle, 0) ** (1 / (alpha - 1))).sum()
-            low, high = (middle, high) if mass > 1 else (low, middle)
+            weights = np.maximum(x - middle, 0) ** (1 / (alpha - 1))
+            if weights.sum() > 1:
+                low = middle
+            else:
+                high = middle
         return np.maximum(x - low, 0) ** (1 / (alpha - 1))
 
     return bisect
 
 
 def _topk(row):
-    chosen = sorted(range(len(row)), key=lambda j: -row[j])[:3]
-    total = sum(math.exp(row[j]) for j in chosen)
-    return np.array(
-        [math.exp(value) / total if j in chosen else 0.0 for j, value in enumerate(row)]
-    )
+    largest = sorted(range(len(row)), key=lambda j: -row[j])[:3]
+    weights = np.zeros(len(row))
+    weights[largest] = _softmax(row[largest])
+    return weights
+
+
+def _hard(row):
+    weights = np.zeros(len(row))
+    weights[np.argmax(row)] = 1
+    return weights
 
 
 def _double(e):
@@ -153,9 +203,7 @@ NORMALIZER_CASES = {
         _rows(lambda row: np.array([max(value, 0) / len(row) for value in row]))
     ),
     "topk": NormalizerCase(_rows(_topk), {"k": 3}, {"k": (0, "k must be at least 1; got 0")}),
-    "hard": NormalizerCase(
-        _rows(lambda row: np.eye(len(row))[max(range(len(row)), key=lambda j: row[j])])
-    ),
+    "hard": NormalizerCase(_rows(_hard)),
     "gumbel": NormalizerCase(
         _rows(lambda row: _softmax(row / 0.5)),
         {"tau": 0.5},
@@ -177,21 +225,24 @@ def make_similarity(name: str, head_dim: int, num_heads: int) -> torch.nn.Module
 
 
 def make_normalizer(name: str, num_heads: int) -> torch.nn.Module:
-    """Return the case's normalizer in float64, in evaluation mode, with the parameters of its options."""
+    """Return the case's normalizer in float64, in evaluation mode."""
     module = NORMALIZERS[name](num_heads, **NORMALIZER_CASES[name].options).double().eval()
     with torch.no_grad():
-        for (
-            parameter
-        ) in module.parameters():  # entmax is born in float32: give it its exponent in all digits
+        # Only entmax has a parameter, its alpha made in float32: give it all digits of 1.25.
+        for parameter in module.parameters():
             parameter.fill_(math.log(0.25 / 0.75))
     return module
+
+
+def make_pair(similarity: str, normalizer: str) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Return both for D channels and H heads."""
+    return make_similarity(similarity, D, H), make_normalizer(normalizer, H)
 
 
 def _seed(module: torch.nn.Module) -> torch.nn.Module:
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.copy_(
-                torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype) / 2
-            )
+            noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter.copy_(noise / 2)
     return module

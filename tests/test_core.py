@@ -6,39 +6,32 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from core_cases import NORMALIZER_CASES, SIMILARITY_CASES, make_normalizer, make_similarity
+from core_cases import (
+    DV,
+    EXACT,
+    NK,
+    NORMALIZER_CASES,
+    NQ,
+    SIMILARITY_CASES,
+    B,
+    D,
+    H,
+    assert_same_gradients,
+    differentiate,
+    make_normalizer,
+    make_pair,
+    make_similarity,
+    qkv,
+    tokens,
+)
 
 from visattn.core.formula import IMPLS, Attend, attend, attention_map, plan
 from visattn.core.normalize import NORMALIZERS
 from visattn.core.similarity import SIMILARITIES
 
-B, H, NQ, NK, D, DV = 2, 3, 7, 11, 5, 13
 PAIRS = [(similarity, normalizer) for similarity in SIMILARITIES for normalizer in NORMALIZERS]
 # equal scores (concat's many zeros) leave the choice of the k largest open
 WITHOUT_TIES = [pair for pair in PAIRS if pair != ("concat", "topk")]
-EXACT = dict(rtol=1e-10, atol=1e-10)
-
-
-def tokens(*shape, seed=0, dtype=torch.float64, scale=1.0):
-    generator = torch.Generator().manual_seed(seed)
-    return scale * torch.randn(shape, generator=generator, dtype=dtype)
-
-
-def qkv(queries=NQ, keys=NK, dtype=torch.float64):
-    shapes = (B, H, queries, D), (B, H, keys, D), (B, H, keys, DV)
-    return [tokens(*shape, seed=seed, dtype=dtype) for seed, shape in enumerate(shapes)]
-
-
-def differentiate(function, inputs, modules):
-    """Return the output and the gradients of inputs and parameters for one seeded cotangent."""
-    inputs = [x.detach().requires_grad_() for x in inputs]
-    parameters = [p for module in modules for p in module.parameters()]
-    output = function(*inputs)
-    cotangent = tokens(*output.shape, seed=9, dtype=output.dtype)
-    gradients = torch.autograd.grad(
-        output, inputs + parameters, cotangent, allow_unused=True, materialize_grads=True
-    )
-    return output.detach(), gradients
 
 
 def serves(impl, *args, **kwargs):
@@ -57,14 +50,15 @@ def test_every_entry_has_its_case():
 
 @pytest.mark.parametrize("name", SIMILARITIES)
 def test_similarity_equals_its_twin(name):
-    module, (q, k, _) = make_similarity(name, D, H), qkv()
+    module = make_similarity(name, D, H)
+    q, k, _ = qkv()
     e = module(q, k).detach().numpy()
     for b, h, i, j in [(0, 0, 0, 0), (1, 2, 6, 10), (0, 1, 3, 7), (1, 0, 5, 2)]:
         parameters = {key: value[h].detach().numpy() for key, value in module.named_parameters()}
+        query = q[b, h, i].numpy()
         keys = k[b, h].numpy()
-        assert e[b, h, i, j] == pytest.approx(
-            SIMILARITY_CASES[name].twin(q[b, h, i].numpy(), keys[j], parameters, keys)
-        )
+        expected = SIMILARITY_CASES[name].twin(query, keys[j], parameters, keys)
+        assert e[b, h, i, j] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", NORMALIZERS)
@@ -72,14 +66,14 @@ def test_normalizer_equals_its_twin(name):
     e = tokens(B, H, NQ, NK, seed=3, scale=2.0)
     alpha = make_normalizer(name, H)(e).detach().numpy()
     for b, h in [(0, 0), (1, 2)]:
-        np.testing.assert_allclose(
-            alpha[b, h], NORMALIZER_CASES[name].twin(e[b, h].numpy()), rtol=1e-9, atol=1e-12
-        )
+        expected = NORMALIZER_CASES[name].twin(e[b, h].numpy())
+        np.testing.assert_allclose(alpha[b, h], expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", SIMILARITIES)
 def test_dot_form_is_exact(name):
-    module, (q, k, _) = make_similarity(name, D, H), qkv()
+    module = make_similarity(name, D, H)
+    q, k, _ = qkv()
     form = module.dot_form(q, k)
     if form is None:
         assert not serves("sdpa", *qkv(), module)
@@ -92,35 +86,29 @@ def test_dot_form_is_exact(name):
 @pytest.mark.parametrize(("similarity", "normalizer"), PAIRS)
 @pytest.mark.parametrize("masked", [False, True])
 def test_every_evaluation_equals_the_definition(similarity, normalizer, masked):
-    f_sim, f_norm, inputs = make_similarity(similarity, D, H), make_normalizer(normalizer, H), qkv()
+    f_sim, f_norm = make_pair(similarity, normalizer)
+    inputs = qkv()
     mask = tokens(B, 1, 1, NK, seed=4) > -0.5 if masked else None
-    expected = differentiate(
-        lambda q, k, v: attend(q, k, v, f_sim, f_norm, mask=mask, impl="dense"),
-        inputs,
-        (f_sim, f_norm),
-    )
-    served = [impl for impl in IMPLS if serves(impl, *inputs, f_sim, f_norm, mask=mask)]
-    assert plan(*inputs, f_sim, f_norm, mask=mask).impl in served
-    for impl in served:
-        got = differentiate(
-            lambda q, k, v, i=impl: attend(q, k, v, f_sim, f_norm, mask=mask, impl=i),
-            inputs,
-            (f_sim, f_norm),
-        )
-        torch.testing.assert_close(got[0], expected[0], **EXACT)
-        for gradient, wanted in zip(got[1], expected[1], strict=True):
-            torch.testing.assert_close(gradient, wanted, rtol=1e-8, atol=1e-9)
+
+    def run(impl):
+        def function(q, k, v):
+            return attend(q, k, v, f_sim, f_norm, mask=mask, impl=impl)
+
+        return differentiate(function, inputs, (f_sim, f_norm))
+
+    expected = run("dense")
+    serving = [impl for impl in IMPLS if serves(impl, *inputs, f_sim, f_norm, mask=mask)]
+    assert plan(*inputs, f_sim, f_norm, mask=mask).impl in serving
+    for impl in serving:
+        assert_same_gradients(run(impl), expected)
 
 
 @pytest.mark.parametrize(
     ("similarity", "normalizer"), [pair for pair in PAIRS if pair[0] != "efficient"]
 )
 def test_bias_and_dead_rows(similarity, normalizer):
-    f_sim, f_norm, (q, k, v) = (
-        make_similarity(similarity, D, H),
-        make_normalizer(normalizer, H),
-        qkv(),
-    )
+    f_sim, f_norm = make_pair(similarity, normalizer)
+    q, k, v = qkv()
     mask = tokens(B, 1, NQ, NK, seed=4) > 0.3
     mask[:, :, 2] = False
     bias = tokens(1, H, NQ, NK, seed=6)
@@ -131,21 +119,15 @@ def test_bias_and_dead_rows(similarity, normalizer):
 
         return differentiate(function, (q, k, v, bias), (f_sim, f_norm))
 
-    (expected, wanted), (output, gradients) = run("dense"), run("auto")
+    output, gradients = run("auto")
     assert (output[:, :, 2] == 0).all()
-    torch.testing.assert_close(output, expected, **EXACT)
-    for gradient, want in zip(gradients, wanted, strict=True):
-        assert gradient.isfinite().all()
-        torch.testing.assert_close(gradient, want, rtol=1e-8, atol=1e-9)
+    assert_same_gradients((output, gradients), run("dense"))
 
 
 @pytest.mark.parametrize(("similarity", "normalizer"), PAIRS)
 def test_map_times_values_is_the_output(similarity, normalizer):
-    f_sim, f_norm, (q, k, v) = (
-        make_similarity(similarity, D, H),
-        make_normalizer(normalizer, H),
-        qkv(),
-    )
+    f_sim, f_norm = make_pair(similarity, normalizer)
+    q, k, v = qkv()
     alpha = attention_map(q, k, f_sim, f_norm)
     torch.testing.assert_close(alpha @ v, attend(q, k, v, f_sim, f_norm), **EXACT)
     torch.testing.assert_close(
@@ -157,11 +139,8 @@ def test_map_times_values_is_the_output(similarity, normalizer):
 
 @pytest.mark.parametrize(("similarity", "normalizer"), WITHOUT_TIES)
 def test_masked_is_the_shorter_problem(similarity, normalizer):
-    f_sim, f_norm, (q, k, v) = (
-        make_similarity(similarity, D, H),
-        make_normalizer(normalizer, H),
-        qkv(),
-    )
+    f_sim, f_norm = make_pair(similarity, normalizer)
+    q, k, v = qkv()
     keep = torch.tensor([0, 2, 3, 5, 8])
     mask = torch.zeros(NK, dtype=torch.bool)
     mask[keep] = True
@@ -171,7 +150,8 @@ def test_masked_is_the_shorter_problem(similarity, normalizer):
 
 @pytest.mark.parametrize(("similarity", "normalizer"), PAIRS)
 def test_lower_precision(similarity, normalizer):
-    f_sim, f_norm, inputs = make_similarity(similarity, D, H), make_normalizer(normalizer, H), qkv()
+    f_sim, f_norm = make_pair(similarity, normalizer)
+    inputs = qkv()
     expected = attend(*inputs, f_sim, f_norm)
     single = attend(*(x.float() for x in inputs), f_sim.float(), f_norm.float())
     torch.testing.assert_close(single, expected.float(), rtol=1e-5, atol=1e-5)
@@ -183,48 +163,45 @@ def test_lower_precision(similarity, normalizer):
 
 @pytest.mark.parametrize(("similarity", "normalizer"), WITHOUT_TIES)
 def test_keys_may_be_permuted(similarity, normalizer):
-    f_sim, f_norm, (q, k, v) = (
-        make_similarity(similarity, D, H),
-        make_normalizer(normalizer, H),
-        qkv(),
-    )
+    f_sim, f_norm = make_pair(similarity, normalizer)
+    q, k, v = qkv()
     order = torch.randperm(NK, generator=torch.Generator().manual_seed(1))
-    got = attend(q, k[:, :, order], v[:, :, order], f_sim, f_norm)
-    torch.testing.assert_close(got, attend(q, k, v, f_sim, f_norm), **EXACT)
+    output = attend(q, k[:, :, order], v[:, :, order], f_sim, f_norm)
+    torch.testing.assert_close(output, attend(q, k, v, f_sim, f_norm), **EXACT)
 
 
 @pytest.mark.parametrize("name", NORMALIZERS)
 def test_declarations_hold(name):
-    module, e = make_normalizer(name, H), tokens(B, H, NQ, NK, seed=3)
+    module = make_normalizer(name, H)
+    e = tokens(B, H, NQ, NK, seed=3)
     alpha = module(e)
     shifted = module(e + tokens(B, H, NQ, 1, seed=8))
     rows = module(e[:, :, :3])
     assert torch.allclose(alpha, shifted, rtol=1e-9) == module.shift_invariant
     assert torch.allclose(alpha[:, :, :3], rows, rtol=1e-9) == module.row_local
-    assert (
-        torch.allclose(alpha.sum(-1), torch.ones(1, dtype=e.dtype), rtol=1e-9)
-        == module.rows_sum_to_one
-    )
+    one = torch.ones(1, dtype=e.dtype)
+    assert torch.allclose(alpha.sum(-1), one, rtol=1e-9) == module.rows_sum_to_one
     assert bool(module.stochastic) == (not torch.equal(module.train()(e), module(e)))
+
+
+def first_image(count):
+    """Return the first ``count`` tokens of the first image, to be differentiated."""
+    return [x[:1, :, :count].clone().requires_grad_() for x in qkv()]
 
 
 @pytest.mark.parametrize("name", SIMILARITIES)
 @pytest.mark.parametrize("impl", ["auto", "blocked", "dense"])
 def test_gradcheck_of_similarity(name, impl):
-    f_sim, inputs = (
-        make_similarity(name, D, H),
-        [x[:1, :, :3].clone().requires_grad_() for x in qkv()],
-    )
+    f_sim = make_similarity(name, D, H)
+    inputs = first_image(3)
     assert torch.autograd.gradcheck(lambda q, k, v: attend(q, k, v, f_sim, impl=impl), inputs)
 
 
 @pytest.mark.parametrize("name", [name for name in NORMALIZERS if NORMALIZERS[name].differentiable])
 @pytest.mark.parametrize("impl", ["auto", "dense"])
 def test_gradcheck_of_normalizer(name, impl):
-    f_norm, inputs = (
-        make_normalizer(name, H),
-        [x[:1, :, :5].clone().requires_grad_() for x in qkv()],
-    )
+    f_norm = make_normalizer(name, H)
+    inputs = first_image(5)
     parameters = tuple(f_norm.parameters())
 
     def function(q, k, v, *values):
@@ -235,18 +212,15 @@ def test_gradcheck_of_normalizer(name, impl):
 
 @pytest.mark.parametrize("name", ["softmax", "sigmoid", "entmax15", "sparsemax"])
 def test_second_derivatives_of_the_definition(name):
-    f_norm, inputs = (
-        make_normalizer(name, H),
-        [x[:1, :, :3].clone().requires_grad_() for x in qkv()],
-    )
+    f_norm = make_normalizer(name, H)
+    inputs = first_image(3)
     assert torch.autograd.gradgradcheck(lambda *x: attend(*x, None, f_norm, impl="dense"), inputs)
 
 
 def test_second_derivative_through_tiles_says_so():
     q, k, v = (x.requires_grad_() for x in qkv())
-    (gradient,) = torch.autograd.grad(
-        attend(q, k, v, None, make_normalizer("sigmoid", H)).sum(), q, create_graph=True
-    )
+    m = attend(q, k, v, None, make_normalizer("sigmoid", H))
+    (gradient,) = torch.autograd.grad(m.sum(), q, create_graph=True)
     with pytest.raises(RuntimeError, match="impl='dense'"):
         gradient.sum().backward()
 
@@ -258,11 +232,9 @@ def test_every_parameter_of_a_similarity_learns(name):
     assert all(gradient.abs().max() > 1e-9 for gradient in gradients[3:])
 
 
-def _pair_module(similarity, normalizer):
-    attention = Attend(
-        make_similarity(similarity, D, H).float(), make_normalizer(normalizer, H).float()
-    )
-    return attention.eval()
+def pair_module(similarity, normalizer):
+    f_sim, f_norm = make_pair(similarity, normalizer)
+    return Attend(f_sim, f_norm).float().eval()
 
 
 ONE_BY_ONE = [(name, "softmax") for name in SIMILARITIES] + [
@@ -273,61 +245,56 @@ ONE_BY_ONE = [(name, "softmax") for name in SIMILARITIES] + [
 @pytest.mark.parametrize(("similarity", "normalizer"), ONE_BY_ONE)
 def test_compiles_whole(similarity, normalizer):
     torch.compiler.reset()
-    module, inputs = (
-        _pair_module(similarity, normalizer),
-        [x.float().requires_grad_() for x in qkv()],
-    )
+    module = pair_module(similarity, normalizer)
+    inputs = [x.float().requires_grad_() for x in qkv()]
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    got, expected = compiled(*inputs), module(*inputs)
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
-    for gradient, want in zip(
-        torch.autograd.grad(got.sum(), inputs),
-        torch.autograd.grad(expected.sum(), inputs),
-        strict=True,
-    ):
-        torch.testing.assert_close(gradient, want, rtol=1e-4, atol=1e-5)
+    output = compiled(*inputs)
+    expected = module(*inputs)
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+    gradients = torch.autograd.grad(output.sum(), inputs)
+    expected_gradients = torch.autograd.grad(expected.sum(), inputs)
+    torch.testing.assert_close(gradients, expected_gradients, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("similarity", "normalizer"), ONE_BY_ONE)
 def test_exports_with_dynamic_tokens(similarity, normalizer):
-    module, inputs = _pair_module(similarity, normalizer), [x.float() for x in qkv()]
-    queries, keys = (
-        torch.export.Dim("queries", min=2, max=64),
-        torch.export.Dim("keys", min=4, max=64),
-    )
+    module = pair_module(similarity, normalizer)
+    inputs = [x.float() for x in qkv()]
+    queries = torch.export.Dim("queries", min=2, max=64)
+    keys = torch.export.Dim("keys", min=4, max=64)
     program = torch.export.export(
         module, tuple(inputs), dynamic_shapes=({2: queries}, {2: keys}, {2: keys})
     )
-    other = [x.float() for x in qkv(queries=5, keys=17)]
-    torch.testing.assert_close(program.module()(*other), module(*other), rtol=1e-4, atol=1e-5)
+    inputs = [x.float() for x in qkv(queries=5, keys=17)]
+    torch.testing.assert_close(program.module()(*inputs), module(*inputs), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("similarity", "normalizer"), ONE_BY_ONE)
 def test_copies_and_states(similarity, normalizer):
-    module, inputs = _pair_module(similarity, normalizer), [x.float() for x in qkv()]
+    module = pair_module(similarity, normalizer)
+    inputs = [x.float() for x in qkv()]
     expected = module(*inputs)
     assert torch.equal(copy.deepcopy(module)(*inputs), expected)
     assert torch.equal(pickle.loads(pickle.dumps(module))(*inputs), expected)
-    fresh = Attend(
+    untrained = Attend(
         SIMILARITIES[similarity](D, H, **SIMILARITY_CASES[similarity].options),
         NORMALIZERS[normalizer](H, **NORMALIZER_CASES[normalizer].options),
     ).eval()
-    fresh.load_state_dict(module.state_dict())
-    assert torch.equal(fresh(*inputs), expected)
+    untrained.load_state_dict(module.state_dict())
+    assert torch.equal(untrained(*inputs), expected)
 
 
 @pytest.mark.parametrize(("similarity", "normalizer"), ONE_BY_ONE)
 def test_needs_no_device(similarity, normalizer):
-    module, inputs = (
-        _pair_module(similarity, normalizer).to("meta"),
-        [x.float().to("meta") for x in qkv()],
-    )
+    module = pair_module(similarity, normalizer).to("meta")
+    inputs = [x.float().to("meta") for x in qkv()]
     assert module(*inputs).shape == (B, H, NQ, DV)
 
 
 @pytest.mark.parametrize(("similarity", "normalizer"), ONE_BY_ONE)
 def test_inputs_stay_and_images_are_independent(similarity, normalizer):
-    module, inputs = _pair_module(similarity, normalizer), [x.float() for x in qkv()]
+    module = pair_module(similarity, normalizer)
+    inputs = [x.float() for x in qkv()]
     before = [x.clone() for x in inputs]
     output = module(*inputs)
     assert torch.equal(module(*inputs), output)
@@ -335,15 +302,14 @@ def test_inputs_stay_and_images_are_independent(similarity, normalizer):
     torch.testing.assert_close(module(*(x[:1] for x in inputs)), output[:1])
 
 
-@pytest.mark.parametrize(
-    ("table", "name", "option", "value", "message"),
-    [
-        (table, name, option, value, message)
-        for table, cases in ((SIMILARITIES, SIMILARITY_CASES), (NORMALIZERS, NORMALIZER_CASES))
-        for name, case in cases.items()
-        for option, (value, message) in case.refused.items()
-    ],
-)
+def refused_options():
+    for table, cases in ((SIMILARITIES, SIMILARITY_CASES), (NORMALIZERS, NORMALIZER_CASES)):
+        for name, case in cases.items():
+            for option, (value, message) in case.refused.items():
+                yield table, name, option, value, message
+
+
+@pytest.mark.parametrize(("table", "name", "option", "value", "message"), list(refused_options()))
 def test_options_out_of_range_are_refused(table, name, option, value, message):
     size = (D,) if table is SIMILARITIES else ()
     with pytest.raises(ValueError, match=message):

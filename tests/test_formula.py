@@ -1,14 +1,27 @@
-"""Properties of the formula beyond single pairs: limits, shapes, numbers out of the ordinary, refusals."""
+"""Properties of the formula beyond single pairs: limits, shapes, extreme numbers, refusals."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from core_cases import make_normalizer, make_similarity
-from test_core import DV, EXACT, NK, NQ, B, D, H, differentiate, qkv, tokens
+from core_cases import (
+    DV,
+    EXACT,
+    NK,
+    NQ,
+    B,
+    D,
+    H,
+    assert_same_gradients,
+    differentiate,
+    make_normalizer,
+    make_pair,
+    make_similarity,
+    qkv,
+    tokens,
+)
 
 from visattn.core.formula import Attend, attend, attention_map, plan
-from visattn.core.kernels import blocked as tiles
-from visattn.core.kernels import recompute
+from visattn.core.kernels import blocked, recompute
 from visattn.core.kernels.threshold import threshold
 from visattn.core.normalize import NORMALIZERS
 from visattn.core.similarity import SIMILARITIES
@@ -31,10 +44,9 @@ def test_entmax_runs_from_softmax_to_sparsemax():
 
 def test_softmax1_is_softmax_with_one_empty_key():
     q, k, v = qkv()
-    k2, v2 = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
-    torch.testing.assert_close(
-        attend(q, k, v, None, NORMALIZERS["softmax1"]()), attend(q, k2, v2), **EXACT
-    )
+    output = attend(q, k, v, None, NORMALIZERS["softmax1"]())
+    expected = attend(q, F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1)))
+    torch.testing.assert_close(output, expected, **EXACT)
 
 
 def test_sinkhorn_columns_even_out():
@@ -81,11 +93,9 @@ def test_any_tile_size_gives_the_same(budget, normalizer, similarity, monkeypatc
         return differentiate(function, (*qkv(), bias), (f_sim, f_norm))
 
     expected = run("dense")
-    monkeypatch.setattr(tiles, "_TILE_BYTES", budget)
+    monkeypatch.setattr(blocked, "_TILE_BYTES", budget)
     monkeypatch.setattr(recompute, "_TILE_BYTES", budget)
-    got = run("blocked")
-    torch.testing.assert_close(got[0], expected[0], **EXACT)
-    torch.testing.assert_close(got[1], expected[1], rtol=1e-8, atol=1e-9)
+    assert_same_gradients(run("blocked"), expected)
 
 
 @pytest.mark.parametrize("name", NORMALIZERS)
@@ -109,12 +119,14 @@ def test_one_key(name):
 @pytest.mark.parametrize("name", NORMALIZERS)
 def test_huge_scores_stay_finite(name):
     q, k, v = (x.float() for x in qkv())
-    output, gradients = differentiate(
-        lambda q, k, v: attend(q, k, v, None, make_normalizer(name, H).float()),
-        (1e4 * q, 1e4 * k, v),
-        (),
-    )
-    assert output.isfinite().all() and all(gradient.isfinite().all() for gradient in gradients)
+    f_norm = make_normalizer(name, H).float()
+
+    def function(q, k, v):
+        return attend(q, k, v, None, f_norm)
+
+    output, gradients = differentiate(function, (1e4 * q, 1e4 * k, v), ())
+    assert output.isfinite().all()
+    assert all(gradient.isfinite().all() for gradient in gradients)
 
 
 @pytest.mark.parametrize("name", ["softmax", "sigmoid", "entmax15", "sparsemax"])
@@ -129,11 +141,11 @@ def test_scores_beyond_half_precision(name):
 @pytest.mark.parametrize("name", NORMALIZERS)
 def test_minus_infinity_in_the_bias_masks(name):
     q, k, v = qkv()
-    f_norm, mask = make_normalizer(name, H), tokens(1, 1, NQ, NK, seed=4) > 0
+    f_norm = make_normalizer(name, H)
+    mask = tokens(1, 1, NQ, NK, seed=4) > 0
     bias = torch.zeros(1, 1, NQ, NK, dtype=q.dtype).masked_fill(~mask, -torch.inf)
-    torch.testing.assert_close(
-        attend(q, k, v, None, f_norm, bias=bias), attend(q, k, v, None, f_norm, mask=mask)
-    )
+    output = attend(q, k, v, None, f_norm, bias=bias)
+    torch.testing.assert_close(output, attend(q, k, v, None, f_norm, mask=mask))
 
 
 @pytest.mark.parametrize("name", ["softmax", "sigmoid", "double", "topk"])
@@ -149,14 +161,13 @@ def test_learned_bias_keeps_the_fused_kernel_and_its_gradient(shape):
     bias = tokens(*shape, seed=6)
 
     def run(impl):
-        return differentiate(
-            lambda q, k, v, b: attend(q, k, v, bias=b, impl=impl), (*qkv(), bias), ()
-        )
+        def function(q, k, v, bias):
+            return attend(q, k, v, bias=bias, impl=impl)
+
+        return differentiate(function, (*qkv(), bias), ())
 
     assert plan(*qkv(), bias=bias).impl == "sdpa"
-    got, expected = run("sdpa"), run("dense")
-    torch.testing.assert_close(got[0], expected[0], **EXACT)
-    torch.testing.assert_close(got[1], expected[1], rtol=1e-8, atol=1e-9)
+    assert_same_gradients(run("sdpa"), run("dense"))
 
 
 @pytest.mark.parametrize("name", ["softmax", "sigmoid", "topk", "double"])
@@ -200,11 +211,8 @@ def test_plan_names_the_evaluation(similarity, normalizer, impl):
 
 
 def test_plan_reads_bias_and_dropout():
-    bias, linear, l1 = (
-        tokens(1, 1, NQ, NK),
-        make_similarity("linear", D, H),
-        make_normalizer("l1", H),
-    )
+    bias = tokens(1, 1, NQ, NK)
+    linear, l1 = make_pair("linear", "l1")
     assert plan(*qkv(), linear, l1, bias=bias).impl == "blocked"
     assert plan(*qkv(), dropout=0.1).impl == "blocked"
     assert plan(*qkv(), None, make_normalizer("double", H), dropout=0.1).impl == "dense"
@@ -212,7 +220,8 @@ def test_plan_reads_bias_and_dropout():
 
 
 def test_wide_values_are_not_padded_for():
-    q, k, v = tokens(B, H, NQ, D), tokens(B, H, NK, D, seed=1), tokens(B, H, NK, 200, seed=2)
+    q, k, _ = qkv()
+    v = tokens(B, H, NK, 200, seed=2)
     assert plan(q, k, v).impl == "blocked"
     assert plan(q, k, v[..., :100]).impl == "sdpa"
     torch.testing.assert_close(attend(q, k, v), attend(q, k, v, impl="sdpa"), **EXACT)
@@ -245,7 +254,10 @@ def test_gumbel_takes_a_generator():
         (lambda q, k, v: attend(q, k, v, mask=torch.ones(7, 12).bool()), "mask must broadcast"),
         (lambda q, k, v: attend(q, k, v, mask=torch.ones(7, 11)), "mask must be bool"),
         (lambda q, k, v: attend(q, k.to("meta"), v), "k must be on the device of q, cpu; got meta"),
-        (lambda q, k, v: attend(q, k, v, impl="flash"), "impl must be one of auto, associative, sdpa"),
+        (
+            lambda q, k, v: attend(q, k, v, impl="flash"),
+            "impl must be one of auto, associative, sdpa",
+        ),
         (
             lambda q, k, v: attend(q, k, v, None, NORMALIZERS["sigmoid"](), impl="sdpa"),
             "cannot be rewritten as a softmax",
@@ -292,24 +304,20 @@ def test_autocast_does_not_round_the_accumulation():
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 def test_backward_outside_of_autocast(similarity, normalizer):
     q, k, v = (x.float().requires_grad_() for x in qkv())
-    f_sim, f_norm = (
-        make_similarity(similarity, D, H).float(),
-        make_normalizer(normalizer, H).float(),
-    )
-    gradients = []
-    for inside in (True, False):
+    f_sim, f_norm = make_pair(similarity, normalizer)
+    f_sim.float()
+    f_norm.float()
+
+    def differentiate_within(backward_autocast):
         torch.manual_seed(0)
         with torch.autocast("cpu", torch.bfloat16):
             m = attend(q, k, v, f_sim, f_norm)
-            if inside:
-                gradients.append(
-                    torch.autograd.grad(m.float().square().sum(), (q, k, v), allow_unused=True)
-                )
-        if not inside:
-            gradients.append(
-                torch.autograd.grad(m.float().square().sum(), (q, k, v), allow_unused=True)
-            )
-    torch.testing.assert_close(gradients[1], gradients[0], rtol=0.05, atol=0.05)
+        with torch.autocast("cpu", torch.bfloat16, enabled=backward_autocast):
+            loss = m.float().square().sum()
+            return torch.autograd.grad(loss, (q, k, v), allow_unused=True)
+
+    outside = differentiate_within(False)
+    torch.testing.assert_close(outside, differentiate_within(True), rtol=0.05, atol=0.05)
 
 
 def test_dropout_with_a_learned_bias_drops():
@@ -331,10 +339,10 @@ def cooler(parent, **options):
 
 @pytest.mark.parametrize("name", NORMALIZERS)
 def test_a_derived_normalizer_is_evaluated_as_it_says(name):
-    (q, k, v), f_norm = qkv(), cooler(NORMALIZERS[name], num_heads=H).double().eval()
-    torch.testing.assert_close(
-        attend(q, k, v, None, f_norm), attention_map(q, k, None, f_norm) @ v, **EXACT
-    )
+    q, k, v = qkv()
+    f_norm = cooler(NORMALIZERS[name], num_heads=H).double().eval()
+    expected = attention_map(q, k, None, f_norm) @ v
+    torch.testing.assert_close(attend(q, k, v, None, f_norm), expected, **EXACT)
 
 
 @pytest.mark.parametrize("name", SIMILARITIES)
@@ -343,7 +351,8 @@ def test_a_derived_similarity_is_evaluated_as_it_says(name):
         def forward(self, q, k):
             return 5 * super().forward(q, k)
 
-    (q, k, v), f_sim = qkv(), Warmer(D, H).double()
+    q, k, v = qkv()
+    f_sim = Warmer(D, H).double()
     torch.testing.assert_close(attend(q, k, v, f_sim), attention_map(q, k, f_sim) @ v, **EXACT)
 
 
