@@ -1,7 +1,8 @@
 """The one table of evaluations: what each refuses, when it is avoided, why it is chosen, its run.
 
-Similarities and normalizers declare what they are capable of (``has_dot_form``, ``plain_scale``,
-``softmax_form``, ``linear_divisor``, ``kernel``, ``row_local``); nothing here asks for their types.
+Similarities and normalizers declare what they are capable of: ``has_dot_form``, ``plain_scale`` and
+``nonnegative``; ``softmax_form``, ``linear_divisor``, ``kernel`` with ``exponent()``, ``row_local``
+and ``stochastic``. Nothing here asks for their types.
 """
 
 from collections.abc import Callable
@@ -84,7 +85,7 @@ def make_plan(call: AttendCall, dense_below: int = 0) -> Plan:
 
 
 def require(call: AttendCall, impl: str) -> Evaluation:
-    """Return the evaluation of that name, or raise with the reason why it cannot serve the call."""
+    """Return the evaluation of that name, or raise with the reason why it cannot serve."""
     check_impl(impl)
     evaluation = _BY_NAME[impl]
     why = evaluation.refuses(call)
@@ -243,11 +244,12 @@ def _blocked_refuses(call: AttendCall) -> str | None:
 
 def _blocked_reason(call: AttendCall) -> str:
     if call.dropout:
-        return "dropout of the weights leaves the fused kernel, so query tiles are recomputed"
+        return "the fused kernel has no dropout of the weights here: query tiles are recomputed"
     if _sdpa_refuses(call) is None and _has_wide_values(call):
         return "values are so much wider than keys that padding costs more than recomputed tiles"
     reason = f"{call.pair} goes row by row: query tiles, recomputed in the backward pass"
-    if gpu.lacks_kernel(call) is None:
+    has_kernel = gpu.missing_kernel(call) is None
+    if has_kernel:
         reason += f" (no fused kernel: {gpu.refuses(call)})"
     return reason
 
@@ -298,7 +300,7 @@ BLOCKED = Evaluation("blocked", _blocked_refuses, _never, _blocked_reason, _run_
 DENSE = Evaluation("dense", _nothing_refused, _never, _dense_reason, _run_dense)
 
 EVALUATIONS = (ASSOCIATIVE, SDPA, TRITON, BLOCKED, DENSE)
-"""In the order in which ``impl="auto"`` tries them."""
+"""In the order in which ``impl="auto"`` tries them, unless ``select`` may keep a small matrix."""
 
 _BY_NAME = {evaluation.name: evaluation for evaluation in EVALUATIONS}
 

@@ -14,7 +14,7 @@ from visattn.core.similarity.definition import Similarity
 HEAD_DIM = 128  # widest head that the kernels take
 
 
-def lacks_kernel(call: AttendCall, kernels: tuple[str, ...] = ops.KERNELS) -> str | None:
+def missing_kernel(call: AttendCall, kernels: tuple[str, ...] = ops.KERNELS) -> str | None:
     """Return why there is no fused GPU kernel for a pair, on any machine."""
     if call.normalize.kernel in kernels and call.similarity.has_dot_form:
         return None
@@ -25,7 +25,7 @@ def lacks_kernel(call: AttendCall, kernels: tuple[str, ...] = ops.KERNELS) -> st
 
 def refuses(call: AttendCall, kernels: tuple[str, ...] = ops.KERNELS) -> str | None:
     """Return why the kernels cannot serve a call; None where they can."""
-    return lacks_kernel(call, kernels) or _beyond(call) or unavailable(call.q.device)
+    return missing_kernel(call, kernels) or _beyond(call) or unavailable(call.q.device)
 
 
 def _beyond(call: AttendCall) -> str | None:
@@ -43,7 +43,7 @@ def _beyond(call: AttendCall) -> str | None:
 
 def warn_of_tiles(call: AttendCall) -> None:
     """Say on CUDA, once, why a fused kernel that exists is not taken."""
-    if not call.q.is_cuda or torch.compiler.is_compiling() or lacks_kernel(call) or _beyond(call):
+    if not call.q.is_cuda or torch.compiler.is_compiling() or missing_kernel(call) or _beyond(call):
         return
     why = unavailable(call.q.device)
     if why is not None:

@@ -1,6 +1,5 @@
 """Checkpoints: what they hold beside the weights, and how they are written, found and read."""
 
-import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     before stays as previous.ckpt.
 
     Raises:
-        OSError: The disk is full; earlier checkpoints are untouched.
+        OSError: The file cannot be written, for instance to a full disk; earlier checkpoints are
+            untouched.
     """
 
     def save_checkpoint(
@@ -40,16 +40,23 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-        # torch raises RuntimeError when its writer meets a full disk
         except (OSError, RuntimeError) as error:
             partial.unlink(missing_ok=True)
-            reason = os.strerror(getattr(error, "errno", None) or errno.ENOSPC)
             raise OSError(
-                f"{path} could not be saved: {reason}; earlier checkpoints remain"
+                f"{path} could not be saved: {_write_error(error)}; earlier checkpoints remain"
             ) from error
         if path.name == LAST and path.exists():
             os.replace(path, path.with_name(PREVIOUS))
         os.replace(partial, path)
+
+
+def _write_error(error: OSError | RuntimeError) -> str:
+    """Return why a file could not be written."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno)
+    # torch's writer turns the system's error into a RuntimeError without its number.
+    lines = str(error).splitlines()
+    return f"{lines[0] if lines else type(error).__name__} (is the disk full?)"
 
 
 def find_checkpoint(run: str | Path, which: str = "best") -> Path:
