@@ -19,7 +19,11 @@ TOLERANCE = {FLOAT: 2e-5, HALF: 5e-3, BFLOAT: 3e-2}
 
 @dataclass(frozen=True)
 class Case:
-    """One call: sizes are (B, H, Nq, Nk, D, Dv); ``bias`` and ``mask`` are shapes, ``streamed`` keeps rows off chip."""
+    """One call of the formula.
+
+    ``sizes`` are (B, H, Nq, Nk, D, Dv), ``bias`` and ``mask`` shapes. ``streamed`` keeps whole rows
+    of scores off the chip; with ``gradient`` a chain reads gradients and values.
+    """
 
     normalizer: str
     sizes: tuple[int, int, int, int, int, int] = (2, 3, 5, 37, 16, 16)
@@ -32,6 +36,7 @@ class Case:
     strided: bool = False
     streamed: bool = False
     minus_infinity: bool = False
+    gradient: bool = False
 
 
 LEARNED = {"alpha": 1.25}
@@ -73,8 +78,8 @@ CHAINS = {
     "entmax15": Case("entmax15", mask=(2, 1, 1, 37)),
     "sigmoid_bfloat16": Case("sigmoid", dtype=BFLOAT),
     "softmax_grouped": Case("softmax", (2, 4, 19, 37, 9, 9), key_heads=2),
-    "softmax_grouped_gradient": Case("softmax", (2, 4, 19, 37, 9, 11), key_heads=2),
-    "softmax_gradient": Case("softmax", (2, 3, 19, 37, 9, 11)),
+    "softmax_grouped_gradient": Case("softmax", (2, 4, 19, 37, 9, 11), key_heads=2, gradient=True),
+    "softmax_gradient": Case("softmax", (2, 3, 19, 37, 9, 11), gradient=True),
 }
 
 
@@ -83,7 +88,11 @@ def _random(seed: int, *shape: int) -> Tensor:
 
 
 def _tokens(case: Case, seed: int, heads: int, tokens: int, width: int) -> Tensor:
-    """Return (B, H, N, D); strided ones lie as a layer's fused projection leaves them, or with every second number."""
+    """Return (B, H, N, D).
+
+    Strided ones are laid out as a layer's fused projection leaves them, or skip every second
+    number.
+    """
     if not case.strided:
         return _random(seed, case.sizes[0], heads, tokens, width)
     if seed == 0:
@@ -91,23 +100,49 @@ def _tokens(case: Case, seed: int, heads: int, tokens: int, width: int) -> Tenso
     return _random(seed, case.sizes[0], tokens, 3, heads, width)[:, :, 1].transpose(1, 2)
 
 
-def _inputs(case: Case) -> tuple[list[Tensor], Tensor | None]:
+@dataclass
+class Inputs:
+    """The tensors of a case, on a CPU, before any casts but those of q, k and v to its dtype."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    bias: Tensor | None
+    mask: Tensor | None
+
+
+def make_inputs(case: Case) -> Inputs:
     _, heads, queries, keys, width, value_width = case.sizes
     key_heads = case.key_heads or heads
-    q, k = _tokens(case, 0, heads, queries, width), _tokens(case, 1, key_heads, keys, width)
-    tensors = [q, 2 * k if not case.strided else k, _tokens(case, 2, key_heads, keys, value_width)]
-    tensors = [x.to(case.dtype) for x in tensors]
-    if case.bias is not None:
-        bias = _random(3, *case.bias)
-        tensors.append(
-            bias.masked_fill(_random(5, *case.bias) > 0.5, -torch.inf)
-            if case.minus_infinity
-            else bias
-        )
-    mask = None if case.mask is None else _random(4, *case.mask) > 0
-    if mask is not None and mask.shape[2] > 2:
-        mask[:, :, 2] = False
-    return tensors, mask
+    q = _tokens(case, 0, heads, queries, width)
+    k = _tokens(case, 1, key_heads, keys, width)
+    v = _tokens(case, 2, key_heads, keys, value_width)
+    if not case.strided:
+        k = 2 * k  # large scores: sparse weights
+    q, k, v = (x.to(case.dtype) for x in (q, k, v))
+    return Inputs(q, k, v, _bias(case), _mask(case))
+
+
+def _bias(case: Case) -> Tensor | None:
+    if case.bias is None:
+        return None
+    bias = _random(3, *case.bias)
+    if case.minus_infinity:
+        bias = bias.masked_fill(_random(5, *case.bias) > 0.5, -torch.inf)
+    return bias
+
+
+def _mask(case: Case) -> Tensor | None:
+    if case.mask is None:
+        return None
+    mask = _random(4, *case.mask) > 0
+    if mask.shape[2] > 2:
+        mask[:, :, 2] = False  # a query without any key
+    return mask
+
+
+def _moved(x: Tensor | None, device: str) -> Tensor | None:
+    return None if x is None else x.to(device)
 
 
 def _modules(
@@ -116,90 +151,102 @@ def _modules(
     from visattn.core.normalize import NORMALIZERS
     from visattn.core.similarity import SIMILARITIES
 
-    heads, width = case.sizes[1], case.sizes[4]
-    modules = (
-        SIMILARITIES[case.similarity](width, heads),
-        NORMALIZERS[case.normalizer](heads, **case.options),
-    )
-    return tuple(module.to(device, dtype) for module in modules)
+    heads = case.sizes[1]
+    similarity = SIMILARITIES[case.similarity](case.sizes[4], heads)
+    normalizer = NORMALIZERS[case.normalizer](heads, **case.options)
+    return similarity.to(device, dtype), normalizer.to(device, dtype)
 
 
 def _run(case: Case, impl: str, device: str, dtype: torch.dtype) -> list[Tensor]:
     """Return the output and every gradient."""
     from visattn.core.formula import attend
 
-    tensors, mask = _inputs(case)
-    leaves = [
-        x.to(device, dtype if i < 3 else torch.promote_types(dtype, FLOAT))
-        for i, x in enumerate(tensors)
-    ]
-    leaves = [x.requires_grad_() for x in leaves]
-    modules = _modules(case, device, torch.promote_types(dtype, FLOAT))
-    bias, mask = (
-        (leaves[3] if len(leaves) > 3 else None),
-        (None if mask is None else mask.to(device)),
-    )
-    m = attend(*leaves[:3], *modules, bias=bias, mask=mask, impl=impl)
-    wanted = leaves + [p for module in modules for p in module.parameters()]
+    inputs = make_inputs(case)
+    full_dtype = torch.promote_types(dtype, FLOAT)
+    leaves = [x.to(device, dtype).requires_grad_() for x in (inputs.q, inputs.k, inputs.v)]
+    bias = None
+    if inputs.bias is not None:
+        bias = inputs.bias.to(device, full_dtype).requires_grad_()
+    modules = _modules(case, device, full_dtype)
+    m = attend(*leaves, *modules, bias=bias, mask=_moved(inputs.mask, device), impl=impl)
+    if bias is not None:
+        leaves.append(bias)
+    for module in modules:
+        leaves.extend(module.parameters())
     cotangent = _random(9, *m.shape).to(device, m.dtype)
-    return [
-        m.detach(),
-        *torch.autograd.grad(m, wanted, cotangent, allow_unused=True, materialize_grads=True),
-    ]
+    gradients = torch.autograd.grad(m, leaves, cotangent, allow_unused=True, materialize_grads=True)
+    return [m.detach(), *gradients]
 
 
-def _error(got: Tensor, wanted: Tensor) -> float:
-    if got.shape != wanted.shape or not got.isfinite().all():
+def _error(actual: Tensor, expected: Tensor) -> float:
+    if actual.shape != expected.shape or not actual.isfinite().all():
         return float("inf")
-    return ((got.double() - wanted).norm() / (wanted.norm() + 1e-2)).item()
+    difference = actual.double() - expected
+    return (difference.norm() / (expected.norm() + 1e-2)).item()
 
 
-def by_kernels(case: Case, device: str) -> list[Tensor]:
-    """Return output and gradients of the kernels; a streamed case keeps no row of scores on the chip."""
+def run_kernels(case: Case, device: str) -> list[Tensor]:
+    """Return output and gradients of the kernels."""
     from visattn.core.kernels.triton import launch
 
-    whole, launch.ON_CHIP = launch.ON_CHIP, 0 if case.streamed else launch.ON_CHIP
+    default = launch.ON_CHIP
+    if case.streamed:
+        launch.ON_CHIP = 0  # no row of scores is short enough
     try:
         return _run(case, "triton", device, case.dtype)
     finally:
-        launch.ON_CHIP = whole
+        launch.ON_CHIP = default
 
 
-def errors(case: Case, device: str) -> list[float]:
-    """Return the relative error of the output and of every gradient against the definition in float64."""
-    wanted = _run(case, "dense", device, torch.float64)
-    return [_error(x, y) for x, y in zip(by_kernels(case, device), wanted, strict=True)]
+def case_errors(case: Case, device: str) -> list[float]:
+    """Return the relative errors of the output and of every gradient.
+
+    The reference is the definition in float64.
+    """
+    expected = _run(case, "dense", device, torch.float64)
+    actual = run_kernels(case, device)
+    return [_error(x, y) for x, y in zip(actual, expected, strict=True)]
 
 
-def chain_error(case: Case, device: str, weigh: bool) -> float:
-    """Return the relative error of u A, or of u [A o G]+, against the definition in float64."""
+def run_chain(name: str, device: str) -> tuple[Tensor, Tensor]:
+    """Return u A, or u [A o G]+, by the kernels, and by the definition in float64."""
     from visattn.core.formula import attention_map
     from visattn.core.gpu import row_chain
 
-    (q, k, v, *rest), mask = _inputs(case)
+    case = CHAINS[name]
+    inputs = make_inputs(case)
+    q = inputs.q.to(device)
+    k = inputs.k.to(device)
+    v = inputs.v.to(device)
+    bias = _moved(inputs.bias, device)
+    mask = _moved(inputs.mask, device)
+    u = _random(6, case.sizes[0], case.sizes[2]).to(device)
     grad = _random(7, *case.sizes[:3], case.sizes[5]).to(device, case.dtype)
-    bias, mask = (rest[0].to(device) if rest else None), (None if mask is None else mask.to(device))
-    q, k, v, u = (
-        q.to(device),
-        k.to(device),
-        v.to(device),
-        _random(6, case.sizes[0], case.sizes[2]).to(device),
-    )
     with torch.no_grad():
-        weighed = (grad, v) if weigh else None
-        got = row_chain(
-            u, q, k, _modules(case, device, FLOAT), bias=bias, mask=mask, weighed=weighed
-        )
+        weighed = (grad, v) if case.gradient else None
+        modules = _modules(case, device, FLOAT)
+        actual = row_chain(u, q, k, modules, bias=bias, mask=mask, weighed=weighed)
         modules = _modules(case, device, torch.float64)
-        bias = None if bias is None else bias.double()
+        if bias is not None:
+            bias = bias.double()
         alpha = attention_map(q.double(), k.double(), *modules, bias=bias, mask=mask)
-        values = v.double().repeat_interleave(q.shape[1] // v.shape[1], 1)
-        alpha = (alpha * (grad.double() @ values.transpose(2, 3))).clamp(min=0) if weigh else alpha
-        return _error(got, (u.double()[:, None, None] @ alpha)[:, :, 0])
+        if case.gradient:
+            values = v.double().repeat_interleave(q.shape[1] // v.shape[1], 1)
+            alpha = (alpha * (grad.double() @ values.transpose(2, 3))).clamp(min=0)
+        expected = u.double()[:, None, None] @ alpha  # (B, H, 1, Nk)
+    return actual, expected[:, :, 0]
+
+
+def chain_errors(name: str, device: str) -> list[float]:
+    """Return the relative error of a chain, as a list like that of :func:`case_errors`."""
+    return [_error(*run_chain(name, device))]
 
 
 def _same_maps() -> dict[str, float]:
-    """Return how far rollout and GAE by the kernels are from the same by tiles, as shares of their largest value."""
+    """Return how far rollout and GAE by the kernels are from the same by tiles.
+
+    The differences are relative to the largest value.
+    """
     from timm import create_model
 
     from visattn.core import gpu
@@ -208,51 +255,54 @@ def _same_maps() -> dict[str, float]:
     from visattn.record.session import capture
 
     torch.manual_seed(0)
-    model, images = create_model("test_vit", img_size=48).eval(), torch.rand(1, 3, 48, 48)
-    served, plain = [], gpu.ops.row_chain
+    model = create_model("test_vit", img_size=48).eval()
+    images = torch.rand(1, 3, 48, 48)
+    row_chain = gpu.ops.row_chain
+    calls = []
 
-    def counted(*arguments):
-        served.append(True)
-        return plain(*arguments)
+    def count_calls(*arguments):
+        calls.append(arguments)
+        return row_chain(*arguments)
 
-    def both() -> list[Tensor]:
+    def explain() -> tuple[Tensor, Tensor]:
         with torch.no_grad(), capture(model) as maps:
             model(images)
-        return [rollout(maps).values, gae(model, images, 3).values]
+        return rollout(maps).values, gae(model, images, 3).values
 
-    gpu.ops.row_chain = counted
-    by_kernel = both()
-    calls, gpu.unavailable = len(served), lambda device: "told so"
-    by_tile = both()
-    found = [
-        ((x - y).abs().max() / y.abs().max()).item()
-        for x, y in zip(by_kernel, by_tile, strict=True)
-    ]
+    gpu.ops.row_chain = count_calls
+    kernel_rollout, kernel_gae = explain()
+    kernel_calls = len(calls)
+    gpu.unavailable = lambda device: "switched off"
+    tile_rollout, tile_gae = explain()
     return {
-        "rollout": found[0],
-        "gae": found[1],
-        "calls": calls,
-        "calls_of_tiles": len(served) - calls,
+        "rollout": _relative_difference(kernel_rollout, tile_rollout),
+        "gae": _relative_difference(kernel_gae, tile_gae),
+        "calls": kernel_calls,
+        "calls_of_tiles": len(calls) - kernel_calls,
     }
 
 
+def _relative_difference(actual: Tensor, expected: Tensor) -> float:
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
 def _widen_bfloat16_products() -> None:
-    """Mend the interpreter, which multiplies bfloat16 as the integers that it keeps them as."""
+    """Correct the interpreter, which multiplies bfloat16 as the integers that store them."""
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, _convert_float
 
-    plain = InterpreterBuilder.create_dot
+    create_dot = InterpreterBuilder.create_dot
 
-    def widened(x: TensorHandle) -> TensorHandle:
+    def widen(x: TensorHandle) -> TensorHandle:
         if x.dtype.scalar != tl.bfloat16:
             return x
-        return TensorHandle(
-            _convert_float(x.data, tl.bfloat16, tl.float32, None).view("float32"), tl.float32
-        )
+        data = _convert_float(x.data, tl.bfloat16, tl.float32, None).view("float32")
+        return TensorHandle(data, tl.float32)
 
-    InterpreterBuilder.create_dot = lambda self, a, b, *rest: plain(
-        self, widened(a), widened(b), *rest
-    )
+    def create_wide_dot(self, x, y, *arguments):
+        return create_dot(self, widen(x), widen(y), *arguments)
+
+    InterpreterBuilder.create_dot = create_wide_dot
 
 
 def _compiled() -> float:
@@ -271,41 +321,28 @@ def _compiled() -> float:
 
 
 def _opcheck() -> str:
-    """Hold the ops to torch's own rules: schema, fake kernels, autograd."""
+    """Check the ops against torch's own rules: schema, fake kernels, autograd."""
     from visattn.core.kernels.triton import ops
 
     q, k, v = (_random(seed, 1, 2, 5, 16).requires_grad_() for seed in range(3))
-    bias, mask = _random(3, 1, 1, 5, 5).requires_grad_(), torch.ones(1, 1, 1, 5, dtype=torch.bool)
+    bias = _random(3, 1, 1, 5, 5).requires_grad_()
+    mask = torch.ones(1, 1, 1, 5, dtype=torch.bool)
     arguments = (q, k, v, bias, mask, torch.tensor([2.0, 3.0]), "entmax", 0.25)
-    found = torch.library.opcheck(
-        ops._forward, arguments, test_utils=("test_schema", "test_faketensor")
-    )
-    found |= torch.library.opcheck(ops._forward, arguments, test_utils="test_aot_dispatch_dynamic")
-    chain = (
-        torch.rand(1, 5),
-        q.detach(),
-        k.detach(),
-        None,
-        None,
-        None,
-        "softmax",
-        0.25,
-        None,
-        None,
-    )
-    found |= torch.library.opcheck(
-        ops.row_chain, chain, test_utils=("test_schema", "test_faketensor")
-    )
-    return ", ".join(sorted(set(found.values())))
+    nones = (None, None, None)
+    chain = (torch.rand(1, 5), q.detach(), k.detach(), *nones, "softmax", 0.25, None, None)
+    basic = ("test_schema", "test_faketensor")
+    check = torch.library.opcheck
+    results = check(ops._forward, arguments, test_utils=basic)
+    results |= check(ops._forward, arguments, test_utils="test_aot_dispatch_dynamic")
+    results |= check(ops.row_chain, chain, test_utils=basic)
+    return ", ".join(sorted(set(results.values())))
 
 
 def _report() -> dict:
     _widen_bfloat16_products()
     return {
-        "cases": {name: errors(case, "cpu") for name, case in CASES.items()},
-        "chains": {
-            name: chain_error(case, "cpu", "gradient" in name) for name, case in CHAINS.items()
-        },
+        "cases": {name: case_errors(case, "cpu") for name, case in CASES.items()},
+        "chains": {name: chain_errors(name, "cpu") for name in CHAINS},
         "compiled": _compiled(),
         "opcheck": _opcheck(),
         "maps": _same_maps(),

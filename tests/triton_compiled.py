@@ -1,5 +1,6 @@
-"""Compile the kernels for a GPU that need not be there: the compiler refuses what the interpreter lets pass.
+"""Compile the kernels for a GPU that need not be there.
 
+The compiler refuses what the interpreter lets pass.
 ``python tests/triton_compiled.py`` prints, per kernel, what the compiler made of it, as JSON.
 """
 
@@ -11,7 +12,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
-from triton_cases import BFLOAT, CASES, CHAINS, Case, by_kernels, chain_error
+from triton_cases import BFLOAT, CASES, Case, run_chain, run_kernels
 
 NAMES = (
     "sigmoid_bfloat16",
@@ -20,15 +21,15 @@ NAMES = (
     "entmax15_streamed",
     "entmax_learned",
 )
-CHOSEN = [
+COMPILED_CASES = [
     *(CASES[name] for name in NAMES),
     Case("relu", bias=(1, 3, 1, 37), mask=(2, 1, 5, 37)),
     Case("entmax15", (2, 3, 197, 197, 64, 64), dtype=BFLOAT),
 ]
 
 
-class Absent:
-    """The driver of a device of compute capability 9.0 that is asked for nothing but its kind."""
+class AbsentDriver:
+    """The driver of a device of compute capability 9.0, of which only the target is read."""
 
     get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
     get_current_device = staticmethod(lambda: 0)
@@ -36,16 +37,19 @@ class Absent:
     get_device_interface = staticmethod(lambda: torch.cuda)
 
 
-def compile_only(found: list[dict]):
-    """Return what takes the place of a launch: the kernel is compiled for its arguments, and nothing runs."""
+def compile_only(programs: list[dict]):
+    """Return what replaces a launch: it compiles the kernel for its arguments and runs nothing."""
 
     def subscript(kernel, grid):
         def call(*arguments, **options):
-            made = kernel.warmup(*arguments, grid=grid, **options)
-            products = any(word in made.asm["ptx"] for word in ("wgmma.mma_async", "mma.sync"))
-            found.append(
-                {"name": made.name, "shared": made.metadata.shared, "tensor_cores": products}
-            )
+            compiled = kernel.warmup(*arguments, grid=grid, **options)
+            ptx = compiled.asm["ptx"]
+            program = {
+                "name": compiled.name,
+                "shared": compiled.metadata.shared,
+                "tensor_cores": "wgmma.mma_async" in ptx or "mma.sync" in ptx,
+            }
+            programs.append(program)
 
         return call
 
@@ -55,18 +59,18 @@ def compile_only(found: list[dict]):
 def report() -> list[dict]:
     from visattn.core import gpu
 
-    found: list[dict] = []
-    driver.set_active(Absent())
-    JITFunction.__getitem__ = compile_only(found)
+    programs: list[dict] = []
+    driver.set_active(AbsentDriver())
+    JITFunction.__getitem__ = compile_only(programs)
     gpu.unavailable = lambda device: None
-    for case in CHOSEN:
-        by_kernels(case, "cpu")
+    for case in COMPILED_CASES:
+        run_kernels(case, "cpu")
     for name in ("softmax", "softmax_gradient"):
-        chain_error(CHAINS[name], "cpu", "gradient" in name)
-    return found
+        run_chain(name, "cpu")
+    return programs
 
 
 if __name__ == "__main__":
     with contextlib.redirect_stdout(sys.stderr):
-        compiled = report()
-    json.dump(compiled, sys.stdout)
+        programs = report()
+    json.dump(programs, sys.stdout)
