@@ -3,7 +3,13 @@
 from torch import Tensor
 
 
-def associative(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, absolute: bool) -> Tensor:
+def associative(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_mask: Tensor | None,
+    absolute: bool,
+) -> Tensor:
     """Return m for alpha = q k^T / Nk, or, with ``absolute``, q k^T over its row sum.
 
     Args:
@@ -14,6 +20,7 @@ def associative(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, absolu
         absolute: Divide by the row sum instead of the number of keys.
     """
     if key_mask is not None:
+        # A key of zeros adds nothing to either product: (.., 1, Nk) -> (.., Nk, 1)
         k = k.masked_fill(~key_mask.transpose(2, 3), 0)
     summary = k.transpose(2, 3) @ v  # (B, H, D, Dv)
     m = q @ summary

@@ -118,8 +118,10 @@ def _forward(
         for tile in problem.tiles():
             e, count = problem.scores(tile)
             exponent = problem.exponent(tile)
+            # statistic and weights may overwrite e, in this order
             s = row.statistic(e, count, exponent)
             alpha = row.weights(e, s, count, exponent)
+            # (.., rows, Nk) x (.., Nk, Dv)
             m[tile] = _matmul(alpha, problem.v[tile.batch, tile.heads])
             statistic[tile] = s
     return m.to(v.dtype), statistic
@@ -215,13 +217,16 @@ def _add_tile(
     exponent = problem.exponent(tile)
     e, count = problem.scores(tile)
     alpha = problem.row.weights(e, s, count, exponent)
+    # (.., rows, Dv) x (.., Dv, Nk)
     dalpha = _matmul(grad, problem.v[block].transpose(2, 3))
     gradients.v[block] += _matmul(alpha.transpose(2, 3), grad)
     if problem.p is not None:
         row_grad = entmax_exponent_grad(alpha, dalpha, exponent)
+        # (batch, heads, rows, 1) -> (heads,)
         gradients.p[tile.heads] += row_grad.sum((0, 2, 3))
     de = problem.row.vjp(alpha, dalpha, s, count, exponent)
     if lse_grad is not None:
+        # d lse / d e = alpha
         de += alpha * lse_grad[tile]
     if problem.mask is not None:
         de.masked_fill_(~cut(problem.mask, tile), 0)
@@ -266,14 +271,22 @@ def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:
 _backward.register_autograd(_refuse_second_derivative)
 
 
-def _setup_context(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(
+    ctx: Any,
+    inputs: Sequence[Any],
+    output: tuple[Tensor, Tensor],
+) -> None:
     q, k, v, bias, mask, kernel, p = inputs
     _, statistic = output
     ctx.save_for_backward(statistic, q, k, v, bias, mask, p)
     ctx.kernel = kernel
 
 
-def _vjp(ctx: Any, grad: Tensor, grad_statistic: Tensor) -> tuple[Tensor | None, ...]:
+def _vjp(
+    ctx: Any,
+    grad: Tensor,
+    grad_statistic: Tensor,
+) -> tuple[Tensor | None, ...]:
     statistic, q, k, v, bias, mask, p = ctx.saved_tensors
     bias_grad = bias is not None and ctx.needs_input_grad[3]
     dq, dk, dv, dbias, dp = _backward(
@@ -316,7 +329,12 @@ def blocked(
     return _forward(q, k, v, bias, mask, kernel, p)[0]
 
 
-def row_lse(q: Tensor, k: Tensor, bias: Tensor | None, mask: Tensor | None) -> Tensor:
+def row_lse(
+    q: Tensor,
+    k: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+) -> Tensor:
     """Return log sum exp over the keys of q k^T + bias, (B, H, Nq, 1).
 
     It has a gradient and forms no N x N matrix.
@@ -326,7 +344,12 @@ def row_lse(q: Tensor, k: Tensor, bias: Tensor | None, mask: Tensor | None) -> T
     return _forward(q, k, k[..., :1], bias, mask, "softmax", None)[1]
 
 
-def _dense_row_lse(q: Tensor, k: Tensor, bias: Tensor | None, mask: Tensor | None) -> Tensor:
+def _dense_row_lse(
+    q: Tensor,
+    k: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+) -> Tensor:
     dtype = _accumulation(q.dtype)
     e = q.to(dtype) @ k.to(dtype).transpose(2, 3)
     if bias is not None:

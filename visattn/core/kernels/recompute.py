@@ -41,7 +41,12 @@ def recomputed(
     """Return m by tiles of query rows; correct for every row-local pair."""
 
     def attend_tile(
-        q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, heads: slice
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None,
+        mask: Tensor | None,
+        heads: slice,
     ) -> Tensor:
         e = _call_heads(similarity, heads, q, k)
         if bias is not None:
@@ -64,7 +69,10 @@ def recomputed(
 
 
 def _call_heads(
-    module: Similarity | Normalizer, heads: slice, x: Tensor, argument: Tensor | None
+    module: Similarity | Normalizer,
+    heads: slice,
+    x: Tensor,
+    argument: Tensor | None,
 ) -> Tensor:
     """Call a similarity or normalizer for a range of its heads."""
     if module.num_heads == 1 or heads in (slice(None), slice(0, module.num_heads)):
@@ -133,7 +141,10 @@ def _autocast_dtype(device_type: str) -> torch.dtype | None:
 
 
 @contextmanager
-def _restored_autocast(device_type: str, dtype: torch.dtype | None) -> Iterator[None]:
+def _restored_autocast(
+    device_type: str,
+    dtype: torch.dtype | None,
+) -> Iterator[None]:
     """Compute as autocast did in the forward pass, also where backward runs inside of another.
 
     ``dtype`` is None where it was off.
@@ -177,7 +188,10 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any,
+        grad: Tensor,
+    ) -> tuple[Tensor | None, ...]:
         q, k, v, bias, mask = ctx.saved_tensors
         inputs = (q, k, v, bias)
         learned = [x for x in ctx.parameters if x.requires_grad]
@@ -211,7 +225,11 @@ class _GradientSums:
         self.of_parameters = [torch.zeros_like(x) for x in parameters]
 
     def add_tile(
-        self, function: TileFunction, tile: Tile, mask: Tensor | None, grad: Tensor
+        self,
+        function: TileFunction,
+        tile: Tile,
+        mask: Tensor | None,
+        grad: Tensor,
     ) -> None:
         """Evaluate one tile again and add what it contributes."""
         leaves = []
@@ -228,7 +246,13 @@ class _GradientSums:
                 total += gradient
 
 
-def _cut_inputs(tile: Tile, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Inputs:
+def _cut_inputs(
+    tile: Tile,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+) -> Inputs:
     """Cut what a tile reads: its own queries, and all keys of its images and heads."""
     block = (tile.batch, tile.heads)
     return q[tile], k[block], v[block], cut_optional(bias, tile)

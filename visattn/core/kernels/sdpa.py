@@ -25,7 +25,11 @@ def merge(bias: Tensor | None, mask: Tensor | None) -> Tensor | None:
     return bias.masked_fill(~mask, -torch.inf)
 
 
-def extend(x: Tensor | None, keys: int, value: float) -> Tensor | None:
+def extend(
+    x: Tensor | None,
+    keys: int,
+    value: float,
+) -> Tensor | None:
     """Append one key to a bias or mask over ``keys`` keys."""
     if x is None:
         return None
@@ -89,6 +93,7 @@ def _biased(
 ) -> tuple[Tensor, Tensor]:
     """Return m and the log sum exp of every row, (B, H, Nq)."""
     forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    # Outputs of a custom op must be dense, as the fake ones are.
     m, lse = forward(q, k, v, attn_mask=bias, scale=scale)
     return m.contiguous(), lse.contiguous()
 
@@ -131,10 +136,12 @@ def _biased_backward(
         e = (q[:, :, rows] @ k.transpose(2, 3)).to(lse.dtype)
         e.mul_(scale).add_(_cut_rows(bias, rows))
         row_origin = origin[:, :, rows]
+        # Recompute the weights of these rows from the saved log sum exp.
         alpha = e.sub_(row_origin.masked_fill(row_origin == -torch.inf, 0)).exp_()
         de = (grad[:, :, rows] @ v.transpose(2, 3)).to(lse.dtype)
         de.sub_(delta[:, :, rows]).mul_(alpha)
         target = _cut_rows(dbias, rows)
+        # Sum over the axes that the bias shares.
         target += de.sum_to_size(target.shape)
     return dq.contiguous(), dk.contiguous(), dv.contiguous(), dbias.to(bias.dtype)
 
@@ -164,7 +171,11 @@ def _(
     return dq, dk, dv, dbias
 
 
-def _setup_context(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(
+    ctx: Any,
+    inputs: Sequence[Any],
+    output: tuple[Tensor, Tensor],
+) -> None:
     q, k, v, bias, scale = inputs
     m, lse = output
     ctx.save_for_backward(q, k, v, bias, m, lse)
@@ -172,7 +183,11 @@ def _setup_context(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor
     ctx.mark_non_differentiable(lse)
 
 
-def _vjp(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _vjp(
+    ctx: Any,
+    grad: Tensor,
+    _: Tensor,
+) -> tuple[Tensor | None, ...]:
     return (*_biased_backward(grad, *ctx.saved_tensors, ctx.scale), None)
 
 

@@ -15,7 +15,10 @@ class Tile(NamedTuple):
 
 
 def tiles(
-    shape: tuple[int, int, int, int], scores: int, *, head_local: bool = True
+    shape: tuple[int, int, int, int],
+    scores: int,
+    *,
+    head_local: bool = True,
 ) -> Iterator[Tile]:
     """Cut scores of (B, H, Nq, Nk) into tiles of about ``scores`` scores.
 
@@ -37,7 +40,9 @@ def tiles(
 
 
 def _tile_size(
-    shape: tuple[int, int, int, int], scores: int, head_local: bool
+    shape: tuple[int, int, int, int],
+    scores: int,
+    head_local: bool,
 ) -> tuple[int, int, int]:
     """Return the images, heads and rows of one tile."""
     batch, heads, queries, keys = shape

@@ -65,6 +65,7 @@ def key_tile_grads(
     shift = row.shift[:, None]
     alpha, slope = weigh(e, origin, shift, row.p, KERNEL)
     v = load_values(problem, tile.b, tile.h, keys, row.grad.shape[1])
+    # (queries, VALUE_WIDTH) x (VALUE_WIDTH, keys)
     dalpha = tl.dot(row.grad, tl.trans(v), input_precision=PRECISION)
     return alpha, slope, dalpha
 
@@ -94,11 +95,13 @@ def mean_grad(
         dalpha_sum += tl.sum(slope * dalpha, 1)
         slope_sum += tl.sum(slope, 1)
         if exponent_grads is not None:
+            # d of the docstring; a zero weight gives zero, whatever its logarithm.
             scaled_alpha = row.p * row.p * alpha
             log_r = tl.log(tl.maximum(alpha, TINY)) / row.p
             direction = scaled_alpha * (1 - log_r)
             exponent_grad += tl.sum(direction * dalpha, 1)
             direction_sum += tl.sum(direction, 1)
+    # A row without any key has no slope.
     delta = tl.where(slope_sum > 0, dalpha_sum / tl.maximum(slope_sum, TINY), 0.0)
     return delta, exponent_grad - delta * direction_sum
 
@@ -136,6 +139,7 @@ def query_grad(
         delta, exponent_grad = mean_grad(
             problem, tile, row, exponent_grads, KERNEL, PRECISION, KEYS
         )
+        # The kernels of keys and bias read it.
         tl.store(deltas + index, delta, mask=inside)
         if exponent_grads is not None:
             tl.store(exponent_grads + index, exponent_grad, mask=inside)
@@ -144,10 +148,13 @@ def query_grad(
     for first in range(0, problem.keys, KEYS):
         keys = first + tl.arange(0, KEYS)
         _, slope, dalpha = key_tile_grads(problem, tile, row, keys, KERNEL, PRECISION)
+        # de: gradient of the scores, (queries, keys)
         de = slope * (dalpha - delta[:, None])
         if row_sums is not None:
+            # (queries, keys) -> one sum per query
             row_sum += tl.sum(de, 1)
         k = load_keys(problem, tile.b, tile.h, keys, WIDTH)
+        # dq = de k
         total = tl.dot(de.to(k.dtype), k, total, input_precision=PRECISION)
     store_query_grads(problem, dq, tile, total * problem.scale)
     if row_sums is not None:
@@ -227,9 +234,11 @@ def key_grad(
             PRECISION,
             ROWS,
         )
+        # dv = alpha^T d m and dk = de^T q; both are transposed already
         value_total = tl.dot(alpha.to(grad.dtype), grad, value_total, input_precision=PRECISION)
         key_total = tl.dot(de.to(q.dtype), q, key_total, input_precision=PRECISION)
         if column_sums is not None:
+            # (keys, queries) -> one sum per key
             column_sum += tl.sum(de, 1)
     store_key_grads(problem, dk, tile, problem.width, key_total * problem.scale)
     store_key_grads(problem, dv, tile, problem.value_width, value_total)
@@ -270,6 +279,7 @@ def bias_grad(
     bias_head = owner % bias_heads
     bias_image = owner // bias_heads % bias_images
     readers_per_image = problem.heads // bias_heads
+    # Images and heads that read one tile of the bias.
     readers = readers_per_image * (images // bias_images)
     part = owner // (bias_heads * bias_images)
     keys = tl.program_id(0) % key_tiles * KEYS + tl.arange(0, KEYS)

@@ -68,11 +68,14 @@ def chain_row(
         alpha, _ = weigh(e, origin[None, :], shift[None, :], p, KERNEL)
         if grads is not None:
             grad = load_output_grads(problem, grads, b, h, rows, VALUE_WIDTH)
+            # G, transposed: (keys, queries)
             dalpha = tl.dot(v, tl.trans(grad), input_precision=PRECISION)
             alpha = tl.maximum(alpha * dalpha, 0.0)
         query_weight = tl.load(u + b * problem.queries + rows, mask=inside, other=0.0)
+        # (keys, queries) -> one sum per key
         weighted = alpha * query_weight[None, :]
         # Queries outside of the tensor have no weight.
         total += tl.sum(tl.where(inside[None, :], weighted, 0.0), 1)
+    # result: (B, H, Nk), contiguous
     index = (b * problem.heads + h) * problem.keys + tile.keys
     tl.store(result + index, total, mask=tile.keys < problem.keys)

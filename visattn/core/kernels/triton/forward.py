@@ -67,9 +67,11 @@ def attend_streamed(
     output = tl.zeros((ROWS, VALUE_WIDTH), tl.float32)
     for first in range(0, problem.keys, KEYS):
         keys = first + tl.arange(0, KEYS)
+        # e, alpha: (queries, keys)
         e = key_scores(problem, tile, keys, PRECISION)
         alpha, _ = weigh(e, origin[:, None], shift[:, None], p, KERNEL)
         v = load_values(problem, tile.b, tile.h, keys, VALUE_WIDTH)
+        # (queries, keys) x (keys, VALUE_WIDTH), added to the output in float32
         output = tl.dot(alpha.to(v.dtype), v, output, input_precision=PRECISION)
     store_output(m, statistics, problem, tile, output, origin, shift)
 
@@ -99,9 +101,11 @@ def attend_on_chip(
     origin, shift, x = threshold_on_chip(e, p, KERNEL, TILES)
     output = tl.zeros((ROWS, VALUE_WIDTH), tl.float32)
     for i in tl.static_range(TILES):
+        # The scores are still in registers: no second product of queries and keys.
         r = tl.maximum(x[i] - shift[:, None], 0.0)
         alpha, _ = powers(r, p, KERNEL)
         keys = i * KEYS + tl.arange(0, KEYS)
         v = load_values(problem, tile.b, tile.h, keys, VALUE_WIDTH)
+        # (queries, keys) x (keys, VALUE_WIDTH), added to the output in float32
         output = tl.dot(alpha.to(v.dtype), v, output, input_precision=PRECISION)
     store_output(m, statistics, problem, tile, output, origin, shift)

@@ -97,7 +97,12 @@ def describe_problem(
     )
 
 
-def forward(problem: Problem, kernel: str, m: Tensor, statistic: Tensor) -> None:
+def forward(
+    problem: Problem,
+    kernel: str,
+    m: Tensor,
+    statistic: Tensor,
+) -> None:
     """Fill m and the two numbers of every row."""
     fits_on_chip = problem.keys <= ON_CHIP and _row_bytes(problem, m.dtype) <= 512
     on_chip = kernel in SUMS_TO_ONE and fits_on_chip
@@ -112,6 +117,7 @@ def forward(problem: Problem, kernel: str, m: Tensor, statistic: Tensor) -> None
         tiles.rows,
         tiles.keys,
     )
+    # Both kernels take the same arguments; only the first needs the number of key tiles.
     if on_chip:
         key_tiles = triton.cdiv(problem.keys, tiles.keys)
         launch(attend_on_chip, m, problem.queries, tiles.rows, tiles, *arguments, key_tiles)
@@ -130,10 +136,12 @@ def backward(
     sums: Sums,
 ) -> Tensor:
     """Fill dq, dk and dv of every query head, and ``sums``; return delta, (B, H, Nq)."""
+    # Written by the first kernel, read by the others.
     delta = grad.new_empty(grad.shape[:3], dtype=torch.float32)
     tiles = stream_tiles(problem, grad.dtype, backward=True)
     constants = _backward_constants(problem, kernel, grad.dtype, tiles)
     operands = (problem, Rows.of(grad), statistic, delta)
+    # One program per tile of queries: dq, delta, row sums.
     launch(
         query_grad,
         grad,
@@ -146,6 +154,7 @@ def backward(
         Rows.of(dq),
         *constants,
     )
+    # One program per tile of keys: dk, dv, column sums.
     launch(
         key_grad,
         grad,
@@ -162,7 +171,10 @@ def backward(
 
 
 def _backward_constants(
-    problem: Problem, kernel: str, dtype: torch.dtype, tiles: Tiles
+    problem: Problem,
+    kernel: str,
+    dtype: torch.dtype,
+    tiles: Tiles,
 ) -> tuple[Any, ...]:
     """Return the compile-time arguments of the backward kernels."""
     return (
@@ -176,7 +188,12 @@ def _backward_constants(
 
 
 def backward_bias(
-    problem: Problem, kernel: str, grad: Tensor, statistic: Tensor, delta: Tensor, shape: torch.Size
+    problem: Problem,
+    kernel: str,
+    grad: Tensor,
+    statistic: Tensor,
+    delta: Tensor,
+    shape: torch.Size,
 ) -> Tensor:
     """Return the gradient, float32, of a bias of ``shape`` that differs by query and key."""
     images, heads = grad.shape[:2]
@@ -208,16 +225,23 @@ def backward_bias(
         share,
         *_backward_constants(problem, kernel, grad.dtype, tiles),
     )
+    # (shares, .., Nk, Nq) -> (.., Nq, Nk)
     return parts.sum(0).transpose(2, 3)
 
 
 def row_chain(
-    problem: Problem, kernel: str, u: Tensor, grad: Tensor | None, q: Tensor, result: Tensor
+    problem: Problem,
+    kernel: str,
+    u: Tensor,
+    grad: Tensor | None,
+    q: Tensor,
+    result: Tensor,
 ) -> None:
     """Fill result, (B, H, Nk), with u A of every head, or with u [A o G]+, G = grad v^T."""
     tiles = stream_tiles(problem, q.dtype, backward=True)
     statistic = q.new_empty((*q.shape[:3], 2), dtype=torch.float32)
     width, value_width = widths(problem)
+    # First pass: the two numbers of every row.
     launch(
         row_statistic,
         q,
@@ -232,6 +256,7 @@ def row_chain(
         tiles.rows,
         tiles.keys,
     )
+    # Second pass: one program per tile of keys.
     launch(
         chain_row,
         q,
@@ -253,7 +278,12 @@ def row_chain(
 
 
 def launch(
-    function: Any, x: Tensor, count: int, size: int, tiles: Tiles, *arguments: object
+    function: Any,
+    x: Tensor,
+    count: int,
+    size: int,
+    tiles: Tiles,
+    *arguments: object,
 ) -> None:
     """Run one program per ``size`` of ``count`` tokens, for every image and head of ``x``."""
     programs = triton.cdiv(count, size) * x.shape[0] * x.shape[1]
@@ -261,7 +291,11 @@ def launch(
 
 
 def _run(
-    function: Any, programs: int, device: torch.device, tiles: Tiles, *arguments: object
+    function: Any,
+    programs: int,
+    device: torch.device,
+    tiles: Tiles,
+    *arguments: object,
 ) -> None:
     options = {"num_warps": tiles.warps, "enable_fp_fusion": True}
     grid = (programs,)
@@ -310,7 +344,12 @@ def _row_bytes(problem: Problem, dtype: torch.dtype) -> int:
     return max(widths(problem)) * item_bytes
 
 
-def stream_tiles(problem: Problem, dtype: torch.dtype, *, backward: bool = False) -> Tiles:
+def stream_tiles(
+    problem: Problem,
+    dtype: torch.dtype,
+    *,
+    backward: bool = False,
+) -> Tiles:
     """Choose tiles by the bytes of a token's widest row."""
     table = _FORWARD_TILES
     tiles = _SMALL_FORWARD_TILES

@@ -14,7 +14,12 @@ KERNELS = ("sigmoid", "relu", "sparsemax", "entmax15", "entmax")
 """Normalizers that have a fused kernel, by the name a normalizer gives as its ``kernel``."""
 
 
-def _empty_by_token(x: Tensor, heads: int, tokens: int, width: int) -> Tensor:
+def _empty_by_token(
+    x: Tensor,
+    heads: int,
+    tokens: int,
+    width: int,
+) -> Tensor:
     """Return an empty (B, heads, tokens, width) laid out as (B, tokens, heads, width).
 
     The next layer reads it in this order.
@@ -24,6 +29,7 @@ def _empty_by_token(x: Tensor, heads: int, tokens: int, width: int) -> Tensor:
 
 def _empty_outputs(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Return room for m and for the two numbers of every row."""
+    # (B, H, Nq, Dv) and (B, H, Nq, 2)
     m = _empty_by_token(q, q.shape[1], q.shape[2], v.shape[3])
     statistic = q.new_empty((*q.shape[:3], 2), dtype=torch.float32)
     return m, statistic
@@ -85,6 +91,7 @@ def _backward(
     dq, dk, dv, dbias, dp = _empty_gradients(q, k, v, bias, p, bias_grad)
     if not grad.numel():
         return dq, dk.zero_(), dv.zero_(), dbias.zero_(), dp.zero_()
+    # Every query head writes a gradient of its own; heads that are shared sum them below.
     head_dk = _per_query_head(dk, q.shape[1])
     head_dv = _per_query_head(dv, q.shape[1])
     q = launch.dense_rows(q)
@@ -108,12 +115,18 @@ def _backward(
         else:
             dbias = launch.backward_bias(problem, kind, grad, statistic, delta, bias.shape)
     if exponent_grads is not None:
+        # (B, H, Nq) -> (H,)
         dp = exponent_grads.sum((0, 2))
     return dq, dk, dv, dbias.contiguous(), dp
 
 
 def _empty_gradients(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, p: Tensor | None, bias_grad: bool
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    p: Tensor | None,
+    bias_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return room for the gradients; those of bias and p are empty where nobody asks for them."""
     dq = _empty_by_token(q, *q.shape[1:])
@@ -143,7 +156,11 @@ def _sum_query_heads(head_grads: Tensor, total: Tensor) -> None:
     torch.sum(groups, 2, out=total)
 
 
-def _empty_sums(q: Tensor, k: Tensor, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+def _empty_sums(
+    q: Tensor,
+    k: Tensor,
+    bias: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None]:
     """Return room for row or column sums of the score gradients.
 
     The gradient of a bias that is the same for all queries or for all keys is such a sum.
@@ -184,7 +201,11 @@ def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:
 _backward.register_autograd(_refuse_second_derivative)
 
 
-def _setup_context(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(
+    ctx: Any,
+    inputs: Sequence[Any],
+    output: tuple[Tensor, Tensor],
+) -> None:
     q, k, v, bias, mask, p, kernel, scale = inputs
     _, statistic = output
     ctx.save_for_backward(statistic, q, k, v, bias, mask, p)
@@ -193,7 +214,11 @@ def _setup_context(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor
     ctx.mark_non_differentiable(statistic)
 
 
-def _vjp(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _vjp(
+    ctx: Any,
+    grad: Tensor,
+    _: Tensor,
+) -> tuple[Tensor | None, ...]:
     statistic, q, k, v, bias, mask, p = ctx.saved_tensors
     bias_grad = bias is not None and ctx.needs_input_grad[3]
     dq, dk, dv, dbias, dp = _backward(

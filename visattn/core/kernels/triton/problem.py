@@ -97,7 +97,9 @@ def locate(tiles, heads):
 
     The tiles of one head run side by side.
     """
+    # program = (image * heads + head) * tiles + tile
     pair = tl.program_id(0) // tiles
+    # int64: an offset of a large batch exceeds 32 bits
     b = (pair // heads).to(tl.int64)
     h = (pair % heads).to(tl.int64)
     return b, h, tl.program_id(0) % tiles
@@ -110,7 +112,15 @@ def row_index(problem, b, h, rows):
 
 
 @triton.jit
-def load_rows(x, b, h, rows, count, width, WIDTH: tl.constexpr):
+def load_rows(
+    x,
+    b,
+    h,
+    rows,
+    count,
+    width,
+    WIDTH: tl.constexpr,
+):
     """Return (rows, WIDTH), zero outside of the tensor."""
     rows = rows[:, None]
     columns = tl.arange(0, WIDTH)[None, :]
@@ -121,7 +131,16 @@ def load_rows(x, b, h, rows, count, width, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def store_rows(x, b, h, rows, count, width, value, WIDTH: tl.constexpr):
+def store_rows(
+    x,
+    b,
+    h,
+    rows,
+    count,
+    width,
+    value,
+    WIDTH: tl.constexpr,
+):
     """Write (rows, WIDTH) in the tensor's dtype, and nothing outside of the tensor."""
     rows = rows[:, None]
     columns = tl.arange(0, WIDTH)[None, :]
@@ -179,6 +198,7 @@ def load_pairs(x, problem, b, h, rows, keys):
     pointers = x.pointer + b * x.batch + h * x.head + keys * x.key
     inside = keys < problem.keys
     if x.row is not None:
+        # int64: N x N values of one head may exceed 32 bits
         pointers += rows.to(tl.int64) * x.row
         inside = inside & (rows < problem.queries)
     return tl.load(pointers, mask=inside, other=0)
@@ -198,8 +218,18 @@ def limit(problem, b, h, e, rows, keys):
 
 
 @triton.jit
-def scores(problem, b, h, left, right, rows, keys, PRECISION: tl.constexpr):
+def scores(
+    problem,
+    b,
+    h,
+    left,
+    right,
+    rows,
+    keys,
+    PRECISION: tl.constexpr,
+):
     """Return the scores, (queries, keys) or (keys, queries): ``left`` gives the first axis."""
+    # Products accumulate in float32, whatever the dtype of the tokens.
     products = tl.dot(left, tl.trans(right), input_precision=PRECISION)
     e = products * problem.scale
     return limit(problem, b, h, e, rows, keys)

@@ -24,14 +24,17 @@ def statistic(
 ):
     """Return origin and shift of every row, with as many passes over the keys as it takes."""
     if KERNEL == "sigmoid":
+        # sigmoid(e - log count)
         count = key_count(problem, tile, KEYS)
         origin = tl.zeros_like(count)
         shift = tl.log(count)
     elif KERNEL == "relu":
+        # max(e, 0) / count
         count = key_count(problem, tile, KEYS)
         origin = tl.zeros_like(count)
         shift = 1 / count
     elif KERNEL == "softmax":
+        # exp(e - log sum exp)
         origin = log_sum_exp(problem, tile, PRECISION, KEYS)
         shift = tl.zeros_like(origin)
     else:
@@ -48,6 +51,7 @@ def key_count(problem, tile, KEYS: tl.constexpr):
     else:
         for first in range(0, problem.keys, KEYS):
             keys = first + tl.arange(0, KEYS)
+            # Bias and mask alone decide which keys may be attended: no scores are needed.
             zeros = tl.zeros((tile.rows.shape[0], KEYS), tl.float32)
             rows = tile.rows[:, None]
             e = limit(problem, tile.b, tile.h, zeros, rows, keys[None, :])
@@ -66,6 +70,7 @@ def log_sum_exp(problem, tile, PRECISION: tl.constexpr, KEYS: tl.constexpr):
         rescaled = total * tl.exp(top - finite(higher))
         total = rescaled + tl.sum(tl.exp(e - finite(higher)[:, None]), 1)
         top = higher
+    # The largest score contributes 1 to the sum; a row without any key gets 0.
     lse = finite(top) + tl.log(tl.maximum(total, 1.0))
     return tl.where(total > 0, lse, 0.0)
 
@@ -84,6 +89,7 @@ def threshold(
     total = tl.zeros_like(top)
     count = tl.zeros_like(top)
     for first in range(0, problem.keys, KEYS):
+        # First pass: maximum, sum and number of the scores.
         e = key_scores(problem, tile, first + tl.arange(0, KEYS), PRECISION)
         tile_top, tile_total, tile_count = tally(e)
         top = tl.maximum(top, tile_top)
@@ -98,6 +104,7 @@ def threshold(
         slope = tl.zeros_like(top)
         for first in range(0, problem.keys, KEYS):
             e = key_scores(problem, tile, first + tl.arange(0, KEYS), PRECISION)
+            # Every step is one more pass: (queries, keys) -> two sums per row.
             x = (e - origin[:, None]) * (1 / p)
             r = tl.maximum(x - shift[:, None], 0.0)
             tile_power, tile_slope = powers(r, p, KERNEL)
@@ -125,12 +132,14 @@ def threshold_on_chip(e, p, KERNEL: tl.constexpr, TILES: tl.constexpr):
     origin = finite(top)
     x = ()
     for i in tl.static_range(TILES):
+        # x is at most 0: thresholds of huge scores keep their digits
         tile_x = (e[i] - origin[:, None]) * (1 / p)
         # The compiler knows neither a star nor an annotation of the empty tuple.
         x = x + (tile_x,)  # type: ignore[assignment]  # noqa: RUF005
     shift = start(origin, total, count, p)
     step = 0
     largest_move = 1.0
+    # The tile's rows stop together, when the slowest of them has converged.
     while (step < STEPS) & (largest_move > TOLERANCE):
         power = tl.zeros_like(top)
         slope = tl.zeros_like(top)

@@ -33,6 +33,7 @@ def powers(r, p, KERNEL: tl.constexpr):
         power = r * r
         slope = r
     else:
+        # r^(p - 1) by exp2 and log2, the fast instructions of a GPU
         log_r = tl.log2(tl.maximum(r, TINY))
         slope = tl.where(r > 0, tl.exp2((p - 1) * log_r), 0.0)
         power = slope * r
@@ -47,6 +48,7 @@ def weigh(e, origin, shift, p, KERNEL: tl.constexpr):
         slope = alpha
     elif KERNEL == "sigmoid":
         alpha = 1 / (1 + tl.exp(shift - e))
+        # d sigmoid(x) / dx
         slope = alpha * (1 - alpha)
     elif KERNEL == "relu":
         alpha = tl.maximum(e, 0.0) * shift
