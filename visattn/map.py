@@ -10,7 +10,9 @@ from torch import Tensor
 
 
 class Lattice(NamedTuple):
-    """Where patches lie: the center of the first one and the steps to the next, as shares of the image's sides.
+    """Where patches lie: the center of the first one and the steps to the next.
+
+    All four are shares of the image's height (``y``, ``down``) and width (``x``, ``right``).
 
     A convolution of 3 x 3 with stride 2 and padding 1 looks at pixels around the even ones, not
     around the middles of 2 x 2 squares; three of them in a row leave each patch centered 3.5 pixels
@@ -22,9 +24,10 @@ class Lattice(NamedTuple):
         image, not pixels.
 
     Example:
-        >>> Lattice.tiling((8, 8)).through((4, 4), stride=(4, 4), padding=(0, 0)) == Lattice.tiling((2, 2))
+        >>> pixels = Lattice.tiling((8, 8))
+        >>> pixels.through((4, 4), stride=(4, 4), padding=(0, 0)) == Lattice.tiling((2, 2))
         True
-        >>> Lattice.tiling((8, 8)).through((3, 3), stride=(2, 2), padding=(1, 1))
+        >>> pixels.through((3, 3), stride=(2, 2), padding=(1, 1))
         Lattice(y=0.0625, x=0.0625, down=0.25, right=0.25)
     """
 
@@ -36,44 +39,83 @@ class Lattice(NamedTuple):
     @staticmethod
     def tiling(grid: tuple[int, int]) -> "Lattice":
         """Return the lattice of patches that tile the image."""
-        return Lattice(0.5 / grid[0], 0.5 / grid[1], 1 / grid[0], 1 / grid[1])
+        rows, columns = grid
+        return Lattice(0.5 / rows, 0.5 / columns, 1 / rows, 1 / columns)
 
     def through(
-        self, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+        self,
+        kernel: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
     ) -> "Lattice":
         """Return the lattice of what a convolution or pooling of this size makes of the patches."""
-        y, x = ((size - 1) / 2 - before for size, before in zip(kernel, padding, strict=True))
+        # the middle of the first window, in patches from the first patch
+        middle_y = (kernel[0] - 1) / 2 - padding[0]
+        middle_x = (kernel[1] - 1) / 2 - padding[1]
         return Lattice(
-            self.y + self.down * y,
-            self.x + self.right * x,
-            self.down * stride[0],
-            self.right * stride[1],
+            y=self.y + self.down * middle_y,
+            x=self.x + self.right * middle_x,
+            down=self.down * stride[0],
+            right=self.right * stride[1],
         )
 
     def tiles(self, grid: tuple[int, int]) -> bool:
         """Whether these patches are those that tile the image."""
-        return all(abs(a - b) < 1e-6 for a, b in zip(self, Lattice.tiling(grid), strict=True))
+        tiling = Lattice.tiling(grid)
+        pairs = zip(self, tiling, strict=True)
+        differences = [abs(a - b) for a, b in pairs]
+        return max(differences) < 1e-6
 
 
 def resized(
-    values: Tensor, size: tuple[int, int], lattice: Lattice | None = None, mode: str = "bilinear"
+    values: Tensor,
+    size: tuple[int, int],
+    lattice: Lattice | None = None,
+    mode: str = "bilinear",
 ) -> Tensor:
-    """Return maps (B, h, w) interpolated between the centers of their patches, which None takes to tile the image."""
+    """Return maps (B, h, w) interpolated between the centers of their patches: (B, H, W).
+
+    ``lattice`` None takes the patches to tile the image.
+    """
+    maps = values[:, None]  # (B, h, w) -> (B, 1, h, w)
     if lattice is None:
-        options = {} if mode.startswith("nearest") else {"align_corners": False}
-        return F.interpolate(values[:, None], tuple(size), mode=mode, **options)[:, 0]
-    starts, steps = (lattice.y, lattice.x), (lattice.down, lattice.right)
-    places = []
-    for pixels, patches, start, step in zip(size, values.shape[1:], starts, steps, strict=True):
-        number = ((torch.arange(pixels, device=values.device) + 0.5) / pixels - start) / step
-        places.append((2 * number / max(1, patches - 1) - 1).to(values.dtype))
-    grid = torch.stack(torch.meshgrid(*places, indexing="ij")[::-1], -1).expand(
-        len(values), -1, -1, -1
+        # align_corners exists for interpolating modes only
+        align_corners = None if mode.startswith("nearest") else False
+        enlarged = F.interpolate(maps, tuple(size), mode=mode, align_corners=align_corners)
+        return enlarged[:, 0]
+    _, rows, columns = values.shape
+    height, width = size
+    y = _sampling_positions(height, rows, lattice.y, lattice.down, values)
+    x = _sampling_positions(width, columns, lattice.x, lattice.right, values)
+    grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+    grid = torch.stack([grid_x, grid_y], -1)  # (H, W, 2), x first as grid_sample reads it
+    sampled = F.grid_sample(
+        maps,
+        grid.expand(len(values), -1, -1, -1),
+        mode=mode.replace("-exact", ""),
+        padding_mode="border",
+        align_corners=True,
     )
-    mode = mode.replace("-exact", "")
-    return F.grid_sample(
-        values[:, None], grid, mode=mode, padding_mode="border", align_corners=True
-    )[:, 0]
+    return sampled[:, 0]
+
+
+def _sampling_positions(
+    pixels: int,
+    patches: int,
+    start: float,
+    step: float,
+    like: Tensor,
+) -> Tensor:
+    """Return where pixels lie along one side, -1 at the first patch's center and 1 at the last's.
+
+    ``like`` has the device and the precision of the result.
+    """
+    numbers = torch.arange(pixels, device=like.device)
+    centers = (numbers + 0.5) / pixels
+    patch_numbers = (centers - start) / step
+    # 0 to patches - 1 -> -1 to 1
+    positions = 2 * patch_numbers / max(1, patches - 1) - 1
+    return positions.to(like.dtype)
 
 
 @dataclass(frozen=True, repr=False)
@@ -112,14 +154,18 @@ class Map:
     lattice: Lattice | None = None
 
     def __repr__(self) -> str:
-        finite = self.values[self.values.isfinite()]
+        limits = self._finite_limits()
         span = "no finite values"
-        if len(finite):
-            span = f"{finite.min().item():.3g} to {finite.max().item():.3g}"
-        layer = f" at {self.layer!r}" if self.layer else ""
-        return f"Map({self.method or 'no method'}{layer}, {tuple(self.values.shape)}, {span})"
+        if limits is not None:
+            low, high = limits
+            span = f"{low:.3g} to {high:.3g}"
+        source = self.method or "no method"
+        if self.layer:
+            source += f" at {self.layer!r}"
+        return f"Map({source}, {tuple(self.values.shape)}, {span})"
 
     def __len__(self) -> int:
+        # (h, w) has a first axis as well, which counts no images
         if self.values.ndim == 2:
             raise TypeError("this is the map of one image and has no length")
         return len(self.values)
@@ -128,20 +174,38 @@ class Map:
         """Return the map of one image."""
         if self.values.ndim == 2:
             raise TypeError("this is already the map of one image")
-        one = {
-            name: _pick(getattr(self, name), index) for name in ("values", "target", "prefix_mass")
-        }
-        notes = {name: _pick(value, index) for name, value in self.notes.items()}
-        finite = self.values[self.values.isfinite()]
-        limits = (finite.min().item(), finite.max().item()) if len(finite) else None
-        return replace(self, **one, notes=notes, limits=limits)
+        notes = {name: _pick(note, index) for name, note in self.notes.items()}
+        return replace(
+            self,
+            values=self.values[index],
+            target=_pick(self.target, index),
+            prefix_mass=_pick(self.prefix_mass, index),
+            notes=notes,
+            limits=self._finite_limits(),
+        )
 
-    def resize(self, size: tuple[int, int], mode: str = "bilinear") -> "Map":
+    def resize(
+        self,
+        size: tuple[int, int],
+        mode: str = "bilinear",
+    ) -> "Map":
         """Return the map interpolated to (height, width)."""
-        values = self.values if self.values.ndim == 3 else self.values[None]
-        values = resized(values, size, self.lattice, mode)
-        return replace(self, values=values if self.values.ndim == 3 else values[0], lattice=None)
+        if self.values.ndim == 3:
+            values = resized(self.values, size, self.lattice, mode)
+        else:
+            values = resized(self.values[None], size, self.lattice, mode)[0]
+        return replace(self, values=values, lattice=None)
+
+    def _finite_limits(self) -> tuple[float, float] | None:
+        """Return the smallest and the largest finite value, or None where there is none."""
+        finite = self.values[self.values.isfinite()]
+        if not len(finite):
+            return None
+        return finite.min().item(), finite.max().item()
 
 
 def _pick(value, index: int):
-    return value[index] if isinstance(value, Tensor) and value.ndim > 0 else value
+    """Return one image's entry of a tensor (B, ...); anything else holds for all images."""
+    if isinstance(value, Tensor) and value.ndim > 0:
+        return value[index]
+    return value

@@ -81,10 +81,17 @@ def save_maps(
         single = heat[index]
         if own_scale:
             scale = scale_of([single.values], colors, vmin, vmax)
-        drawn = picture(single, image, label, scale, colormap=colormap, alpha=alpha, blend=blend)
+        drawn = picture(
+            single,
+            image,
+            label,
+            scale,
+            colormap=colormap,
+            alpha=alpha,
+            blend=blend,
+        )
         drawn.save(folder / f"{name}.png")
-        values = single.values.float().cpu().numpy()
-        np.savez_compressed(folder / f"{name}.npz", values=values)
+        np.savez_compressed(folder / f"{name}.npz", values=_as_array(single))
         item = _item(name, label, single, scale)
         if facts:
             item |= facts[index]
@@ -97,8 +104,7 @@ def save_maps(
         "own_scale": own_scale,
         "images": items,
     }
-    text = json.dumps(index_data, indent=1, ensure_ascii=False, default=str)
-    (folder / "index.json").write_text(text + "\n", encoding="utf-8")
+    _write_json(folder / "index.json", index_data)
     return items
 
 
@@ -114,13 +120,22 @@ def picture(
 ) -> Image.Image:
     """Return the picture of one map: overlay, scale bar, and its label and details below."""
     photo = enlarged(to_pil(image))
+    # the scale of the caller counts, not the one of the batch
     heat = replace(heat, limits=None)
     vmin: float | None = scale.low
     vmax: float | None = scale.high
     if scale.low >= scale.high:
         # a map of one value has no range to draw on
         vmin = vmax = None
-    drawn = overlay(photo, heat, colormap=colormap, alpha=alpha, vmin=vmin, vmax=vmax, blend=blend)
+    drawn = overlay(
+        photo,
+        heat,
+        colormap=colormap,
+        alpha=alpha,
+        vmin=vmin,
+        vmax=vmax,
+        blend=blend,
+    )
     bar = color_bar(scale, drawn.height)
     return with_caption(beside([drawn, bar]), label, _detail(heat))
 
@@ -207,7 +222,22 @@ def _free_name(name: str, used_names: set[str]) -> str:
     return free
 
 
-def _item(name: str, label: str, heat: Map, scale: Scale) -> dict:
+def _as_array(heat: Map) -> np.ndarray:
+    return heat.values.float().cpu().numpy()
+
+
+def _write_json(path: Path, data: dict) -> None:
+    # facts of the caller may hold anything, such as paths: str() of what JSON cannot express
+    text = json.dumps(data, indent=1, ensure_ascii=False, default=str)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _item(
+    name: str,
+    label: str,
+    heat: Map,
+    scale: Scale,
+) -> dict:
     """Return what index.json says of one image."""
     lattice = heat.lattice
     item = {
@@ -234,5 +264,6 @@ def _plain(value):
     if not isinstance(value, Tensor):
         return value
     if value.dtype == torch.bool and value.ndim:
+        # (h, w) -> [[y, x], ...]
         return value.nonzero().tolist()
     return value.tolist()

@@ -16,6 +16,7 @@ from visattn.draw.picture import (
     INK,
     PAPER,
     beside,
+    blank_sheet,
     enlarged,
     fitted,
     font,
@@ -130,12 +131,12 @@ def gate_bars(gates: Mapping[str, Tensor], *, width: int = 640) -> Image.Image:
     """
     if not gates:
         raise ValueError("gates must name at least one layer")
-    height_inches = 1.4 * len(gates) + 0.3
-    figure = Figure(figsize=(width / 100, height_inches), dpi=100, layout="constrained")
+    inches = (width / 100, 1.4 * len(gates) + 0.3)
+    figure = Figure(figsize=inches, dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    panels = figure.subplots(len(gates), 1, squeeze=False)[:, 0]
-    for panel, (name, gate) in zip(panels, gates.items(), strict=True):
-        _draw_gate(panel, name, gate)
+    panels = figure.subplots(len(gates), 1, squeeze=False)
+    for panel, name in zip(panels[:, 0], gates, strict=True):
+        _draw_gate(panel, name, gates[name])
     canvas.draw()
     rgba = np.asarray(canvas.buffer_rgba())
     return Image.fromarray(rgba[..., :3].copy())
@@ -151,7 +152,12 @@ def _select_layers(maps: Maps, layers: Sequence[int | str] | None) -> list[Recor
     return records
 
 
-def _maps_of_heads(maps: Maps, record: Record, query, index: int) -> list[Map]:
+def _maps_of_heads(
+    maps: Maps,
+    record: Record,
+    query,
+    index: int,
+) -> list[Map]:
     """Return the map of each head of a layer for one image of the batch."""
     heats = []
     for head in range(record.heads):
@@ -176,12 +182,17 @@ def _scales_of_rows(
     return [scale_of(row_values, colormap, vmin, vmax) for row_values in values]
 
 
-def _draw_tile(values: np.ndarray, scale: Scale, width: int) -> Image.Image:
+def _draw_tile(
+    values: np.ndarray,
+    scale: Scale,
+    width: int,
+) -> Image.Image:
     """Draw a map (h, w) in squares of one color per patch."""
     rows, columns = values.shape
-    height = max(1, round(width * rows / columns))
+    height = round(width * rows / columns)
     small = Image.fromarray(to_bytes(scale.colors(values)))
-    return small.resize((width, height), Image.Resampling.NEAREST)
+    size = (width, max(1, height))
+    return small.resize(size, Image.Resampling.NEAREST)
 
 
 def _draw_table(
@@ -195,8 +206,7 @@ def _draw_table(
     column_width = tiles[0][0].width + _GAP
     row_heights = [tile_row[0].height + _GAP for tile_row in tiles]
     row_widths = [sum(tile.width + _GAP for tile in tile_row) for tile_row in tiles]
-    size = (left + max(row_widths), _HEADING + sum(row_heights))
-    sheet = Image.new("RGB", size, PAPER)
+    sheet = blank_sheet(left + max(row_widths), _HEADING + sum(row_heights))
     pen = ImageDraw.Draw(sheet)
     for column, name in enumerate(column_names):
         corner = (left + column * column_width, _GAP)
@@ -212,8 +222,9 @@ def _draw_table(
 
 
 def _resize_to_width(photo: Image.Image, width: int) -> Image.Image:
-    height = max(1, round(width * photo.height / photo.width))
-    return photo.resize((width, height), Image.Resampling.BICUBIC)
+    height = round(width * photo.height / photo.width)
+    size = (width, max(1, height))
+    return photo.resize(size, Image.Resampling.BICUBIC)
 
 
 def _overlay_on_scale(
@@ -242,7 +253,7 @@ def _draw_column(
 ) -> Image.Image:
     """Paste pictures one below the other under a name, with the bar of their scale."""
     height = _HEADING + sum(picture.height + _GAP for picture in pictures)
-    column = Image.new("RGB", (pictures[0].width, height), PAPER)
+    column = blank_sheet(pictures[0].width, height)
     pen = ImageDraw.Draw(column)
     heading = fitted(name, _TEXT, column.width)
     pen.text((0, _GAP), heading, INK, font(_TEXT))
@@ -253,7 +264,7 @@ def _draw_column(
     if scale is None:
         return column
     bar = color_bar(scale, pictures[0].height)
-    wider = Image.new("RGB", (column.width + bar.width, height), PAPER)
+    wider = blank_sheet(column.width + bar.width, height)
     wider.paste(column)
     wider.paste(bar, (column.width, _HEADING))
     return wider
@@ -272,11 +283,16 @@ def _write_labels(
         line = fitted(label, _TEXT, photo.width - 2 * _GAP)
         corner = (_GAP, bottom - _GAP - _TEXT - 6)
         x0, y0, x1, y1 = pen.textbbox(corner, line, font(_TEXT))
-        pen.rectangle((x0 - 3, y0 - 3, x1 + 3, y1 + 3), PAPER)
+        frame = (x0 - 3, y0 - 3, x1 + 3, y1 + 3)
+        pen.rectangle(frame, PAPER)
         pen.text(corner, line, INK, font(_TEXT))
 
 
-def _draw_gate(panel: Axes, name: str, gate: Tensor) -> None:
+def _draw_gate(
+    panel: Axes,
+    name: str,
+    gate: Tensor,
+) -> None:
     """Draw the gate of one layer: a filled outline, or one line per branch."""
     values = gate.detach().float().cpu()
     branches = values.flatten(-3).numpy()  # (C, 1, 1) -> (C,), (K, C, 1, 1) -> (K, C)
@@ -288,7 +304,9 @@ def _draw_gate(panel: Axes, name: str, gate: Tensor) -> None:
         panel.stairs(line, lw=1, fill=is_single, label=f"branch {branch}")
     lowest = min(0, branches.min())
     highest = max(1, branches.max())
-    panel.set(xlim=(0, channels), ylim=(lowest, highest), ylabel="gate")
+    panel.set_xlim(0, channels)
+    panel.set_ylim(lowest, highest)
+    panel.set_ylabel("gate")
     panel.set_title(f"{name}: {channels} channels", fontsize=9, loc="left")
     if not is_single:
         panel.legend(fontsize=7)

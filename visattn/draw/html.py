@@ -41,7 +41,11 @@ def write_html(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", errors="replace")
 
 
-def picture_source(picture: Image.Image, file_format: str = "png", **options) -> str:
+def picture_source(
+    picture: Image.Image,
+    file_format: str = "png",
+    **options,
+) -> str:
     """Return a picture as the ``src`` of an image; ``options`` are those of ``Image.save``."""
     file = io.BytesIO()
     picture.save(file, file_format, **options)
@@ -56,6 +60,7 @@ def script_json(data: object) -> Markup:
 
 def script_array(name: str, array: np.ndarray) -> Markup:
     """Return a script element that holds the bytes of an array, little-endian, as base64."""
+    # what JavaScript's typed arrays read on every machine in use
     contiguous = np.ascontiguousarray(array)
     little_endian = contiguous.astype(contiguous.dtype.newbyteorder("<"), copy=False)
     text = base64.b64encode(little_endian.tobytes()).decode()

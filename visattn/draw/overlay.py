@@ -100,7 +100,8 @@ def _blend_contour(
     alpha: float,
 ) -> np.ndarray:
     picture = rgb.copy()
-    width = max(1, round(min(rgb.shape[:2]) / 150))
+    shorter_side = min(rgb.shape[:2])
+    width = max(1, round(shorter_side / 150))
     unit = scale.unit(values)  # (H, W)
     for level in (0.25, 0.5, 0.75):
         inside = unit >= level
@@ -123,7 +124,9 @@ def _eroded(inside: np.ndarray, width: int) -> np.ndarray:
     What lies beyond the border counts as inside.
     """
     outside = torch.from_numpy(~inside)[None, None].float()  # (H, W) -> (1, 1, H, W)
-    near_outside = F.max_pool2d(outside, kernel_size=2 * width + 1, stride=1, padding=width)
+    # each pixel takes the largest value of the square around it
+    side = 2 * width + 1
+    near_outside = F.max_pool2d(outside, side, stride=1, padding=width)
     return near_outside[0, 0].numpy() == 0
 
 

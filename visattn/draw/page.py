@@ -83,6 +83,7 @@ def page(
     arrays = _arrays_of_layers(stored, data["rollout"])
     for number, heat in enumerate(heats.values()):
         arrays[f"h-{number}"] = values_of(heat)
+    # data and arrays become script elements of the one file
     path = Path(path)
     write_html(path, _fill_template(title, data, arrays))
     return path
@@ -176,7 +177,8 @@ def _arrays_of_layers(
     # where all layers store their maps, the page computes rollout by itself
     has_queries = any(layer.facts["form"] == "qk" for _, layer in stored)
     if needs_rollout and has_queries:
-        arrays["s"] = rollouts([record for record, layer in stored if not layer.is_gate])
+        records = [record for record, layer in stored if not layer.is_gate]
+        arrays["s"] = rollouts(records)
     return arrays
 
 
@@ -213,7 +215,11 @@ def _colors(colormap: str) -> list[int]:
     return to_bytes(colors).flatten().tolist()
 
 
-def _fill_template(title: str, data: dict, arrays: Mapping[str, Iterable]) -> str:
+def _fill_template(
+    title: str,
+    data: dict,
+    arrays: Mapping[str, Iterable],
+) -> str:
     folder = files("visattn.draw")
 
     def read(name: str) -> str:

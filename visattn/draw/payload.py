@@ -77,7 +77,11 @@ def _gate_payload(record: Record, gate: Tensor) -> LayerPayload:
     return LayerPayload(facts, {"g": gate.float()})
 
 
-def _softmax_payload(record: Record, q: Tensor, k: Tensor) -> LayerPayload:
+def _softmax_payload(
+    record: Record,
+    q: Tensor,
+    k: Tensor,
+) -> LayerPayload:
     facts = {
         **_sides(record),
         "form": "qk",
@@ -208,7 +212,8 @@ def _dot_form(
     for parameter in similarity.parameters():
         dtype = parameter.dtype
         break
-    form = similarity.dot_form(q.to(dtype) * scale, k.to(dtype))
+    scaled_q = q.to(dtype) * scale
+    form = similarity.dot_form(scaled_q, k.to(dtype))
     if form is None:
         return None
     dot_q, dot_k, bias = form
@@ -227,8 +232,8 @@ def _eight_bits(record: Record) -> dict[str, Tensor]:
     for start in range(0, queries, _TILE_ROWS):
         weights = record.rows(slice(start, start + _TILE_ROWS))
         # (B * G, H, rows, Nk) -> (B, G, H, rows, Nk) -> (B, H, G, rows, Nk)
-        groups = weights.detach().float().unflatten(0, (record.batch, -1))
-        weights = groups.transpose(1, 2)
+        weights = weights.detach().float()
+        weights = weights.unflatten(0, (record.batch, -1)).transpose(1, 2)
         low = weights.amin(-1, keepdim=True).clamp_max(0)
         reach = weights.amax(-1, keepdim=True) - low
         levels = (weights - low) / reach.clamp_min(1e-30) * 255
@@ -247,13 +252,15 @@ def rollouts(records: list[Record]) -> Tensor:
     layer's map together, so that it is formed once; the page does the same row by row.
     """
     top = records[-1]
+    # (B, starts, tokens): all starts so far, none to begin with
     rows = torch.empty(top.batch, 0, top.queries.tokens, device=device_of(top))
     for record in reversed(records):
-        # (B, starts, tokens): those of this layer, in front of those that came down to it
+        # those of this layer, in front of those that came down to it
         rows = torch.cat([_start_rows(record), rows], 1)
         rows = (rows + _attended(record, rows)) / 2
+    rows = rows.detach().cpu()
     # (B, layers * starts, tokens) -> (B, layers, starts, tokens)
-    return rows.detach().unflatten(1, (len(records), -1)).cpu()
+    return rows.unflatten(1, (len(records), -1))
 
 
 def _attended(record: Record, rows: Tensor) -> Tensor:

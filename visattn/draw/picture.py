@@ -74,12 +74,17 @@ def to_pil(image) -> Image.Image:
 
 def enlarged(image: Image.Image, least: int = 320) -> Image.Image:
     """Return the image enlarged by a whole number, its shorter side about `least` pixels."""
-    factor = max(1, round(least / min(image.size)))
+    factor = round(least / min(image.size))
+    factor = max(1, factor)
     size = (image.width * factor, image.height * factor)
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
-def with_caption(image: Image.Image, title: str, detail: str = "") -> Image.Image:
+def with_caption(
+    image: Image.Image,
+    title: str,
+    detail: str = "",
+) -> Image.Image:
     """Return the image with a title and a fainter line of detail written below it."""
     size = int(np.clip(image.width / 26, 9, 20))  # of the font, in pixels
     lines = []
@@ -91,7 +96,7 @@ def with_caption(image: Image.Image, title: str, detail: str = "") -> Image.Imag
         return image.convert("RGB")
     spacing = size + _LINE_GAP
     caption_height = _LINE_GAP + len(lines) * spacing
-    sheet = Image.new("RGB", (image.width, image.height + caption_height), PAPER)
+    sheet = blank_sheet(image.width, image.height + caption_height)
     sheet.paste(image)
     pen = ImageDraw.Draw(sheet)
     y = image.height + _LINE_GAP
@@ -102,11 +107,17 @@ def with_caption(image: Image.Image, title: str, detail: str = "") -> Image.Imag
     return sheet
 
 
+def blank_sheet(width: int, height: int) -> Image.Image:
+    """Return white paper of a size in pixels."""
+    return Image.new("RGB", (width, height), PAPER)
+
+
 def beside(panels: Sequence[Image.Image], gap: int = 0) -> Image.Image:
     """Return the panels in one row, aligned at the top."""
-    width = sum(panel.width for panel in panels) + gap * (len(panels) - 1)
+    panels_width = sum(panel.width for panel in panels)
+    gaps_width = gap * (len(panels) - 1)
     height = max(panel.height for panel in panels)
-    sheet = Image.new("RGB", (width, height), PAPER)
+    sheet = blank_sheet(panels_width + gaps_width, height)
     x = 0
     for panel in panels:
         sheet.paste(panel, (x, 0))
@@ -121,7 +132,11 @@ def font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(path), size)
 
 
-def fitted(text: str, size: int, width: int) -> str:
+def fitted(
+    text: str,
+    size: int,
+    width: int,
+) -> str:
     """Return the text on one line, cut with an ellipsis where it is wider than `width` pixels."""
     text = " ".join(str(text).split())
     if font(size).getlength(text) <= width:
@@ -163,7 +178,8 @@ def _from_tensor(image: Tensor) -> np.ndarray:
 
 def _check_shape(array: np.ndarray, image) -> None:
     """Refuse what is not (H, W, C) of at least one pixel; name the axes as ``image`` has them."""
-    if array.ndim == 3 and array.size > 0 and array.shape[2] in _CHANNEL_COUNTS:
+    is_map = array.ndim == 3 and array.size > 0
+    if is_map and array.shape[2] in _CHANNEL_COUNTS:
         return
     axes = "(C, H, W)" if isinstance(image, Tensor) else "(H, W, C)"
     raise ValueError(

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from visattn.draw.picture import FAINT, INK, PAPER, font, to_bytes
+from visattn.draw.picture import FAINT, INK, blank_sheet, font, to_bytes
 from visattn.map import Map
 from visattn.names import lookup
 
@@ -123,10 +123,12 @@ def color_bar(scale: Scale, height: int) -> Image.Image:
         top = size // 2  # half a line of text stands above the bar
     bar_height = height - 2 * top
     strip_width = text_left + text_width + size // 2
-    strip = Image.new("RGB", (strip_width, height), PAPER)
-    strip.paste(_draw_ramp(scale, right - left, bar_height), (left, top))
+    strip = blank_sheet(strip_width, height)
+    ramp = _draw_ramp(scale, right - left, bar_height)
+    strip.paste(ramp, (left, top))
     pen = ImageDraw.Draw(strip)
-    pen.rectangle((left - 1, top - 1, right, height - top), outline=FAINT)
+    frame = (left - 1, top - 1, right, height - top)
+    pen.rectangle(frame, outline=FAINT)
     for level, text in ticks:
         y = top + (1 - level) * (bar_height - 1)
         y = np.clip(y, size / 2, height - size / 2)
@@ -134,14 +136,22 @@ def color_bar(scale: Scale, height: int) -> Image.Image:
     return strip
 
 
-def _draw_ramp(scale: Scale, width: int, height: int) -> Image.Image:
+def _draw_ramp(
+    scale: Scale,
+    width: int,
+    height: int,
+) -> Image.Image:
     """Draw the colors of a scale from high (top) to low."""
     values = np.linspace(scale.high, scale.low, height, dtype=np.float32)
     column = to_bytes(scale.colors(values))[:, None]  # (height, 3) -> (height, 1, 3)
     return Image.fromarray(np.repeat(column, width, axis=1))
 
 
-def _ticks(scale: Scale, height: int, size: int) -> list[tuple[float, str]]:
+def _ticks(
+    scale: Scale,
+    height: int,
+    size: int,
+) -> list[tuple[float, str]]:
     """Return where numbers stand on a bar, from 0 (low) to 1 (high), and the numbers."""
     if height < 2 * size:
         return []

@@ -24,7 +24,7 @@ def gradcam(features: Tensor, gradient: Tensor) -> Tensor:
 
     Reference: https://arxiv.org/abs/1610.02391.
     """
-    weights = gradient.mean((2, 3), keepdim=True)
+    weights = gradient.mean((2, 3), keepdim=True)  # (B, C, 1, 1)
     return (weights * features).sum(1).clamp(min=0)
 
 
@@ -35,10 +35,13 @@ def gradcam_plus_plus(features: Tensor, gradient: Tensor) -> Tensor:
     """
     square = gradient**2
     cube = gradient**3
-    denominator = 2 * square + features.sum((2, 3), keepdim=True) * cube
+    feature_sum = features.sum((2, 3), keepdim=True)  # (B, C, 1, 1)
+    denominator = 2 * square + feature_sum * cube
     is_zero = denominator == 0
-    alpha = torch.where(is_zero, 0, square / torch.where(is_zero, 1, denominator))
-    weights = (alpha * gradient.clamp(min=0)).sum((2, 3), keepdim=True)
+    ratio = square / torch.where(is_zero, 1, denominator)
+    alpha = torch.where(is_zero, 0, ratio)
+    positive_gradient = gradient.clamp(min=0)
+    weights = (alpha * positive_gradient).sum((2, 3), keepdim=True)
     return (weights * features).sum(1).clamp(min=0)
 
 
@@ -55,7 +58,8 @@ def layercam(features: Tensor, gradient: Tensor) -> Tensor:
 
     Reference: Jiang et al. 2021, doi 10.1109/TIP.2021.3089943.
     """
-    return (gradient.clamp(min=0) * features).sum(1).clamp(min=0)
+    positive_gradient = gradient.clamp(min=0)
+    return (positive_gradient * features).sum(1).clamp(min=0)
 
 
 def eigencam(features: Tensor, gradient: Tensor) -> Tensor:
@@ -65,8 +69,10 @@ def eigencam(features: Tensor, gradient: Tensor) -> Tensor:
     """
     flat = features.flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, hw, C)
     _, _, right = torch.linalg.svd(flat, full_matrices=False)
-    projected = (flat @ right[:, 0, :, None])[..., 0]  # (B, hw)
-    sign = torch.where(projected.sum(1, keepdim=True) < 0, -1.0, 1.0)
+    direction = right[:, 0, :, None]  # (B, C, 1)
+    projected = (flat @ direction)[..., 0]  # (B, hw)
+    is_negative = projected.sum(1, keepdim=True) < 0
+    sign = torch.where(is_negative, -1.0, 1.0)
     return (sign * projected).unflatten(1, features.shape[2:])
 
 
@@ -94,9 +100,11 @@ def cam(
             watch, output = _watch_features(model, images, watch.candidates[0].name)
         scores, target = scores_of(output, target)
         chosen = watch.choose(scores.sum())
-    lattice = watch.spaces.lattice_of(tuple(chosen.features.shape[2:]))
+    grid = tuple(chosen.features.shape[2:])
+    lattice = watch.spaces.lattice_of(grid)
     values = formula(chosen.features, chosen.gradient)
-    return checked(Map(values.float(), chosen.name, name, target, lattice=lattice))
+    heat = Map(values.float(), chosen.name, name, target, lattice=lattice)
+    return checked(heat)
 
 
 def _watch_features(
@@ -128,7 +136,11 @@ class _Chosen(NamedTuple):
     gradient: Tensor
 
 
-def _candidates_of(name: str, x: Tensor | None, copy: bool = False) -> list[_Candidate]:
+def _candidates_of(
+    name: str,
+    x: Tensor | None,
+    copy: bool = False,
+) -> list[_Candidate]:
     """Return the candidate as a list, which is empty where there is no gradient."""
     if not isinstance(x, Tensor) or not x.requires_grad:
         return []
@@ -210,11 +222,13 @@ class _FeatureWatch:
         nodes = [candidate.node for candidate in self.candidates]
         gradients = torch.autograd.grad(score, nodes, allow_unused=True)
         chosen = None
-        for candidate, gradient in reversed(list(zip(self.candidates, gradients, strict=True))):
+        pairs = list(zip(self.candidates, gradients, strict=True))
+        for candidate, gradient in reversed(pairs):
             features = self._as_feature_map(candidate.values.detach())
             if features is None:
                 continue
-            chosen = _Chosen(candidate.name, features, self._gradient_map(gradient, features))
+            gradient_map = self._gradient_map(gradient, features)
+            chosen = _Chosen(candidate.name, features, gradient_map)
             if chosen.gradient.any():
                 break
         if chosen is None:
@@ -224,21 +238,40 @@ class _FeatureWatch:
             )
         return chosen
 
-    def _gradient_map(self, gradient: Tensor | None, features: Tensor) -> Tensor:
-        picture = None if gradient is None else self._as_feature_map(gradient)
-        return torch.zeros_like(features) if picture is None else picture
+    def _gradient_map(
+        self,
+        gradient: Tensor | None,
+        features: Tensor,
+    ) -> Tensor:
+        if gradient is None:
+            return torch.zeros_like(features)
+        feature_map = self._as_feature_map(gradient)
+        if feature_map is None:
+            return torch.zeros_like(features)
+        return feature_map
+
+    def _has_channels_last(self, x: Tensor) -> bool:
+        """Whether a tensor of four axes is (B, h, w, C), as the grids of the model tell."""
+        grids = [*self.spaces.grids]
+        for record in self.maps.records:
+            grids.append(record.grid)
+        channels_last = tuple(x.shape[1:3])
+        channels_first = tuple(x.shape[2:])
+        return channels_last in grids and channels_first not in grids
 
     def _as_feature_map(self, x: Tensor) -> Tensor | None:
         """Bring (B, C, h, w), (B, h, w, C) or tokens (B, N, C) to (B, C, h, w)."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         if x.ndim == 4:
-            grids = [*self.spaces.grids, *(record.grid for record in self.maps.records)]
-            channels_last = tuple(x.shape[1:3]) in grids and tuple(x.shape[2:]) not in grids
-            return x.permute(0, 3, 1, 2) if channels_last else x
+            if self._has_channels_last(x):
+                return x.permute(0, 3, 1, 2)  # (B, h, w, C) -> (B, C, h, w)
+            return x
         if x.ndim != 3:
             return None
         space = self.spaces.space_of(x.shape[1])
-        if space is None or space.grid is None or math.prod(space.grid) == 1:
+        if space is None or space.grid is None:
+            return None
+        if math.prod(space.grid) == 1:
             return None
         patches = x[:, space.prefix :].transpose(1, 2)  # (B, N, C) -> (B, C, h w)
         return patches.unflatten(2, space.grid)

@@ -55,21 +55,28 @@ class TokenRow(NamedTuple):
 
     def replaced(self, row: Tensor, space: Space) -> "TokenRow":
         """Return this row with the tokens of a space replaced; tokens outside the space stay."""
-        prefix = torch.cat([row[:, : space.prefix], self.prefix[:, space.prefix :]], 1)
-        patches = self.patches if space.grid is None else _patches_of(row, space)
-        return TokenRow(prefix, patches)
+        inside = row[:, : space.prefix]
+        outside = self.prefix[:, space.prefix :]
+        prefix = torch.cat([inside, outside], 1)
+        if space.grid is None:
+            return TokenRow(prefix, self.patches)
+        return TokenRow(prefix, _patches_of(row, space))
 
     def plus(self, row: "TokenRow") -> "TokenRow":
         """Add another row on the finer of their grids."""
         count = max(self.prefix.shape[1], row.prefix.shape[1])
         prefix = _pad_prefix(self.prefix, count) + _pad_prefix(row.prefix, count)
-        grids = (self.patches.shape[1:], row.patches.shape[1:])
-        finer = max(grids, key=lambda grid: grid[0] * grid[1])
+        finest = max(self.patches, row.patches, key=_count_patches)
+        finer = finest.shape[1:]
         patches = spread(self.patches, finer) + spread(row.patches, finer)
         return TokenRow(prefix, patches)
 
 
-def chain(records: list[Record], row: TokenRow, step: Step) -> TokenRow:
+def chain(
+    records: list[Record],
+    row: TokenRow,
+    step: Step,
+) -> TokenRow:
     """Send a row down through records, which stand first to last of the model.
 
     ``step`` returns, for a record and a row u over its queries, what stays on the tokens and what
@@ -82,7 +89,11 @@ def chain(records: list[Record], row: TokenRow, step: Step) -> TokenRow:
     return row
 
 
-def opening(maps: Maps, records: list[Record], attend: Attend) -> tuple[TokenRow, list[Record]]:
+def opening(
+    maps: Maps,
+    records: list[Record],
+    attend: Attend,
+) -> tuple[TokenRow, list[Record]]:
     """Return the row at the top and the records it goes down through.
 
     Layers whose queries are no tokens of the picture (attention pooling, glimpses) have no residual
@@ -108,19 +119,26 @@ def spread(patches: Tensor, grid: tuple[int, ...]) -> Tensor:
     """
     if tuple(patches.shape[1:]) == tuple(grid):
         return patches
-    rows = _shares(patches.shape[1], grid[0]).to(patches)  # (h, h')
-    columns = _shares(patches.shape[2], grid[1]).to(patches)  # (w, w')
-    return rows.T @ patches @ columns
+    _, height, width = patches.shape
+    rows = _shares(height, grid[0]).to(patches)  # (h, h')
+    columns = _shares(width, grid[1]).to(patches)  # (w, w')
+    return rows.T @ patches @ columns  # (B, h, w) -> (B, h', w')
 
 
 def finished(
-    row: TokenRow, records: list[Record], method: str, target: Tensor | None = None, **notes: Tensor
+    row: TokenRow,
+    records: list[Record],
+    method: str,
+    target: Tensor | None = None,
+    **notes: Tensor,
 ) -> Map:
     """Return the patches of the last row as a map, with the share that prefix tokens took."""
+    # (B,): what arrived at either
     prefix = row.prefix.sum(1)
     patches = row.patches.sum((1, 2))
-    smallest = torch.finfo(patches.dtype).tiny
-    prefix_mass = prefix / (prefix + patches).clamp(min=smallest)
+    total = prefix + patches
+    smallest = torch.finfo(total.dtype).tiny
+    prefix_mass = prefix / total.clamp(min=smallest)
     heat = Map(
         row.patches.float(),
         name_of_layers(records),
@@ -149,7 +167,7 @@ def _lattice_of(records: list[Record], grid: tuple[int, ...]) -> Lattice | None:
 
 def checked(heat: Map) -> Map:
     """Refuse values that are not finite and maps that are all zero; flag outlier patches."""
-    values = heat.values
+    values = heat.values  # (B, h, w)
     if not values.isfinite().all():
         raise ValueError(
             f"{heat.method} computed values that are not finite: "
@@ -176,7 +194,8 @@ def start(maps: Maps, top: Record) -> TokenRow:
         return TokenRow.of(row, top.queries)
     # queries without patches, such as a class token alone
     height, width = _grid_of(top)
-    return TokenRow(row[:, : top.queries.prefix], row.new_zeros(top.batch, height, width))
+    no_patches = row.new_zeros(top.batch, height, width)
+    return TokenRow(row[:, : top.queries.prefix], no_patches)
 
 
 def start_row(maps: Maps, record: Record) -> Tensor:
@@ -188,7 +207,8 @@ def start_row(maps: Maps, record: Record) -> Tensor:
 
 def sum_of_rows(records: list[Record], row_of: Callable[[Record], Tensor]) -> TokenRow:
     """Add up one row over the keys of every layer; there is at least one."""
-    total = TokenRow.of(row_of(records[0]), records[0].keys)
+    first = records[0]
+    total = TokenRow.of(row_of(first), first.keys)
     for record in records[1:]:
         total = total.plus(TokenRow.of(row_of(record), record.keys))
     return total
@@ -198,10 +218,17 @@ def _mean_of_pools(pools: list[Record], attend: Attend) -> TokenRow:
     """Average what the learned queries, or the glimpses one after the other, attended."""
 
     def attended(record: Record) -> Tensor:
-        return attend(record, mean_row(record.queries, record.batch, device_of(record)))
+        row = mean_row(record.queries, record.batch, device_of(record))
+        return attend(record, row)
 
     total = sum_of_rows(pools, attended)
-    return TokenRow(total.prefix / len(pools), total.patches / len(pools))
+    count = len(pools)
+    return TokenRow(total.prefix / count, total.patches / count)
+
+
+def _count_patches(patches: Tensor) -> int:
+    _, height, width = patches.shape
+    return height * width
 
 
 def _patches_of(row: Tensor, space: Space) -> Tensor:
@@ -219,7 +246,8 @@ def _grid_of(record: Record) -> tuple[int, int]:
 
 def _pad_prefix(prefix: Tensor, count: int) -> Tensor:
     """Append zeros to (B, P) up to ``count`` prefix tokens."""
-    return F.pad(prefix, (0, max(0, count - prefix.shape[1])))
+    missing = max(0, count - prefix.shape[1])
+    return F.pad(prefix, (0, missing))
 
 
 def _shares(cells: int, finer: int) -> Tensor:
@@ -230,10 +258,12 @@ def _shares(cells: int, finer: int) -> Tensor:
     step = -(-finer // cells)
     if -(-finer // step) == cells:
         # merging that pads the border: the last parent may have fewer children
-        parents = F.one_hot(torch.arange(finer) // step, cells).T.double()
-        return parents / parents.sum(1, keepdim=True)
+        parent_numbers = torch.arange(finer) // step
+        children = F.one_hot(parent_numbers, cells).T.double()  # (cells, finer)
+        return children / children.sum(1, keepdim=True)
     # cells that do not nest share by the length of their overlap
     edges = torch.arange(finer + 1, dtype=torch.double) * cells / finer
-    starts = torch.arange(cells, dtype=torch.double)[:, None]
-    overlap = torch.minimum(edges[1:], starts + 1) - torch.maximum(edges[:-1], starts)
-    return overlap.clamp(min=0)
+    starts = torch.arange(cells, dtype=torch.double)[:, None]  # (cells, 1)
+    first = torch.maximum(edges[:-1], starts)
+    last = torch.minimum(edges[1:], starts + 1)
+    return (last - first).clamp(min=0)

@@ -42,11 +42,17 @@ class Method:
     @property
     def options(self) -> list[str]:
         """Names of the options that `explain` accepts for this method."""
-        return [
-            name for name in inspect.signature(self.function).parameters if name not in ARGUMENTS
-        ]
+        parameters = inspect.signature(self.function).parameters
+        return [name for name in parameters if name not in ARGUMENTS]
 
-    def run(self, model: nn.Module, images: Tensor, target: Target, layers, options: dict) -> Map:
+    def run(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        target: Target,
+        layers,
+        options: dict,
+    ) -> Map:
         """Return the map of images; ``layers`` None is the method's own choice."""
         if not self.from_maps:
             return self.function(model, images, target, layers, **options)

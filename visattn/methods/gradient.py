@@ -19,7 +19,10 @@ from visattn.record.session import Maps, record_into
 
 
 def differentiate(
-    model: nn.Module, images: Tensor, target: Target, layers=None
+    model: nn.Module,
+    images: Tensor,
+    target: Target,
+    layers=None,
 ) -> tuple[Maps, list[Record], Tensor | None]:
     """Run forward and backward once.
 
@@ -39,7 +42,11 @@ def differentiate(
     return maps, records, target
 
 
-def fill_gradients(score: Tensor, records: list[Record], keep_graph: bool = False) -> None:
+def fill_gradients(
+    score: Tensor,
+    records: list[Record],
+    keep_graph: bool = False,
+) -> None:
     """Set ``record.gradient`` to the gradient of a score at each attention call's output."""
     if not score.requires_grad:
         raise ValueError(
@@ -87,14 +94,18 @@ def gradient_tile(record: Record, rows: slice) -> Tensor:
     if v is None:
         # only weights were recorded: the gradient is that of the weights themselves
         assert record.alpha is not None
-        return gradient.reshape(record.alpha.shape)[:, :, rows].float()
+        d_weights = gradient.reshape(record.alpha.shape)
+        return d_weights[:, :, rows].float()
     if v.shape[1] != gradient.shape[1]:
         # grouped heads share values
-        v = v.repeat_interleave(gradient.shape[1] // v.shape[1], 1)
+        group_size = gradient.shape[1] // v.shape[1]
+        v = v.repeat_interleave(group_size, 1)
+    batch, heads, _, width = v.shape
+    d_output = gradient.reshape(batch, heads, -1, width)
     dtype = torch.promote_types(v.dtype, torch.float32)
-    d_output = gradient.reshape(*v.shape[:2], -1, v.shape[3])[:, :, rows]
     # (B * G, H, r, Dv) x (B * G, H, Dv, Nk) -> (B * G, H, r, Nk)
-    return d_output.to(dtype) @ v.to(dtype).transpose(-2, -1)
+    d_rows = d_output[:, :, rows].to(dtype)
+    return d_rows @ v.to(dtype).transpose(-2, -1)
 
 
 def gradient_of(record: Record) -> Tensor:
@@ -106,7 +117,8 @@ def gradient_of(record: Record) -> Tensor:
 
 def positive_share(record: Record, rows: slice) -> Tensor:
     """Return [A o G]+ for some queries: (B * G, H, r, Nk)."""
-    return (record.rows(rows) * gradient_tile(record, rows)).clamp_(min=0)
+    product = record.rows(rows) * gradient_tile(record, rows)
+    return product.clamp_(min=0)
 
 
 def _attend(record: Record, u: Tensor) -> Tensor:
@@ -117,7 +129,12 @@ def _attend(record: Record, u: Tensor) -> Tensor:
     return record.apply(u, partial(positive_share, record))
 
 
-def gae(model: nn.Module, images: Tensor, target: Target = None, layers=None) -> Map:
+def gae(
+    model: nn.Module,
+    images: Tensor,
+    target: Target = None,
+    layers=None,
+) -> Map:
     r"""Propagate relevance through all layers by the positive part of attention times gradient.
 
     .. math::
@@ -137,7 +154,7 @@ def gae(model: nn.Module, images: Tensor, target: Target = None, layers=None) ->
         # a pool has no residual path: its row is relevance already
         return finished(chain(below, top, _relevance_step), records, "gae", target)
     # e and what was added to it travel apart: added, e would swallow small relevance in float32
-    no_relevance = TokenRow(torch.zeros_like(top.prefix), torch.zeros_like(top.patches))
+    no_relevance = TokenRow(*map(torch.zeros_like, top))
 
     def step(record: Record, u: Tensor) -> tuple[Tensor, Tensor]:
         return u, _attend(record, u + top.on(record.queries))
@@ -149,7 +166,12 @@ def _relevance_step(record: Record, u: Tensor) -> tuple[Tensor, Tensor]:
     return u, _attend(record, u)
 
 
-def grad_rollout(model: nn.Module, images: Tensor, target: Target = None, layers=None) -> Map:
+def grad_rollout(
+    model: nn.Module,
+    images: Tensor,
+    target: Target = None,
+    layers=None,
+) -> Map:
     r"""Roll out attention weighted by the positive part of its gradient.
 
     .. math::
@@ -182,7 +204,12 @@ def grad_rollout(model: nn.Module, images: Tensor, target: Target = None, layers
     return finished(chain(below, top, step), records, "grad_rollout", target)
 
 
-def grad_attention(model: nn.Module, images: Tensor, target: Target = None, layers=None) -> Map:
+def grad_attention(
+    model: nn.Module,
+    images: Tensor,
+    target: Target = None,
+    layers=None,
+) -> Map:
     r"""Weight the attention of what the head reads by its gradient.
 
     The last layer is used, or the sum over the selected layers.
@@ -194,6 +221,12 @@ def grad_attention(model: nn.Module, images: Tensor, target: Target = None, laye
         The one-layer baseline of Chefer, Gur, Wolf 2021, https://arxiv.org/abs/2103.15679. Differs
         from the paper in: layers can be chosen.
     """
-    maps, records, target = differentiate(model, images, target, -1 if layers is None else layers)
-    total = sum_of_rows(records, lambda record: _attend(record, start_row(maps, record)))
+    if layers is None:
+        layers = -1
+    maps, records, target = differentiate(model, images, target, layers)
+
+    def attended(record: Record) -> Tensor:
+        return _attend(record, start_row(maps, record))
+
+    total = sum_of_rows(records, attended)
     return finished(total, records, "grad_attention", target)

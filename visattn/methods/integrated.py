@@ -16,7 +16,12 @@ from visattn.methods.target import (
 
 
 def integrated_gradients(
-    model: nn.Module, images: Tensor, target: Target = None, layers=None, *, steps: int = 32
+    model: nn.Module,
+    images: Tensor,
+    target: Target = None,
+    layers=None,
+    *,
+    steps: int = 32,
 ) -> Map:
     r"""Integrate the gradient at the pixels along the line from a zero image.
 
@@ -56,9 +61,18 @@ def integrated_gradients(
             _, classes = scores_of(run(model, images), target)
 
         def score(x: Tensor) -> Tensor:
-            return scores_of(model(x), target)[0] if classes is None else logits_of(model(x))
+            output = model(x)
+            if classes is not None:
+                # captum picks the classes
+                return logits_of(output)
+            scores, _ = scores_of(output, target)
+            return scores
 
         values = IntegratedGradients(score).attribute(
-            images, target=classes, n_steps=steps, internal_batch_size=max(len(images), 8)
+            images,
+            target=classes,
+            n_steps=steps,
+            internal_batch_size=max(len(images), 8),
         )
-    return checked(Map(values.detach().sum(1).float(), "pixels", "integrated_gradients", classes))
+    values = values.detach().sum(1).float()  # (B, C, H, W) -> (B, H, W)
+    return checked(Map(values, "pixels", "integrated_gradients", classes))

@@ -62,10 +62,13 @@ def legrad(
     block_of = _block_around if head else _listed_block
 
     def remember(frame, output) -> None:
-        if frame.name and maps.records and frame.name == block_of(maps.records[-1]):
+        if not frame.name or not maps.records:
+            return
+        if frame.name == block_of(maps.records[-1]):
             blocks[frame.name] = output[0] if isinstance(output, tuple) else output
 
     with frozen_evaluation(model), torch.inference_mode(False), torch.enable_grad():
+        # a head of the caller is called per block; the model's own stands after the last block
         last = None if head else last_block(model, images)
         images = images.detach().clone().requires_grad_()
         with record_into(maps, model, on_exit=remember):
@@ -105,7 +108,9 @@ def _block_around(record: Record) -> str:
 
 
 def _records_inside(
-    blocks: dict[str, Tensor], records: list[Record], block_of: Callable[[Record], str]
+    blocks: dict[str, Tensor],
+    records: list[Record],
+    block_of: Callable[[Record], str],
 ) -> list[Record]:
     if not blocks:
         raise ValueError(
@@ -121,17 +126,25 @@ def _records_inside(
     return inside
 
 
-def _run_head_on_all_blocks(model: nn.Module, images: Tensor, last: str, blocks: dict[str, Tensor]):
+def _run_head_on_all_blocks(
+    model: nn.Module,
+    images: Tensor,
+    last: str,
+    blocks: dict[str, Tensor],
+):
     """Run the model, and what stands after its last block on the tokens of all blocks."""
 
     def join(module, args, output):
-        if len({tuple(tokens.shape) for tokens in blocks.values()}) > 1:
+        shapes = {tokens.shape for tokens in blocks.values()}
+        if len(shapes) > 1:
             raise ValueError(
                 "legrad needs blocks that return tokens of one shape, since one head reads them "
                 "all; for others pass head="
             )
         tokens = torch.cat(list(blocks.values()))  # (blocks * B, N, C)
-        return (tokens, *output[1:]) if isinstance(output, tuple) else tokens
+        if isinstance(output, tuple):
+            return (tokens, *output[1:])
+        return tokens
 
     handle = model.get_submodule(last).register_forward_hook(join)
     try:
@@ -145,7 +158,8 @@ def last_block(model: nn.Module, images: Tensor) -> str:
     records: list[Record] = []
     with torch.no_grad(), Watch(model, records.append, records.clear):
         run(model, images)
-    blocks = [record.block for record in records if record.kind == "token" and record.block]
+    token_records = [record for record in records if record.kind == "token"]
+    blocks = [record.block for record in token_records if record.block]
     if not blocks:
         raise ValueError(
             "legrad needs attention between tokens inside blocks that are listed in a module list; "
@@ -154,20 +168,34 @@ def last_block(model: nn.Module, images: Tensor) -> str:
     return blocks[-1]
 
 
-def _outputs_of_blocks(output: object, target: Target, count: int) -> list[Tensor]:
+def _outputs_of_blocks(
+    output: object,
+    target: Target,
+    count: int,
+) -> list[Tensor]:
     """Split what the head made of all blocks at once: logits, or the scores of a callable."""
-    joined = scores_of(output, target)[0] if callable(target) else logits_of(output)
+    if callable(target):
+        joined, _ = scores_of(output, target)
+    else:
+        joined = logits_of(output)
     return list(joined.unflatten(0, (count, -1)))  # (blocks * B, ...) -> blocks x (B, ...)
 
 
-def _scores(outputs: list[Tensor], target: Target) -> tuple[list[Tensor], Tensor | None]:
+def _scores(
+    outputs: list[Tensor],
+    target: Target,
+) -> tuple[list[Tensor], Tensor | None]:
     """Return one score per block and image, and the classes, which the last block decides."""
     if outputs[0].ndim == 1:
         return outputs, None
     last_score, classes = scores_of(outputs[-1], target)
     shared_target = target if classes is None else classes
-    scores = [scores_of(output, shared_target)[0] for output in outputs[:-1]]
-    return [*scores, last_score], classes
+    scores = []
+    for output in outputs[:-1]:
+        score, _ = scores_of(output, shared_target)
+        scores.append(score)
+    scores.append(last_score)
+    return scores, classes
 
 
 def _sum_of_gradients(records: list[Record]) -> TokenRow:
@@ -178,7 +206,8 @@ def _sum_of_gradients(records: list[Record]) -> TokenRow:
             return gradient_tile(record, rows).clamp(min=0)
 
         count = record.queries.tokens
-        u = torch.full((record.batch, count), 1 / count, device=gradient_of(record).device)
+        device = gradient_of(record).device
+        u = torch.full((record.batch, count), 1 / count, device=device)
         return record.apply(u, positive_tile)
 
     return sum_of_rows(records, mean_gradient)

@@ -22,8 +22,10 @@ def raw(maps: Maps, layers=None) -> Map:
     Reference:
         Vaswani et al. 2017, https://arxiv.org/abs/1706.03762. Differs from: nothing.
     """
-    if layers is None or isinstance(layers, (int, str)):
-        return checked(maps.map(-1 if layers is None else layers))
+    if layers is None:
+        layers = -1
+    if isinstance(layers, (int, str)):
+        return checked(maps.map(layers))
     records = maps.select(layers)
     heats = [maps.map(record.name) for record in records]
     grids = {tuple(heat.values.shape[1:]) for heat in heats}
@@ -31,8 +33,9 @@ def raw(maps: Maps, layers=None) -> Map:
         raise ValueError(
             f"raw averages layers of one grid; these have {', '.join(map(str, sorted(grids)))}"
         )
+    values = torch.stack([heat.values for heat in heats])  # (layers, B, h, w)
     heat = Map(
-        torch.stack([heat.values for heat in heats]).mean(0),
+        values.mean(0),
         f"{heats[0].layer} to {heats[-1].layer}",
         "raw",
         prefix_mass=_mean_prefix_mass(heats),
@@ -46,7 +49,12 @@ def _mean_prefix_mass(heats: list[Map]) -> Tensor:
     return torch.stack(masses).mean(0)
 
 
-def dino(maps: Maps, layers=-1, head: int | None = None, mass: float = 0.6) -> Map:
+def dino(
+    maps: Maps,
+    layers=-1,
+    head: int | None = None,
+    mass: float = 0.6,
+) -> Map:
     r"""Return, per patch, the share of heads whose mask holds it.
 
     The mask of a head holds the fewest patches that together have the share ``mass`` of its row.
@@ -76,6 +84,7 @@ def dino(maps: Maps, layers=-1, head: int | None = None, mass: float = 0.6) -> M
     record = chosen[0]
     heads = range(record.heads) if head is None else [head]
     heats = [maps.map(record.name, number) for number in heads]
+    # (B, h, w) per head
     masks = [mass_mask(heat.values, mass).float() for heat in heats]
     heat = Map(
         torch.stack(masks).mean(0),

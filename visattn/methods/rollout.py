@@ -17,7 +17,11 @@ FUSIONS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def rollout(maps: Maps, layers=None, head_fusion: str = "mean") -> Map:
+def rollout(
+    maps: Maps,
+    layers=None,
+    head_fusion: str = "mean",
+) -> Map:
     r"""Follow attention down through all layers, half of it staying on the residual path.
 
     .. math::
@@ -69,8 +73,10 @@ def rollout(maps: Maps, layers=None, head_fusion: str = "mean") -> Map:
     row = chain(below, top, step)
     if not any(_has_padding(record) for record in records):
         return finished(row, records, "rollout")
-    total = row.patches.sum((1, 2)) + row.prefix.sum(1)
-    return finished(row, records, "rollout", padding_mass=1 - total)
+    # what did not arrive at a token of the picture, (B,)
+    patch_mass = row.patches.sum((1, 2))
+    mass = patch_mass + row.prefix.sum(1)
+    return finished(row, records, "rollout", padding_mass=1 - mass)
 
 
 def _has_padding(record: Record) -> bool:

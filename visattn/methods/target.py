@@ -14,6 +14,7 @@ Target = int | Tensor | Callable | None
 @contextmanager
 def frozen_evaluation(model: nn.Module) -> Iterator[None]:
     """Put every module in evaluation mode and every parameter out of the graph; restore both."""
+    # frozen parameters stay frozen afterwards
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with evaluating(model):
         try:
@@ -70,15 +71,20 @@ def scores_of(output: object, target: Target) -> tuple[Tensor, Tensor | None]:
         target = logits.argmax(1)
     batch, class_count = logits.shape
     classes = _classes_of(target, batch, class_count).to(logits.device)
-    return logits.gather(1, classes[:, None])[:, 0], classes
+    scores = logits.gather(1, classes[:, None])[:, 0]  # (B, classes) -> (B,)
+    return scores, classes
 
 
-def _classes_of(target: int | Tensor, batch: int, class_count: int) -> Tensor:
+def _classes_of(
+    target: int | Tensor,
+    batch: int,
+    class_count: int,
+) -> Tensor:
     """Return one class per image, (B,) int64."""
     classes = torch.as_tensor(target)
     if classes.is_floating_point() or classes.dtype == torch.bool:
         raise ValueError(f"target must hold class numbers; got {classes.dtype}")
-    if classes.ndim > 1 or (classes.ndim == 1 and len(classes) != batch):
+    if classes.shape not in ((), (batch,)):
         raise ValueError(
             f"target must be a class or one class per image, ({batch},); "
             f"got shape {tuple(classes.shape)}"
@@ -96,7 +102,9 @@ def logits_of(output: object) -> Tensor:
     logits = _logits_in(output)
     if isinstance(logits, Tensor) and logits.ndim == 2:
         return logits
-    received = tuple(logits.shape) if isinstance(logits, Tensor) else type(output).__name__
+    received: object = type(output).__name__
+    if isinstance(logits, Tensor):
+        received = tuple(logits.shape)
     raise ValueError(
         f"the model must return scores (B, classes) to take a class as target; got {received}: "
         "pass a callable as target that makes one score per image of the output"

@@ -1,6 +1,7 @@
 """Faithfulness: what becomes of the score when pixels go, or come, in the order of the map."""
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -52,8 +53,11 @@ def deletion(
         authors' code in: steps are equal shares of the pixels at any image size.
     """
     blank = torch.full_like(images, baseline)
-    curve = _curve(model, images, blank, heat, target, _shares(steps), batch_size, images)
-    return curve if return_curve else torch.trapezoid(curve, dx=1 / steps)
+    replacement = _Replacement(images, blank, _shares(steps))
+    curve = _curve(model, images, replacement, heat, target, batch_size)
+    if return_curve:
+        return curve
+    return torch.trapezoid(curve, dx=1 / steps)
 
 
 def insertion(
@@ -71,10 +75,11 @@ def insertion(
     High is good. As `deletion`, from the same paper; the start is the image blurred by a Gaussian
     of 5 pixels.
     """
-    curve = _curve(
-        model, _blurred(images), images, heat, target, _shares(steps), batch_size, images
-    )
-    return curve if return_curve else torch.trapezoid(curve, dx=1 / steps)
+    replacement = _Replacement(_blurred(images), images, _shares(steps))
+    curve = _curve(model, images, replacement, heat, target, batch_size)
+    if return_curve:
+        return curve
+    return torch.trapezoid(curve, dx=1 / steps)
 
 
 def perturbation(
@@ -100,27 +105,56 @@ def perturbation(
     if steps < 2:
         raise ValueError(f"steps must be at least 2; got {steps}")
     if not positive:
-        heat = replace(heat, values=-heat.values) if isinstance(heat, Map) else -heat
+        heat = _negated(heat)
     shares = torch.linspace(0.1, 0.9, steps, dtype=torch.double)
     blank = torch.zeros_like(images)
-    curve = _curve(model, images, blank, heat, target, shares, batch_size, images, hits=True)
-    return curve if return_curve else torch.trapezoid(curve, dx=1 / (steps - 1))
+    replacement = _Replacement(images, blank, shares)
+    curve = _curve(model, images, replacement, heat, target, batch_size, hits=True)
+    if return_curve:
+        return curve
+    return torch.trapezoid(curve, dx=1 / (steps - 1))
 
 
-def at_size(heat: Map | Tensor, size: tuple[int, int], batch: int) -> Tensor:
+def at_size(
+    heat: Map | Tensor,
+    size: tuple[int, int],
+    batch: int,
+) -> Tensor:
     """Return the values of a map (B, H, W) at another size, checked."""
-    values = heat.values if isinstance(heat, Map) else heat
-    values = values[None] if values.ndim == 2 else values
+    if isinstance(heat, Tensor):
+        heat = Map(heat)
+    values = heat.values
+    if values.ndim == 2:
+        values = values[None]  # (h, w) -> (1, h, w)
     if values.ndim != 3 or len(values) != batch:
         raise ValueError(
             f"heat must be one map per image, ({batch}, h, w); got {tuple(values.shape)}"
         )
     if not values.isfinite().all():
         raise ValueError("heat must be finite; got NaN or infinity")
-    lattice = heat.lattice if isinstance(heat, Map) else None
-    if tuple(values.shape[1:]) == tuple(size) and lattice is None:
+    has_size = tuple(values.shape[1:]) == tuple(size)
+    if has_size and heat.lattice is None:
         return values
-    return resized(values.float(), size, lattice)
+    return resized(values.float(), size, heat.lattice)
+
+
+class _Replacement(NamedTuple):
+    """Images whose pixels are replaced, share by share, in the order of a map.
+
+    Args:
+        before, after: (B, C, H, W) without and with all pixels replaced.
+        shares: The shares of pixels at which the model is asked, in [0, 1].
+    """
+
+    before: Tensor
+    after: Tensor
+    shares: Tensor
+
+
+def _negated(heat: Map | Tensor) -> Map | Tensor:
+    if isinstance(heat, Map):
+        return replace(heat, values=-heat.values)
+    return -heat
 
 
 def _shares(steps: int) -> Tensor:
@@ -132,26 +166,23 @@ def _shares(steps: int) -> Tensor:
 @torch.no_grad()
 def _curve(
     model: nn.Module,
-    before: Tensor,
-    after: Tensor,
+    images: Tensor,
+    replacement: _Replacement,
     heat: Map | Tensor,
     target: Target,
-    shares: Tensor,
     batch_size: int,
-    images: Tensor,
     hits: bool = False,
 ) -> Tensor:
-    """Return (B, shares): the probability of the target with that share of pixels from ``after``.
+    """Return (B, shares): the probability of the target with that share of pixels replaced.
 
     ``hits=True`` returns 1 where the target is the first class and 0 elsewhere.
     """
     check_images(images)
+    before, after, shares = replacement
     batch, _, height, width = images.shape
-    values = at_size(heat, (height, width), batch).flatten(1).to(images.device)
-    # the rank of every pixel, 0 for the hottest: (B, H W) -> (B, 1, H, W)
-    order = values.argsort(dim=1, descending=True, stable=True)
-    rank = order.argsort(dim=1).view(batch, 1, height, width)
-    counts = (shares * height * width).round().long().to(images.device)
+    rank = _ranks_of_pixels(heat, images)
+    counts = (shares * height * width).round().long()  # of pixels
+    counts = counts.to(images.device)
     results = []
     with frozen_evaluation(model):
         classes = _classes(model, images, target, batch_size)
@@ -159,16 +190,34 @@ def _curve(
         pairs = torch.arange(batch * len(shares), device=images.device)
         for chunk in pairs.split(batch_size):
             image = chunk // len(shares)
-            step = chunk % len(shares)
-            replaced = rank[image] < counts[step].view(-1, 1, 1, 1)
-            mixed = torch.where(replaced, after[image], before[image])
+            count = counts[chunk % len(shares)]
+            is_replaced = rank[image] < count.view(-1, 1, 1, 1)
+            mixed = torch.where(is_replaced, after[image], before[image])
             logits = logits_of(model(mixed)).float()
             results.append(_result(logits, classes[image], hits))
     return torch.cat(results).view(batch, len(shares))
 
 
-def _classes(model: nn.Module, images: Tensor, target: Target, batch_size: int) -> Tensor:
-    logits = torch.cat([logits_of(model(chunk)) for chunk in images.split(batch_size)])
+def _ranks_of_pixels(heat: Map | Tensor, images: Tensor) -> Tensor:
+    """Return the rank of every pixel, 0 for the hottest: (B, 1, H, W)."""
+    batch, _, height, width = images.shape
+    values = at_size(heat, (height, width), batch)
+    flat = values.flatten(1).to(images.device)  # (B, H, W) -> (B, H W)
+    order = flat.argsort(dim=1, descending=True, stable=True)
+    rank = order.argsort(dim=1)
+    return rank.view(batch, 1, height, width)
+
+
+def _classes(
+    model: nn.Module,
+    images: Tensor,
+    target: Target,
+    batch_size: int,
+) -> Tensor:
+    outputs = []
+    for chunk in images.split(batch_size):
+        outputs.append(logits_of(model(chunk)))
+    logits = torch.cat(outputs)  # (B, classes)
     _, classes = scores_of(logits, target)
     if classes is None:
         raise ValueError(
@@ -177,21 +226,33 @@ def _classes(model: nn.Module, images: Tensor, target: Target, batch_size: int) 
     return classes
 
 
-def _result(logits: Tensor, classes: Tensor, hits: bool) -> Tensor:
+def _result(
+    logits: Tensor,
+    classes: Tensor,
+    hits: bool,
+) -> Tensor:
     """Return the probability of a class, or whether it is the first: (B, C) and (B,) to (B,)."""
     if hits:
         return (logits.argmax(1) == classes).float()
-    return logits.softmax(1).gather(1, classes[:, None])[:, 0]
+    probabilities = logits.softmax(1)
+    return probabilities.gather(1, classes[:, None])[:, 0]
 
 
 def _blurred(images: Tensor) -> Tensor:
     """Blur by a Gaussian, along rows and then along columns."""
     offsets = torch.arange(
-        -_BLUR_RADIUS, _BLUR_RADIUS + 1, device=images.device, dtype=images.dtype
+        -_BLUR_RADIUS,
+        _BLUR_RADIUS + 1,
+        device=images.device,
+        dtype=images.dtype,
     )
-    kernel = (-(offsets**2) / (2 * _BLUR_SIGMA**2)).exp()
+    exponent = -(offsets**2) / (2 * _BLUR_SIGMA**2)
+    kernel = exponent.exp()
     kernel = kernel / kernel.sum()
     channels = images.shape[1]
+    # one kernel per channel: (C, 1, 1, 11) along a row, (C, 1, 11, 1) along a column
+    row_kernel = kernel.expand(channels, 1, 1, -1)
+    column_kernel = row_kernel.transpose(2, 3)
     x = F.pad(images, (_BLUR_RADIUS,) * 4, mode="replicate")
-    x = F.conv2d(x, kernel.view(1, 1, 1, -1).expand(channels, -1, -1, -1), groups=channels)
-    return F.conv2d(x, kernel.view(1, 1, -1, 1).expand(channels, -1, -1, -1), groups=channels)
+    x = F.conv2d(x, row_kernel, groups=channels)
+    return F.conv2d(x, column_kernel, groups=channels)

@@ -37,15 +37,16 @@ def sanity(
     Reference:
         Adebayo et al. 2018, "Sanity Checks for Saliency Maps", https://arxiv.org/abs/1810.03292.
         Differs from the paper in: weights keep the moments of the trained ones in place of a fresh
-        initialization, so that deep networks stay finite; parameters
-        without spread (a norm's untrained ones) stay.
+        initialization, so that deep networks stay finite; parameters without spread (a norm's
+        untrained ones) stay.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1; got {steps}")
     target = _fixed(model, images, target)
     first = explain(model, images, target, method, layers).values
     spoiled = copy.deepcopy(model)
-    parameters = list(spoiled.parameters())[::-1]
+    parameters = list(spoiled.parameters())
+    parameters.reverse()  # the head's first
     generator = torch.Generator().manual_seed(seed)
     correlations = []
     start = 0
@@ -80,23 +81,28 @@ def max_sensitivity(
 
     Reference:
         Yeh et al. 2019, "On the (In)fidelity and Sensitivity of Explanations",
-        https://arxiv.org/abs/1901.09392.
-        Differs from the paper in: divided by the norm of the map, as methods differ in scale.
+        https://arxiv.org/abs/1901.09392. Differs from the paper in: divided by the norm of the
+        map, as methods differ in scale.
     """
     if radius <= 0 or samples < 1:
         raise ValueError(
             f"radius must be positive and samples at least 1; got {radius} and {samples}"
         )
     target = _fixed(model, images, target)
-    first = explain(model, images, target, method, layers).values.flatten(1)
+    clean = explain(model, images, target, method, layers)
+    clean_values = clean.values.flatten(1)  # (B, h, w) -> (B, h w)
+    clean_norm = clean_values.norm(dim=1)
     generator = torch.Generator().manual_seed(seed)
-    worst = first.new_zeros(len(first))
+    largest = torch.zeros_like(clean_norm)
     for _ in range(samples):
-        noise = (torch.rand(images.shape, generator=generator) * 2 - 1).to(images) * radius
-        moved = explain_or_zeros(model, images + noise, target, method, layers).values.flatten(1)
-        change = (moved - first).norm(dim=1)
-        worst = torch.maximum(worst, torch.where(change == 0, 0, change / first.norm(dim=1)))
-    return worst
+        uniform = torch.rand(images.shape, generator=generator) * 2 - 1  # in [-1, 1)
+        noisy = images + uniform.to(images) * radius
+        heat = explain_or_zeros(model, noisy, target, method, layers)
+        difference = heat.values.flatten(1) - clean_values
+        change = difference.norm(dim=1)
+        relative = torch.where(change == 0, 0, change / clean_norm)
+        largest = torch.maximum(largest, relative)
+    return largest
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
@@ -108,18 +114,33 @@ def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
         raise ValueError(
             f"both maps must be of one shape; got {tuple(a.shape)} and {tuple(b.shape)}"
         )
-    ranks = [torch.stack([_ranks(values) for values in x.flatten(1)]) for x in (a, b)]
-    x, y = (r - r.mean(1, keepdim=True) for r in ranks)
-    below = x.norm(dim=1) * y.norm(dim=1)
-    return torch.where(below == 0, 0.0, (x * y).sum(1) / below.clamp(min=1e-30)).float()
+    x = _centered_ranks(a)
+    y = _centered_ranks(b)
+    norms = x.norm(dim=1) * y.norm(dim=1)
+    products = (x * y).sum(1)
+    correlation = products / norms.clamp(min=1e-30)
+    return torch.where(norms == 0, 0.0, correlation).float()
+
+
+def _centered_ranks(maps: Tensor) -> Tensor:
+    """Return the rank of every value within its map, less the mean rank: (B, h w)."""
+    flat = maps.flatten(1)  # (B, h, w) -> (B, h w)
+    ranks = torch.stack([_ranks(values) for values in flat])
+    return ranks - ranks.mean(1, keepdim=True)
 
 
 def _ranks(values: Tensor) -> Tensor:
+    """Return the rank of every value, the mean of the ranks where values are equal."""
     _, place, count = values.unique(return_inverse=True, return_counts=True)
-    return (count.cumsum(0) - (count - 1) / 2).double()[place]
+    mean_rank = count.cumsum(0) - (count - 1) / 2  # of each different value
+    return mean_rank.double()[place]
 
 
-def _fixed(model: nn.Module, images: Tensor, target: Target) -> Target:
+def _fixed(
+    model: nn.Module,
+    images: Tensor,
+    target: Target,
+) -> Target:
     """Return the target as classes of the unspoiled model, so that later maps explain the same."""
     check_images(images)
     if callable(target):
@@ -129,8 +150,10 @@ def _fixed(model: nn.Module, images: Tensor, target: Target) -> Target:
 
 
 @torch.no_grad()
-def _randomize(parameter: Tensor, generator: torch.Generator):
+def _randomize(parameter: Tensor, generator: torch.Generator) -> None:
     deviation = parameter.float().std(correction=0)
     if deviation > 0:
-        noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
-        parameter.copy_(parameter.float().mean() + deviation * noise)
+        # drawn on the CPU, so that a seed means the same on every device
+        noise = torch.randn(parameter.shape, generator=generator)
+        mean = parameter.float().mean()
+        parameter.copy_(mean + deviation * noise.to(parameter.device))

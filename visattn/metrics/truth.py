@@ -20,7 +20,11 @@ class Segmentation(NamedTuple):
     average_precision: Tensor
 
 
-def pointing_game(heat: Map | Tensor, truth: Tensor, tolerance: float = 15) -> Tensor:
+def pointing_game(
+    heat: Map | Tensor,
+    truth: Tensor,
+    tolerance: float = 15,
+) -> Tensor:
     """Return 1 where the hottest pixel lies on the object or near it, else 0: (B,).
 
     Args:
@@ -30,19 +34,21 @@ def pointing_game(heat: Map | Tensor, truth: Tensor, tolerance: float = 15) -> T
 
     Reference:
         Zhang et al. 2016, "Top-down Neural Attention by Excitation Backprop",
-        https://arxiv.org/abs/1608.00507. Differs
-        from: nothing; the mean over images of one class, then over classes, is the caller's.
+        https://arxiv.org/abs/1608.00507. Differs from: nothing; the mean over images of one class,
+        then over classes, is the caller's.
     """
     values, truth = _paired(heat, truth)
-    columns = truth.shape[2]
-    hottest = values.flatten(1).argmax(1)
-    y = torch.arange(truth.shape[1], device=truth.device)[None, :, None]
-    x = torch.arange(columns, device=truth.device)[None, None]
-    # distances of all pixels from the hottest: (B, H, 1) and (B, 1, W)
-    down = y - (hottest // columns)[:, None, None]
-    across = x - (hottest % columns)[:, None, None]
-    near_hottest = down**2 + across**2 <= tolerance**2
-    return (truth & near_hottest).flatten(1).any(1).float()
+    _, height, width = truth.shape
+    hottest = values.flatten(1).argmax(1)[:, None]  # (B, 1), of H W pixels
+    y = torch.arange(height, device=truth.device)
+    x = torch.arange(width, device=truth.device)
+    # distances of all rows and columns from the hottest pixel
+    down = y - hottest // width  # (B, H)
+    across = x - hottest % width  # (B, W)
+    # (B, H, 1) + (B, 1, W) -> (B, H, W)
+    distance_squared = down[:, :, None] ** 2 + across[:, None] ** 2
+    is_near = distance_squared <= tolerance**2
+    return (truth & is_near).flatten(1).any(1).float()
 
 
 def energy_pointing(heat: Map | Tensor, truth: Tensor) -> Tensor:
@@ -72,9 +78,11 @@ def segmentation(heat: Map | Tensor, truth: Tensor) -> Segmentation:
     truth = truth.flatten(1)
     guess = values > values.mean(1, keepdim=True)
     accuracy = (guess == truth).float().mean(1)
-    overlaps = torch.stack([_overlap(guess, truth), _overlap(~guess, ~truth)])
-    precision = torch.stack([_average_precision(v, t) for v, t in zip(values, truth, strict=True)])
-    return Segmentation(accuracy, overlaps.mean(0), precision)
+    object_iou = _overlap(guess, truth)
+    ground_iou = _overlap(~guess, ~truth)
+    mean_iou = torch.stack([object_iou, ground_iou]).mean(0)
+    precisions = map(_average_precision, values, truth)
+    return Segmentation(accuracy, mean_iou, torch.stack(list(precisions)))
 
 
 def grid_pointing(
@@ -101,61 +109,84 @@ def grid_pointing(
 
     Reference:
         Böhle, Fritz, Schiele 2021, "Convolutional Dynamic Alignment Networks",
-        https://arxiv.org/abs/2104.00032.
-        Differs from the paper in: the picture can be shrunk to the size the model takes.
+        https://arxiv.org/abs/2104.00032. Differs from the paper in: the picture can be shrunk to
+        the size the model takes.
     """
     check_images(images)
     target = torch.as_tensor(target, device=images.device)
-    if len(images) % 4 or target.shape != (len(images),):
+    count = len(images)
+    if count % 4 or target.shape != (count,):
         raise ValueError(
-            "images must come in fours, with one class each; "
-            f"got {len(images)} and {tuple(target.shape)}"
+            f"images must come in fours, with one class each; got {count} and {tuple(target.shape)}"
         )
-    if any(len(four.unique()) < 4 for four in target.view(-1, 4)):
+    classes = target.view(-1, 4)  # of the four cells of each picture
+    if any(len(four.unique()) < 4 for four in classes):
         raise ValueError("target must hold four different classes in every four images")
-    height, width = images.shape[2:]
-    top, bottom = images.unflatten(0, (-1, 2, 2)).unbind(1)
-    picture = torch.cat([torch.cat(list(row.unbind(1)), 3) for row in (top, bottom)], 2)
+    pictures = _join_fours(images)
     if shrink:
-        picture = F.interpolate(
-            picture, (height, width), mode="bilinear", align_corners=False, antialias=True
+        size = images.shape[2:]
+        pictures = F.interpolate(
+            pictures, size, mode="bilinear", align_corners=False, antialias=True
         )
-    shares = torch.empty(len(images) // 4, 4)
-    cells = torch.eye(4, dtype=torch.bool).view(4, 2, 2)
+    shares = []
     for cell in range(4):
-        heat = explain_or_zeros(model, picture, target.view(-1, 4)[:, cell], method, layers)
-        inside = F.interpolate(cells[cell][None, None].float(), picture.shape[2:])[0].bool()
-        shares[:, cell] = energy_pointing(
-            heat, inside.expand(len(picture), -1, -1).to(images.device)
-        ).cpu()
-    return shares.flatten()
+        heat = explain_or_zeros(model, pictures, classes[:, cell], method, layers)
+        truth = _mask_of_cell(cell, pictures)
+        shares.append(energy_pointing(heat, truth).cpu())
+    return torch.stack(shares, 1).flatten()  # 4 x (B / 4,) -> (B,)
+
+
+def _join_fours(images: Tensor) -> Tensor:
+    """Join every four images to one of two rows: (B, C, H, W) -> (B / 4, C, 2 H, 2 W)."""
+    fours = images.unflatten(0, (-1, 2, 2))  # (B / 4, row, column, C, H, W)
+    by_axis = fours.permute(0, 3, 1, 4, 2, 5)  # (B / 4, C, row, H, column, W)
+    return by_axis.flatten(4, 5).flatten(2, 3)
+
+
+def _mask_of_cell(cell: int, pictures: Tensor) -> Tensor:
+    """Return one quarter of every picture, counted row by row, as a mask: (B, H, W)."""
+    cells = torch.zeros(4)
+    cells[cell] = 1
+    size = pictures.shape[2:]
+    mask = F.interpolate(cells.view(1, 1, 2, 2), size)[0].bool()  # (1, H, W)
+    return mask.expand(len(pictures), -1, -1).to(pictures.device)
 
 
 def boxes_to_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return masks (B, H, W) of boxes (B, 4), one per image: x0, y0, x1, y1 with the end outside."""
-    y = torch.arange(size[0])[None, :, None]
-    x = torch.arange(size[1])[None, None]
-    x0, y0, x1, y1 = (side[:, None, None] for side in boxes.unbind(1))
-    return (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+    """Return masks (B, H, W) of one box per image.
+
+    ``boxes`` (B, 4) holds x0, y0, x1, y1 in pixels; the pixels at x1 and y1 lie outside.
+    """
+    height, width = size
+    y = torch.arange(height)
+    x = torch.arange(width)
+    x0, y0, x1, y1 = boxes[:, :, None].unbind(1)  # 4 x (B, 1)
+    rows = (y >= y0) & (y < y1)  # (B, H)
+    columns = (x >= x0) & (x < x1)  # (B, W)
+    return rows[:, :, None] & columns[:, None]
 
 
 def _paired(heat: Map | Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the map at the size of the masks, and the masks: both (B, H, W), on one device."""
     if truth.ndim != 3 or truth.dtype != torch.bool:
         raise ValueError(
             f"truth must be bool masks (B, H, W); got {tuple(truth.shape)} {truth.dtype}"
         )
-    empty = ~truth.flatten(1).any(1)
-    if empty.any():
-        raise ValueError(
-            f"truth must mark something in every image; empty: {empty.nonzero().flatten().tolist()}"
-        )
+    is_empty = ~truth.flatten(1).any(1)
+    if is_empty.any():
+        numbers = is_empty.nonzero().flatten().tolist()
+        raise ValueError(f"truth must mark something in every image; empty: {numbers}")
     batch, height, width = truth.shape
-    return at_size(heat, (height, width), batch).to(truth.device), truth
+    values = at_size(heat, (height, width), batch)
+    return values.to(truth.device), truth
 
 
 def _overlap(a: Tensor, b: Tensor) -> Tensor:
+    """Return the intersection over the union of masks (B, N): (B,), 1 where both are empty."""
     union = (a | b).sum(1)
-    return torch.where(union == 0, 1.0, (a & b).sum(1) / union.clamp(min=1))
+    intersection = (a & b).sum(1)
+    ratio = intersection / union.clamp(min=1)
+    return torch.where(union == 0, 1.0, ratio)
 
 
 def _average_precision(values: Tensor, truth: Tensor) -> Tensor:
@@ -165,7 +196,9 @@ def _average_precision(values: Tensor, truth: Tensor) -> Tensor:
     hits = truth[order].cumsum(0)
     # the last pixel of every run of equal values
     changes = values[1:] != values[:-1]
-    last = torch.cat([changes, changes.new_ones(1)]).nonzero()[:, 0]
+    is_last = torch.cat([changes, changes.new_ones(1)])
+    last = is_last.nonzero()[:, 0]
     precision = hits[last] / (last + 1)
     recall = hits[last] / hits[-1]
-    return (precision * recall.diff(prepend=recall.new_zeros(1))).sum()
+    gained_recall = recall.diff(prepend=recall.new_zeros(1))
+    return (precision * gained_recall).sum()
