@@ -81,15 +81,7 @@ def save_maps(
         single = heat[index]
         if own_scale:
             scale = scale_of([single.values], colors, vmin, vmax)
-        drawn = picture(
-            single,
-            image,
-            label,
-            scale,
-            colormap=colormap,
-            alpha=alpha,
-            blend=blend,
-        )
+        drawn = picture(single, image, label, scale, alpha, blend)
         drawn.save(folder / f"{name}.png")
         np.savez_compressed(folder / f"{name}.npz", values=_as_array(single))
         item = _item(name, label, single, scale)
@@ -113,8 +105,6 @@ def picture(
     image,
     label: str,
     scale: Scale,
-    *,
-    colormap: str,
     alpha: float,
     blend: str,
 ) -> Image.Image:
@@ -130,7 +120,7 @@ def picture(
     drawn = overlay(
         photo,
         heat,
-        colormap=colormap,
+        colormap=scale.colormap,
         alpha=alpha,
         vmin=vmin,
         vmax=vmax,

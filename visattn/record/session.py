@@ -47,6 +47,15 @@ class Maps:
         self.keep, self.records = keep, []
         self._model, self._watch = type(model).__name__, None
 
+    def __repr__(self) -> str:
+        """Return a line for the model and one per layer, with the number that ``map`` takes."""
+        numbered = [record for record in self.records if record.kind == "token"] or self.records
+        lines = [f"Maps({self._model}, keep={self.keep!r}, layers={len(self.records)})"]
+        for record in self.records:
+            number = numbered.index(record) if record in numbered else "-"
+            lines.append(f"{number:>4}  {record!r}")
+        return "\n".join(lines)
+
     @property
     def layers(self) -> list[Record]:
         """The records: each has name, kind, heads, grid and prefix, and q and k or its weights."""
@@ -199,6 +208,9 @@ def capture(
         ...     y = attention(*[torch.rand(1, 6, 6)] * 3)
         >>> maps.layers[0].heads, maps.map().values.shape
         (2, torch.Size([1, 2, 3]))
+        >>> maps
+        Maps(MultiheadAttention, keep='qk', layers=1)
+           0  Record('MultiheadAttention', token, 2 heads, grid 2x3)
     """
     if keep not in KEEP[:3]:
         raise ValueError(f"keep must be one of {', '.join(KEEP[:3])}; got {keep!r}")
