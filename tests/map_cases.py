@@ -1,4 +1,4 @@
-"""The networks other people wrote that capture must read, small and random, and what it must find in them."""
+"""Networks of other libraries, small and random, and what capture must read in them."""
 
 import copy
 from collections.abc import Callable
@@ -20,7 +20,10 @@ CLASSES = 7
 
 @dataclass(frozen=True)
 class Family:
-    """One network: how to build it, the image it takes, and the layers to be found: (name, heads, grid, prefix)."""
+    """One network: how to build it, the image it takes, and what capture must find.
+
+    ``first`` and ``last`` are layers: (name, heads, grid, prefix); ``count`` is their number.
+    """
 
     name: str
     build: Callable[[], nn.Module]
@@ -39,13 +42,14 @@ def _timm(name: str, **options) -> Callable:
 def _hf(name: str, config: str, **options) -> Callable:
     def build():
         transformers = pytest.importorskip("transformers")
-        sizes = dict(
-            hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=48
-        )
-        sizes = {} if "Swin" in name else sizes
-        return getattr(transformers, name)(
-            getattr(transformers, config)(num_labels=CLASSES, **sizes, **options)
-        )
+        sizes = {}
+        if "Swin" not in name:
+            sizes["hidden_size"] = 24
+            sizes["num_hidden_layers"] = 2
+            sizes["num_attention_heads"] = 3
+            sizes["intermediate_size"] = 48
+        configuration = getattr(transformers, config)(num_labels=CLASSES, **sizes, **options)
+        return getattr(transformers, name)(configuration)
 
     return build
 
@@ -65,9 +69,8 @@ def _tv_maxvit():
 
 
 def _mvit():
-    return MultiScaleVit(
-        MultiScaleVitCfg(depths=(1, 1, 1), embed_dim=24, num_heads=1), 64, num_classes=CLASSES
-    )
+    sizes = MultiScaleVitCfg(depths=(1, 1, 1), embed_dim=24, num_heads=1)
+    return MultiScaleVit(sizes, 64, num_classes=CLASSES)
 
 
 _SWIN = dict(window_size=4, embed_dim=24, depths=(2, 2), num_heads=(2, 3))
@@ -302,20 +305,23 @@ FAMILIES = [
         windows=True,
     ),
 ]
+# names of parameters that make queries and keys, in the three libraries
+_QUERY_AND_KEY = ("qkv", "q_proj", "k_proj", "query", "key", ".q.")
+
 NAMED = {family.name: family for family in FAMILIES}
 
 
 def built(family: Family) -> tuple[nn.Module, Tensor]:
-    """Return the network in evaluation mode, its weights large enough that maps are not flat, and two images."""
+    """Return a network in evaluation mode, of weights so large that maps vary, and two images."""
     torch.manual_seed(0)
     model = family.build().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim == 2 and any(
-                part in name for part in ("qkv", "q_proj", "k_proj", "query", "key", ".q.")
-            ):
+            makes_scores = any(part in name for part in _QUERY_AND_KEY)
+            if makes_scores and parameter.ndim == 2:
                 parameter.mul_(4)
-            if name.endswith("weight") and "norm" in name and not parameter.any():
+            is_scale = name.endswith("weight") and "norm" in name
+            if is_scale and not parameter.any():
                 parameter.fill_(1)  # Swin V2 starts with blocks that add nothing
     return model, torch.randn(2, 3, *family.size)
 
@@ -336,33 +342,49 @@ def set_fused(model: nn.Module, fused: bool):
 
 @contextmanager
 def eager_weights(model: nn.Module):
-    """Collect the model's own softmax weights in the plainest way: by replacing Tensor.softmax, where all meet."""
-    found, handles, original = [], [], Tensor.softmax
+    """Collect the model's own softmax weights by replacing Tensor.softmax, which all call."""
+    weights = []
+    handles = []
+    original = Tensor.softmax
 
     def softmax(x, dim=None, *args, **kwargs):
         output = original(x, dim, *args, **kwargs)
         if dim in (-1, x.ndim - 1) and x.ndim > 2:
-            found.append(output.detach())
+            weights.append(output.detach())
         return output
 
-    def ask(module, args, kwargs):
+    def request_weights(module, args, kwargs):
         return args, kwargs | {"need_weights": True, "average_attn_weights": False}
 
     for module in model.modules():
         if isinstance(module, nn.MultiheadAttention):
-            handles.append(module.register_forward_pre_hook(ask, with_kwargs=True))
+            handle = module.register_forward_pre_hook(request_weights, with_kwargs=True)
+            handles.append(handle)
     with patch.object(Tensor, "softmax", softmax):
-        yield found
+        yield weights
     for handle in handles:
         handle.remove()
 
 
 def exact(name: str):
+    """Return a network in double precision, its eager copy, two images and a class for each."""
     model, images = built(NAMED[name])
-    model, images = model.double(), images.double()
+    model.double()
     eager = copy.deepcopy(model)
     set_fused(eager, False)
-    return model, eager, images, torch.tensor([3, 5])
+    return model, eager, images.double(), torch.tensor([3, 5])
+
+
+class ChannelBrightness(nn.Module):
+    """The score of class c is the brightness of channel c: no other channel is evidence for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1, bias=False)
+        nn.init.eye_(self.conv.weight.data[:, :, 0, 0])
+
+    def forward(self, images):
+        return self.conv(images).mean((2, 3))
 
 
 class SmallCNN(nn.Module):
@@ -370,11 +392,14 @@ class SmallCNN(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.body = nn.Conv2d(3, 5, 3, 2, 1), nn.Conv2d(5, 7, 3, 2, 1)
+        self.stem = nn.Conv2d(3, 5, 3, 2, 1)
+        self.body = nn.Conv2d(5, 7, 3, 2, 1)
         self.head = nn.Linear(7, 4)
 
     def forward(self, images):
-        return self.head(F.relu(self.body(F.relu(self.stem(images)))).mean((2, 3)))
+        x = F.relu(self.stem(images))
+        x = F.relu(self.body(x))
+        return self.head(x.mean((2, 3)))
 
 
 class TinyNet(nn.Module):
@@ -382,7 +407,8 @@ class TinyNet(nn.Module):
 
     def __init__(self, need_weights: bool):
         super().__init__()
-        self.embed, self.need_weights = nn.Conv2d(3, 12, 4, 4), need_weights
+        self.need_weights = need_weights
+        self.embed = nn.Conv2d(3, 12, 4, 4)
         self.mix = nn.MultiheadAttention(12, 3, batch_first=True)
         self.head = nn.Linear(12, 5)
 

@@ -1,4 +1,4 @@
-"""The methods once more, slowly: whole N x N matrices, eager autograd, loops. Nothing here uses the library."""
+"""Slow twins of the methods: whole N x N matrices and loops; nothing of the library."""
 
 import torch
 from torch import Tensor
@@ -11,20 +11,24 @@ def softmax_maps(q: Tensor, k: Tensor) -> Tensor:
 
 
 def full_rollout(maps: list[Tensor], fuse=lambda a: a.mean(1)) -> Tensor:
-    """maps: (B, H, N, N) first to last; the whole product (B, N, N)."""
-    product = torch.eye(maps[0].shape[-1], dtype=maps[0].dtype)
+    """Return the whole product (B, N, N) of maps (B, H, N, N), first to last."""
+    eye = torch.eye(maps[0].shape[-1], dtype=maps[0].dtype)
+    product = eye
     for alpha in maps:
         fused = fuse(alpha)
         fused = fused / fused.sum(-1, keepdim=True)
-        product = (0.5 * fused + 0.5 * torch.eye(alpha.shape[-1], dtype=alpha.dtype)) @ product
+        layer = 0.5 * fused + 0.5 * eye
+        product = layer @ product
     return product
 
 
 def full_gae(maps: list[Tensor], gradients: list[Tensor]) -> Tensor:
-    relevance = torch.eye(maps[0].shape[-1], dtype=maps[0].dtype)
+    eye = torch.eye(maps[0].shape[-1], dtype=maps[0].dtype)
+    relevance = eye
     for alpha, gradient in zip(maps, gradients, strict=True):
-        relevance = relevance + torch.relu(alpha * gradient).mean(1) @ relevance
-    return relevance - torch.eye(maps[0].shape[-1], dtype=maps[0].dtype)
+        positive = torch.relu(alpha * gradient).mean(1)
+        relevance = relevance + positive @ relevance
+    return relevance - eye
 
 
 def full_grad_rollout(maps: list[Tensor], gradients: list[Tensor]) -> Tensor:
@@ -37,13 +41,17 @@ def full_grad_rollout(maps: list[Tensor], gradients: list[Tensor]) -> Tensor:
 
 
 def attached_weights(model, images, target):
-    """Return an eager model's attention weights and their gradients for one class per image, and the logits."""
-    found, original = [], Tensor.softmax
+    """Return an eager model's attention weights, their gradients, and the logits.
+
+    ``target`` is one class per image.
+    """
+    weights = []
+    original = Tensor.softmax
 
     def softmax(x, dim=None, *args, **kwargs):
         output = original(x, dim, *args, **kwargs)
         if x.ndim > 2:
-            found.append(output)
+            weights.append(output)
         return output
 
     Tensor.softmax = softmax
@@ -52,44 +60,57 @@ def attached_weights(model, images, target):
     finally:
         Tensor.softmax = original
     score = sum(logits[b, target[b]] for b in range(len(images)))
-    gradients = torch.autograd.grad(score, found)
-    return (
-        [alpha.detach().double() for alpha in found],
-        [g.double() for g in gradients],
-        logits.detach(),
-    )
+    gradients = torch.autograd.grad(score, weights)
+    double_weights = [alpha.detach().double() for alpha in weights]
+    double_gradients = [gradient.double() for gradient in gradients]
+    return double_weights, double_gradients, logits.detach()
 
 
 def window_place(y, x, grid, window, shift, pad_first):
     """Return (window, place in it) of one token, counting as a person would."""
     padded = [-(-side // window) * window for side in grid]
-    around = padded if pad_first else grid
-    y, x = (y - shift) % around[0], (x - shift) % around[1]
-    return (y // window) * (padded[1] // window) + x // window, (y % window) * window + x % window
+    rolled = padded if pad_first else grid
+    y = (y - shift) % rolled[0]
+    x = (x - shift) % rolled[1]
+    windows_in_row = padded[1] // window
+    number = (y // window) * windows_in_row + x // window
+    place = (y % window) * window + x % window
+    return number, place
 
 
 def grid_place(y, x, grid, parts):
     """Return (group, place in it) of one token in MaxViT's grid attention."""
-    step = [side // parts for side in grid]
-    return (y % step[0]) * step[1] + x % step[1], (y // step[0]) * parts + x // step[1]
+    step_y, step_x = [side // parts for side in grid]
+    group = (y % step_y) * step_x + x % step_x
+    place = (y // step_y) * parts + x // step_x
+    return group, place
 
 
 def dense_from_groups(weights: Tensor, grid, place) -> Tensor:
-    """Scatter window weights (B * G, H, T, T) into (B, N, N), heads averaged, for two images, by a loop over tokens."""
-    tokens = [(y, x) for y in range(grid[0]) for x in range(grid[1])]
-    spots = torch.tensor([place(y, x) for y, x in tokens])
-    mean, batch = weights.mean(1), 2
+    """Scatter window weights of two images, token by token: (B * G, H, T, T) -> (B, N, N).
+
+    Heads are averaged; ``place(y, x)`` returns the group of a token and its place there.
+    """
+    places = []
+    for y in range(grid[0]):
+        for x in range(grid[1]):
+            places.append(place(y, x))
+    places = torch.tensor(places)  # (N, 2)
+    tokens = len(places)
+    mean = weights.mean(1)
+    batch = 2
     groups = len(mean) // batch
-    dense = mean.new_zeros(batch, len(tokens), len(tokens))
-    for b in range(batch):
-        for i, (group, at) in enumerate(spots.tolist()):
-            same = spots[:, 0] == group
-            dense[b, i, same] = mean[b * groups + group, at, spots[same, 1]]
+    dense = mean.new_zeros(batch, tokens, tokens)
+    for image in range(batch):
+        for token, (group, row) in enumerate(places.tolist()):
+            is_in_group = places[:, 0] == group
+            columns = places[is_in_group, 1]
+            dense[image, token, is_in_group] = mean[image * groups + group, row, columns]
     return dense
 
 
 def merge_matrix(coarse, fine) -> Tensor:
-    """(coarse tokens, fine tokens): each parent shares its mass equally among its 2 x 2 children."""
+    """Return (coarse tokens, fine tokens): each parent shares its mass among 2 x 2 children."""
     matrix = torch.zeros(coarse[0] * coarse[1], fine[0] * fine[1], dtype=torch.double)
     for y in range(fine[0]):
         for x in range(fine[1]):

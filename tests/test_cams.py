@@ -16,8 +16,7 @@ def _cam_twins(features: np.ndarray, gradient: np.ndarray) -> dict:
     """One image, (C, h, w), by loops over channels."""
     channels, height, width = features.shape
     out = {name: np.zeros((height, width)) for name in CAMS}
-    for c in range(channels):
-        f, g = features[c], gradient[c]
+    for f, g in zip(features, gradient, strict=True):
         out["gradcam"] += g.mean() * f
         out["hirescam"] += g * f
         out["layercam"] += np.maximum(g, 0) * f
@@ -36,9 +35,11 @@ def _cam_twins(features: np.ndarray, gradient: np.ndarray) -> dict:
 @pytest.mark.parametrize("method", CAMS)
 def test_cams_on_a_cnn(method):
     torch.manual_seed(0)
-    model, images = SmallCNN().eval().double(), torch.randn(3, 3, 21, 29, dtype=torch.double)
+    model = SmallCNN().eval().double()
+    images = torch.randn(3, 3, 21, 29, dtype=torch.double)
     features = model.body(F.relu(model.stem(images))).detach().requires_grad_()
-    (model.head(F.relu(features).mean((2, 3)))[:, 1]).sum().backward()
+    logits = model.head(F.relu(features).mean((2, 3)))
+    logits[:, 1].sum().backward()
     heat = explain(model, images, 1, method)
     assert heat.layer == "body"
     for b in range(3):
@@ -48,7 +49,7 @@ def test_cams_on_a_cnn(method):
 
 @pytest.mark.parametrize("method", CAMS)
 def test_cams_on_tokens(method):
-    """A class token alone goes on after the last block, so its beginning is read, as a picture without the prefix."""
+    """After the last block only the class token is read, so the features are that block's input."""
     model, _, images, _ = exact("timm_dinov2_registers")
     x = model._pos_embed(model.patch_embed(images))
     x = model.blocks[0](model.norm_pre(x)).detach().requires_grad_()
@@ -56,13 +57,17 @@ def test_cams_on_tokens(method):
     heat = explain(model, images, 2, method)
     assert heat.layer == "blocks.1 (input)"
     for b in range(2):
-        features, gradient = (
-            t[b, 5:].T.reshape(-1, 3, 7).detach().double().numpy() for t in (x, x.grad)
-        )
+        features = _feature_map(x.detach()[b])
+        gradient = _feature_map(x.grad[b])
         expected = _cam_twins(features, gradient)[method]
         np.testing.assert_allclose(
             heat.values[b].numpy(), expected, rtol=1e-4, atol=1e-6 * np.abs(expected).max()
         )
+
+
+def _feature_map(tokens: torch.Tensor) -> np.ndarray:
+    """Return the patches behind 5 prefix tokens as a picture: (26, C) -> (C, 3, 7)."""
+    return tokens[5:].T.reshape(-1, 3, 7).double().numpy()
 
 
 def test_hirescam_is_exact_for_a_linear_head():
@@ -85,7 +90,7 @@ def test_cams_take_a_layer_by_name():
 
 
 class Turned(nn.Module):
-    """A view of what it is given, beside something else."""
+    """Returns a view of its input, and something else beside it."""
 
     def forward(self, x):
         return x.transpose(2, 3), x.shape
@@ -96,17 +101,14 @@ class Rewriting(nn.Module):
 
     def __init__(self, inplace: bool):
         super().__init__()
-        self.stem, self.body, self.norm = (
-            nn.Conv2d(3, 5, 3, 2, 1),
-            nn.Conv2d(5, 5, 3, 1, 1),
-            nn.BatchNorm2d(5),
-        )
-        self.relu, self.last, self.head = (
-            nn.ReLU(inplace),
-            nn.Conv2d(5, 7, 3, 2, 1),
-            nn.Linear(7, 4),
-        )
-        self.turned, self.inplace = Turned(), inplace
+        self.inplace = inplace
+        self.stem = nn.Conv2d(3, 5, 3, 2, 1)
+        self.body = nn.Conv2d(5, 5, 3, 1, 1)
+        self.norm = nn.BatchNorm2d(5)
+        self.relu = nn.ReLU(inplace)
+        self.last = nn.Conv2d(5, 7, 3, 2, 1)
+        self.turned = Turned()
+        self.head = nn.Linear(7, 4)
 
     def forward(self, images):
         shortcut = self.relu(self.stem(images))
@@ -121,12 +123,14 @@ class Rewriting(nn.Module):
 @pytest.mark.parametrize("method", CAMS)
 def test_later_operations_in_place_leave_a_layer_what_it_was(method, layers):
     torch.manual_seed(0)
-    plain, images = Rewriting(False).eval().double(), torch.randn(3, 3, 21, 29, dtype=torch.double)
+    plain = Rewriting(False).eval().double()
+    images = torch.randn(3, 3, 21, 29, dtype=torch.double)
     rewriting = Rewriting(True).eval().double()
     rewriting.load_state_dict(plain.state_dict())
-    expected, found = (explain(model, images, 1, method, layers) for model in (plain, rewriting))
-    assert found.layer == expected.layer == (layers or "last")
-    torch.testing.assert_close(found.values, expected.values)
+    expected = explain(plain, images, 1, method, layers)
+    heat = explain(rewriting, images, 1, method, layers)
+    assert heat.layer == expected.layer == (layers or "last")
+    torch.testing.assert_close(heat.values, expected.values)
 
 
 def test_a_layer_whose_output_nobody_reads_is_still_explained():

@@ -297,7 +297,7 @@ class _Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("method", ["rollout", "gae", "grad_rollout", "legrad"])
 def test_no_matrix_of_all_pairs_is_formed(method, monkeypatch):
-    """400 tokens, 3 heads: a map has 480,000 weights; the widest activation of the MLP has 77,000."""
+    """A map of 400 tokens and 3 heads has 480,000 weights; the widest activation has 77,000."""
     monkeypatch.setattr(entry, "TILE", 2**15)
     model = NAMED["timm_deit3"].build().eval()
     model, images = nn.Sequential(model), torch.randn(1, 3, 320, 320)

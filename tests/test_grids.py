@@ -29,12 +29,17 @@ def colors(values, low, high):
 
 
 def find(sheet, tile):
-    """Left and top of the places where a picture stands on a sheet."""
-    sheet, (h, w) = np.asarray(sheet), tile.shape[:2]
-    candidates = np.argwhere(
-        (sheet[: sheet.shape[0] - h + 1, : sheet.shape[1] - w + 1] == tile[0, 0]).all(-1)
-    )
-    return [(x, y) for y, x in candidates if np.array_equal(sheet[y : y + h, x : x + w], tile)]
+    """Return left and top of every place where a picture stands on a sheet."""
+    sheet = np.asarray(sheet)
+    height, width, _ = tile.shape
+    last_y = sheet.shape[0] - height
+    last_x = sheet.shape[1] - width
+    starts = (sheet[: last_y + 1, : last_x + 1] == tile[0, 0]).all(-1)
+    places = []
+    for y, x in np.argwhere(starts):
+        if np.array_equal(sheet[y : y + height, x : x + width], tile):
+            places.append((x, y))
+    return places
 
 
 @pytest.mark.parametrize("share", ["layer", "all"])
@@ -44,24 +49,23 @@ def test_every_head_of_every_layer_stands_in_its_place(maps, share):
     whole = np.array(heats)
     places = []
     for row, layer in enumerate(heats):
-        among = whole[row] if share == "layer" else whole
+        sharing = whole[row] if share == "layer" else whole
         for heat in layer:
-            tile = colors(heat, among.min(), among.max()).repeat(2, 0).repeat(2, 1)
-            found = find(sheet, tile)
-            assert len(found) == 1
-            places += found
-    columns, rows = sorted({x for x, _ in places}), sorted({y for _, y in places})
-    assert (
-        places == [(x, y) for y in rows for x in columns] and len(columns) == 4 and len(rows) == 2
-    )
+            tile = colors(heat, sharing.min(), sharing.max()).repeat(2, 0).repeat(2, 1)
+            (place,) = find(sheet, tile)
+            places.append(place)
+    columns = sorted({x for x, _ in places})
+    rows = sorted({y for _, y in places})
+    assert (len(rows), len(columns)) == (2, 4)
+    assert places == [(x, y) for y in rows for x in columns]
 
 
 def test_layers_and_query_can_be_chosen(maps):
     name = maps.layers[1].name
-    one = heads_by_layers(PHOTO, maps, layers=[name], query=(0, 1), tile=12)
-    heat = maps.map(name, 2, (0, 1)).values[0].numpy()
-    every = np.stack([maps.map(name, head, (0, 1)).values[0].numpy() for head in range(4)])
-    assert len(find(one, colors(heat, every.min(), every.max()).repeat(2, 0).repeat(2, 1))) == 1
+    sheet = heads_by_layers(PHOTO, maps, layers=[name], query=(0, 1), tile=12)
+    heats = np.stack([maps.map(name, head, (0, 1)).values[0].numpy() for head in range(4)])
+    tile = colors(heats[2], heats.min(), heats.max()).repeat(2, 0).repeat(2, 1)
+    assert len(find(sheet, tile)) == 1
     with pytest.raises(ValueError, match="share must be"):
         heads_by_layers(PHOTO, maps, share="head")
 
@@ -73,28 +77,29 @@ def test_methods_share_a_scale_in_their_column_only():
     sheet = methods_by_images(
         black, {"a": first, "b": second}, alpha=1.0, tile=48, labels=["one", "two"]
     )
-    low, high = (colors(np.full((32, 48), value), 0, 1) for value in (0.0, 1.0))
-    lows, highs = find(sheet, low), find(sheet, high)
-    assert len(lows) == len(highs) == 2 and [x for x, _ in lows] == [x for x, _ in highs]
+    lows = find(sheet, colors(np.zeros((32, 48)), 0, 1))
+    highs = find(sheet, colors(np.ones((32, 48)), 0, 1))
+    assert len(lows) == len(highs) == 2
+    assert [x for x, _ in lows] == [x for x, _ in highs]
     assert lows[0][1] < highs[0][1]
-    with pytest.raises(
-        ValueError, match="heats\\['a'\\] must be as many as the images, got 2 and 1"
-    ):
+    message = r"heats\['a'\] must be as many as the images, got 2 and 1"
+    with pytest.raises(ValueError, match=message):
         methods_by_images(black[:1], {"a": first})
+
+
+def count_ink(picture):
+    """Count the pixels that are not white."""
+    return (np.asarray(picture) < 250).any(-1).sum()
 
 
 def test_gates_become_bars():
     gates = {"layer1.se": torch.rand(16, 1, 1), "layer2.sk": torch.rand(2, 8, 1, 1)}
     picture = gate_bars(gates, width=400)
-    assert (
-        picture.width == 400
-        and picture.height > gate_bars({"layer1.se": gates["layer1.se"]}, width=400).height
-    )
-    shut, opened = (
-        np.asarray(gate_bars({"se": torch.full((4, 1, 1), value)})) for value in (0.0, 1.0)
-    )
-    assert (opened < 250).any(-1).sum() > 4 * (shut < 250).any(-1).sum(), (
-        "an open gate draws full bars"
-    )
+    one_panel = gate_bars({"layer1.se": gates["layer1.se"]}, width=400)
+    assert picture.width == one_panel.width == 400
+    assert picture.height > one_panel.height
+    closed_ink = count_ink(gate_bars({"se": torch.zeros(4, 1, 1)}))
+    open_ink = count_ink(gate_bars({"se": torch.ones(4, 1, 1)}))
+    assert open_ink > 4 * closed_ink, "an open gate draws full bars"
     with pytest.raises(ValueError, match="at least one layer"):
         gate_bars({})

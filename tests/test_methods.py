@@ -38,20 +38,21 @@ def test_the_row_chain_is_the_ordinary_product(dtype, tolerance, head_fusion, mo
     model, images = model.to(dtype), images.to(dtype)
     with capture(model) as maps:
         model(images)
-    fuse = {"mean": lambda a: a.mean(1), "max": lambda a: a.amax(1), "min": lambda a: a.amin(1)}[
-        head_fusion
-    ]
-    full = full_rollout([softmax_maps(record.q, record.k) for record in maps.layers], fuse)[:, 0]
+    fusions = {
+        "mean": lambda a: a.mean(1),
+        "max": lambda a: a.amax(1),
+        "min": lambda a: a.amin(1),
+    }
+    weights = [softmax_maps(record.q, record.k) for record in maps.layers]
+    full = full_rollout(weights, fusions[head_fusion])[:, 0]
     heat = rollout(maps, head_fusion=head_fusion)
     assert heat.values.dtype == torch.float32
     torch.testing.assert_close(heat.prefix_mass, full[:, :5].sum(1).float(), atol=1e-6, rtol=0)
     torch.testing.assert_close(heat.values.flatten(1), full[:, 5:].float(), atol=1e-6, rtol=0)
-    fused = [softmax_maps(record.q, record.k).mean(1) for record in maps.layers]
     row = torch.rand(2, 26, dtype=dtype)
-    for record, alpha in zip(maps.layers, fused, strict=True):
-        torch.testing.assert_close(
-            record.apply(row), (row[:, None] @ alpha)[:, 0], atol=tolerance, rtol=0
-        )
+    for record, alpha in zip(maps.layers, weights, strict=True):
+        product = row[:, None] @ alpha.mean(1)  # (B, 1, N) x (B, N, N)
+        torch.testing.assert_close(record.apply(row), product[:, 0], atol=tolerance, rtol=0)
 
 
 @torch.no_grad()
@@ -72,7 +73,7 @@ def test_rollout_of_some_layers():
 
 @pytest.mark.parametrize("name", ["timm_vit", "timm_dinov2_registers", "timm_eva02"])
 def test_gradient_methods_equal_eager_autograd(name):
-    """Fused forward and backward against whole matrices and the gradient at the eager weights; mean pooling too."""
+    """Fused forward and backward equal whole matrices and gradients of eager weights."""
     model, eager, images, target = exact(name)
     prefix = NAMED[name].last[3]
     alphas, gradients, _ = attached_weights(eager, images, target)
@@ -136,7 +137,7 @@ WINDOWED = {
 
 @pytest.mark.parametrize("name", WINDOWED)
 def test_windows_are_stitched(name):
-    """Rollout and GAE through window partition, shift and merging, against dense matrices filled token by token."""
+    """Rollout and GAE through windows, shifts and merging equal dense matrices."""
     model, eager, images, target = exact(name)
     family = NAMED[name]
     if name == "hf_swin":
@@ -166,10 +167,13 @@ def test_windows_are_stitched(name):
         )
 
     positive = [torch.relu(a * g) for a, g in zip(alphas, gradients, strict=True)]
-    row, added = start, torch.zeros_like(start)
+    row = start
+    added = torch.zeros_like(start)
     for layer in (3, 2, 1, 0):
         added = added + (row + added) @ dense(positive, layer)
-        row, added = (row @ merge, added @ merge) if layer == 2 else (row, added)
+        if layer == 2:
+            row = row @ merge
+            added = added @ merge
     heat = explain(model, images, target, "gae")
     torch.testing.assert_close(heat.values.flatten(1), added[:, 0].float(), atol=1e-12, rtol=1e-5)
 
@@ -197,7 +201,7 @@ def test_maxvit_windows_and_grids_are_stitched():
 
 @torch.no_grad()
 def test_rollout_where_tokens_change():
-    """Attention pooling starts the row; class tokens that join late leave patches alone; few keys are shared out."""
+    """A pool starts the row; late class tokens leave patches alone; few keys share their mass."""
     model, images = built(NAMED["timm_siglip"])
     set_fused(model, False)
     with eager_weights(model) as weights:
@@ -232,11 +236,8 @@ def test_rollout_where_tokens_change():
         grid = grids[layer]
         times = grid[0] // 2
         moved = (row @ weights[layer].mean(1)).view(2, 2, 3)
-        moved = (
-            moved.repeat_interleave(times, 1).repeat_interleave(times, 2).flatten(1)[:, None]
-            / times**2
-        )
-        row = 0.5 * row + 0.5 * moved
+        children = moved.repeat_interleave(times, 1).repeat_interleave(times, 2) / times**2
+        row = 0.5 * row + 0.5 * children.flatten(1)[:, None]
         row = row @ merge_matrix(grid, grids[layer - 1]).float() if layer else row
     torch.testing.assert_close(
         explain(model, images, method="rollout").values.flatten(1), row[:, 0]
@@ -263,13 +264,12 @@ def test_glimpses_are_averaged():
     class Glimpses(nn.Module):
         def __init__(self):
             super().__init__()
-            self.embed, self.look = nn.Conv2d(3, 12, 4, 4), RELATIONS["cross"](12, 3)
+            self.embed = nn.Conv2d(3, 12, 4, 4)
+            self.look = RELATIONS["cross"](12, 3)
 
         def forward(self, images):
-            features, state = (
-                self.embed(images).flatten(2).transpose(1, 2),
-                torch.zeros(len(images), 1, 12),
-            )
+            features = self.embed(images).flatten(2).transpose(1, 2)
+            state = torch.zeros(len(images), 1, 12)
             for _ in range(3):
                 state = state + self.look(state, features)
             return state[:, 0]
@@ -289,12 +289,14 @@ def test_dino_masks_hold_their_mass():
     with capture(model) as maps:
         model(images)
     for head in range(3):
-        mask, values = dino(maps, head=head, mass=0.6).values, maps.map(head=head).values
+        mask = dino(maps, head=head, mass=0.6).values
+        values = maps.map(head=head).values
         for b in range(2):
-            kept, ordered = [], sorted(values[b].flatten().tolist(), reverse=True)
-            while sum(kept) < 0.6 * sum(ordered):
-                kept.append(ordered[len(kept)])
-            assert mask[b].sum() == len(kept)
+            ordered = sorted(values[b].flatten().tolist(), reverse=True)
+            count = 0
+            while sum(ordered[:count]) < 0.6 * sum(ordered):
+                count += 1
+            assert mask[b].sum() == count
             assert values[b][mask[b] > 0].min() > values[b][mask[b] == 0].max()
     masks = torch.stack([dino(maps, head=head).values for head in range(3)])
     torch.testing.assert_close(dino(maps).values, masks.mean(0))

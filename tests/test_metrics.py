@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from map_cases import ChannelBrightness
 from torch import nn
 
 from visattn import metrics
@@ -14,7 +15,7 @@ from visattn.methods.explain import explain
 
 
 class Bright(nn.Module):
-    """Two classes: the score of class 1 is the mean of the top left quarter, of class 0 its negative."""
+    """Two classes: class 1 scores the mean of the top left quarter, class 0 its negative."""
 
     def forward(self, images):
         height, width = images.shape[2] // 2, images.shape[3] // 2
@@ -24,11 +25,13 @@ class Bright(nn.Module):
 
 def _scene():
     torch.manual_seed(0)
-    return Bright(), torch.rand(3, 2, 8, 12) + 0.5, torch.rand(3, 4, 6)
+    images = torch.rand(3, 2, 8, 12) + 0.5
+    heat = torch.rand(3, 4, 6)
+    return Bright(), images, heat
 
 
 def _curve(model, images, before, after, order, target, counts):
-    """One image and one step at a time."""
+    """Return the probabilities of one image and one step at a time."""
     curve = np.zeros((len(images), len(counts)))
     for b in range(len(images)):
         pixels = sorted(range(order[b].numel()), key=lambda i: -order[b].flatten()[i].item())
@@ -39,14 +42,19 @@ def _curve(model, images, before, after, order, target, counts):
     return curve
 
 
+def _area(curves):
+    """Return the mean height of each curve by the trapezoid rule."""
+    heights = (curves[:, 1:] + curves[:, :-1]) / 2
+    return heights.mean(1)
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_deletion_and_insertion_step_by_step(batch_size):
     model, images, values = _scene()
     order = F.interpolate(values[:, None], (8, 12), mode="bilinear", align_corners=False)[:, 0]
     counts = [round(step * 96 / 10) for step in range(11)]
-    expected = _curve(
-        model, images, images, torch.full_like(images, 0.25), order, [1, 1, 1], counts
-    )
+    blank = torch.full_like(images, 0.25)
+    expected = _curve(model, images, images, blank, order, [1, 1, 1], counts)
     curve = metrics.deletion(
         model,
         images,
@@ -58,18 +66,14 @@ def test_deletion_and_insertion_step_by_step(batch_size):
     )
     np.testing.assert_allclose(curve.numpy(), expected, rtol=1e-5)
     area = metrics.deletion(model, images, values, steps=10, baseline=0.25, batch_size=batch_size)
-    np.testing.assert_allclose(
-        area.numpy(), ((expected[:, 1:] + expected[:, :-1]) / 20).sum(1), rtol=1e-5
-    )
+    np.testing.assert_allclose(area.numpy(), _area(expected), rtol=1e-5)
 
     blurred = _blur(images.numpy())
     expected = _curve(model, images, torch.from_numpy(blurred), images, order, [0, 1, 0], counts)
     curve = metrics.insertion(model, images, values, torch.tensor([0, 1, 0]), 10, return_curve=True)
     np.testing.assert_allclose(curve.numpy(), expected, rtol=1e-4)
     area = metrics.insertion(model, images, values, torch.tensor([0, 1, 0]), 10)
-    np.testing.assert_allclose(
-        area.numpy(), ((expected[:, 1:] + expected[:, :-1]) / 20).sum(1), rtol=1e-4
-    )
+    np.testing.assert_allclose(area.numpy(), _area(expected), rtol=1e-4)
 
 
 def _blur(images: np.ndarray) -> np.ndarray:
@@ -80,11 +84,10 @@ def _blur(images: np.ndarray) -> np.ndarray:
             for dy in range(-5, 6):
                 for dx in range(-5, 6):
                     weight = np.exp(-(dy**2 + dx**2) / 50)
-                    near = (
-                        min(max(y + dy, 0), images.shape[2] - 1),
-                        min(max(x + dx, 0), images.shape[3] - 1),
-                    )
-                    out[:, :, y, x] += weight * images[:, :, near[0], near[1]]
+                    # beyond the border the nearest pixel counts
+                    from_y = min(max(y + dy, 0), images.shape[2] - 1)
+                    from_x = min(max(x + dx, 0), images.shape[3] - 1)
+                    out[:, :, y, x] += weight * images[:, :, from_y, from_x]
                     total += weight
             out[:, :, y, x] /= total
     return out
@@ -95,10 +98,9 @@ def test_a_true_map_beats_a_false_one():
     true = torch.zeros(3, 8, 12)
     true[:, :4, :6] = 1
     for positive in (True, False):
-        scores = [
-            metrics.perturbation(model, images, heat, positive=positive) for heat in (true, -true)
-        ]
-        assert ((scores[0] < scores[1]) == positive).all()
+        true_score = metrics.perturbation(model, images, true, positive=positive)
+        false_score = metrics.perturbation(model, images, -true, positive=positive)
+        assert ((true_score < false_score) == positive).all()
     assert (metrics.deletion(model, images, true) < metrics.deletion(model, images, -true)).all()
 
 
@@ -106,9 +108,8 @@ def test_perturbation_counts_when_the_class_stays_first():
     model, images, _ = _scene()
     heat = torch.arange(96.0).view(1, 8, 12).repeat(3, 1, 1)
     images[:, :, :4, :6] = 1
-    images[
-        1, :, 0, 0
-    ] = -40  # the coldest pixel speaks against: class 1 is first only when it is gone
+    # the coldest pixel counts against class 1, which is first only when it is gone
+    images[1, :, 0, 0] = -40
     curve = metrics.perturbation(model, images, heat, 1, positive=False, return_curve=True)
     expected = np.zeros((3, 9))
     for b in range(3):
@@ -118,9 +119,7 @@ def test_perturbation_counts_when_the_class_stays_first():
             expected[b, s] = model(x.view(1, 2, 8, 12)).argmax(1).item() == 1
     np.testing.assert_array_equal(curve.numpy(), expected)
     area = metrics.perturbation(model, images, heat, 1, positive=False)
-    np.testing.assert_allclose(
-        area.numpy(), ((expected[:, 1:] + expected[:, :-1]) / 16).sum(1), rtol=1e-6
-    )
+    np.testing.assert_allclose(area.numpy(), _area(expected), rtol=1e-6)
 
 
 def _masks():
@@ -174,28 +173,16 @@ def test_energy_and_segmentation_pixel_by_pixel():
     assert all(values.tolist() == [1, 1] for values in perfect)
 
 
-class Corner(nn.Module):
-    """Class c is the brightness of channel c: pixels of channel c alone speak for it."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(4, 4, 1, bias=False)
-        nn.init.eye_(self.conv.weight.data[:, :, 0, 0])
-
-    def forward(self, images):
-        return self.conv(images).mean((2, 3))
-
-
 def test_grid_pointing():
-    model, target = Corner(), torch.tensor([2, 0, 3, 1, 1, 3, 0, 2])
+    model = ChannelBrightness()
+    target = torch.tensor([2, 0, 3, 1, 1, 3, 0, 2])
     images = torch.zeros(8, 4, 6, 10)
     for b, c in enumerate(target):
         images[b, c] = 1
     shares = metrics.grid_pointing(model, images, target, "hirescam", shrink=False)
     torch.testing.assert_close(shares, torch.ones(8))
-    assert (
-        metrics.grid_pointing(model, images, target, "hirescam") > 0.8
-    ).all()  # shrinking blurs the seam
+    shrunk = metrics.grid_pointing(model, images, target, "hirescam")
+    assert (shrunk > 0.8).all(), "shrinking blurs the seam, no more"
     flat = torch.ones(8, 4, 6, 10)
     shares = metrics.grid_pointing(model, flat, target, "hirescam", shrink=False)
     torch.testing.assert_close(shares, torch.full((8,), 0.25))
@@ -258,7 +245,8 @@ def test_max_sensitivity_is_the_largest_change(trained):
     model, images = trained
     target = model(images).argmax(1)
     first = explain(model, images, target, "layercam", layers="2").values.flatten(1)
-    generator, worst = torch.Generator().manual_seed(3), torch.zeros(4)
+    generator = torch.Generator().manual_seed(3)
+    worst = torch.zeros(4)
     for _ in range(4):
         noise = (torch.rand(images.shape, generator=generator) * 2 - 1) * 0.1
         moved = explain(model, images + noise, target, "layercam", layers="2").values.flatten(1)

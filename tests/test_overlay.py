@@ -1,4 +1,4 @@
-"""Overlay and save: exact pixels on tiny images, every kind of image, one scale for all, and refusals that say why."""
+"""Overlay and save: exact pixels on tiny images, every type of image, one scale, refusals."""
 
 import json
 
@@ -20,7 +20,7 @@ PHOTO = np.array(
 
 
 def test_alpha_blend_is_exact():
-    """gray maps 0 -> 0, 1 -> 255, and 0.5 -> entry 128 of its 256 colors; values beyond vmax are cut."""
+    """The colormap gray maps 0, 0.5 and 1 to 0, 128 and 255; values beyond vmax are cut."""
     out = overlay(PHOTO, HEAT, colormap="gray", alpha=0.4, vmin=0, vmax=1)
     gray = np.array([[0, 64, 255], [128, 192, 255]])[..., None]
     assert np.array_equal(out, np.floor(0.6 * PHOTO + 0.4 * gray + 0.5))
@@ -35,8 +35,8 @@ def test_alpha_ends(alpha, expected):
 
 def test_mask_darkens_what_the_map_leaves_out():
     out = overlay(PHOTO, HEAT, blend="mask", alpha=1.0, vmin=0, vmax=1)
-    kept = np.array([[0, 0.25, 1], [0.5, 0.75, 1]])[..., None]
-    assert np.array_equal(out, np.floor(kept * PHOTO + 0.5))
+    brightness = np.array([[0, 0.25, 1], [0.5, 0.75, 1]])[..., None]
+    assert np.array_equal(out, np.floor(brightness * PHOTO + 0.5))
 
 
 def test_contour_draws_its_lines_and_leaves_the_rest():
@@ -44,9 +44,9 @@ def test_contour_draws_its_lines_and_leaves_the_rest():
     heat = torch.zeros(9, 11)
     heat[2:7, 3:8] = 1.0
     out = overlay(photo, heat, blend="contour", colormap="gray", alpha=1.0, vmin=0, vmax=1)
-    ring, core = np.zeros((9, 11), bool), (slice(3, 6), slice(4, 7))
+    ring = np.zeros((9, 11), bool)
     ring[2:7, 3:8] = True
-    ring[core] = False
+    ring[3:6, 4:7] = False
     # the three levels coincide here; the last one, 3/4, is drawn on top, and a white line runs
     # inside it
     assert (out[ring] == 192).all()
@@ -66,7 +66,7 @@ def test_small_maps_are_interpolated_between_the_centers_of_their_patches():
     assert out[0, :, 0].tolist() == [0, 0, 32, 96, 160, 224, 255, 255]
 
 
-KINDS = {
+IMAGES = {
     "uint8": PHOTO,
     "float32": PHOTO.astype(np.float32) / 255,
     "float64": PHOTO / 255.0,
@@ -83,16 +83,18 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_same_kind_and_size_out(kind):
-    image = KINDS[kind]
+@pytest.mark.parametrize("name", IMAGES)
+def test_same_type_and_size_out(name):
+    image = IMAGES[name]
     out = overlay(image, HEAT, alpha=0.0)
-    assert type(out) is Image.Image if kind.startswith("PIL") else type(out) is type(image)
-    if isinstance(out, Image.Image):
+    if name.startswith("PIL"):
+        assert type(out) is Image.Image
         assert out.mode == "RGB" and out.size == image.size
     else:
+        assert type(out) is type(image)
         assert out.dtype == image.dtype
-        assert tuple(out.shape) == ((3, 2, 3) if isinstance(out, torch.Tensor) else (2, 3, 3))
+        shape = (3, 2, 3) if isinstance(out, torch.Tensor) else (2, 3, 3)
+        assert tuple(out.shape) == shape
     assert np.allclose(to_rgb(out), to_rgb(image), atol=0.5 / 255)
 
 
@@ -110,7 +112,7 @@ def test_transparency_lies_over_white_and_16_bits_keep_their_range():
 
 
 def test_maps_of_one_batch_share_their_scale():
-    """The second image has a tenth of the first one's mass: drawn on the same scale it stays dark."""
+    """The second map has a tenth of the first one's mass: on the same scale it stays dark."""
     heats = Map(torch.stack([HEAT, HEAT / 10]))
     black = np.zeros((2, 3, 3), np.uint8)
     first, second = (overlay(black, heats[i], colormap="gray", alpha=1.0) for i in (0, 1))

@@ -1,4 +1,4 @@
-"""The page in a real browser: what a click shows is what the record holds; offline, escaped, light, dark and small."""
+"""The page in a real browser shows what the record holds: offline, escaped, light, dark, small."""
 
 import re
 import shutil
@@ -21,7 +21,10 @@ from visattn.methods.rollout import rollout
 from visattn.record.entry import Record
 from visattn.record.space import Space, window_index
 
-GRID, HEADS, WIDTH, BATCH = (3, 5), 2, 7, 2
+GRID = (3, 5)
+HEADS = 2
+WIDTH = 7
+BATCH = 2
 QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
 QUIET += " --disable-component-update --disable-sync"
 NASTY = "</script><img src=x onerror=\"document.title='broken'\">&amp;'\"@data@.png"
@@ -48,14 +51,8 @@ def recorded(records):
 @pytest.fixture(scope="module")
 def browser():
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = next(
-        (
-            found
-            for name in ("chromium", "chromium-browser", "google-chrome")
-            if (found := shutil.which(name))
-        ),
-        None,
-    )
+    paths = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+    path = next(filter(None, paths), None)
     with sync_api.sync_playwright() as playwright:
         try:
             chromium = playwright.chromium.launch(executable_path=path, args=QUIET.split())
@@ -67,8 +64,13 @@ def browser():
 
 @pytest.fixture
 def show(browser, tmp_path):
-    """Write a page, open it offline, and at the end assert that it raised no error and asked for nothing."""
-    contexts, problems = [], []
+    """Write a page and open it offline; at the end assert no error and no request."""
+    contexts = []
+    problems = []
+
+    def note_request(request):
+        if request.url.startswith("http"):
+            problems.append(request.url)
 
     def opened(records, *, context=None, **options):
         photos = [Image.new("RGB", (250, 150), color) for color in ("navy", "teal")]
@@ -76,12 +78,7 @@ def show(browser, tmp_path):
         contexts.append(browser.new_context(offline=True, **(context or {})))
         tab = contexts[-1].new_page()
         tab.on("pageerror", lambda error: problems.append(str(error)))
-        tab.on(
-            "request",
-            lambda request: (
-                problems.append(request.url) if request.url.startswith("http") else None
-            ),
-        )
+        tab.on("request", note_request)
         tab.goto(file.as_uri())
         tab.wait_for_function("state.view")
         return tab
@@ -94,8 +91,9 @@ def show(browser, tmp_path):
 
 def click(tab, y, x, grid=GRID):
     box = tab.locator("#stage").bounding_box()
-    part = (x + 0.5) / grid[1] * box["width"], (y + 0.5) / grid[0] * box["height"]
-    tab.mouse.click(box["x"] + part[0], box["y"] + part[1])
+    across = (x + 0.5) / grid[1] * box["width"]
+    down = (y + 0.5) / grid[0] * box["height"]
+    tab.mouse.click(box["x"] + across, box["y"] + down)
 
 
 def view_of(tab):
@@ -149,7 +147,7 @@ def test_a_click_shows_what_the_patch_attends(show):
 
 
 def test_patches_lie_where_their_lattice_says(show):
-    """The first patch is centered on the corner of the picture: a click picks the nearest center."""
+    """A click picks the nearest center; the first patch is centered on the picture's corner."""
     record = token_record("attn", 6, lattice=Lattice(0, 0, 1 / 3, 1 / 5))
     heat = Map(torch.rand(BATCH, *GRID), method="gae", lattice=Lattice(0.1, 0.2, 0.2, 0.1))
     tab = show([record], heats={"gae": heat})
@@ -163,8 +161,8 @@ def test_patches_lie_where_their_lattice_says(show):
         tab.mouse.click(box["x"] + spot[1] * box["width"], box["y"] + spot[0] * box["height"])
         expected = patches(record, 2 + patch[0] * 5 + patch[1])
         assert np.allclose(view_of(tab), expected, atol=expected.max() / 250)
-        said = tab.locator("#readout").text_content()
-        assert said.startswith(f"patch row {patch[0] + 1}, column {patch[1] + 1} looks")
+        readout = tab.locator("#readout").text_content()
+        assert readout.startswith(f"patch row {patch[0] + 1}, column {patch[1] + 1} looks")
         assert placed(tab, "marker") == pytest.approx(
             [(patch[0] - 0.5) / 3, (patch[1] - 0.5) / 5, 1 / 3, 1 / 5], abs=1e-4
         )
@@ -389,11 +387,18 @@ def test_opacity_and_held_scale(show):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_light_and_dark(show, scheme):
     tab = show([token_record("attn", 0)], context={"color_scheme": scheme})
-    brightness = "(() => getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).map(Number))()"
-    first = max(tab.evaluate(brightness))
+    background = "getComputedStyle(document.body).backgroundColor"
+
+    def brightness():
+        return max(int(value) for value in re.findall(r"\d+", tab.evaluate(background))[:3])
+
+    brightnesses = [brightness()]
     tab.keyboard.press("t")
-    second = max(tab.evaluate(brightness))
-    assert (first > 200 and second < 60) if scheme == "light" else (first < 60 and second > 200)
+    brightnesses.append(brightness())
+    if scheme == "dark":
+        brightnesses.reverse()
+    light, dark = brightnesses
+    assert light > 200 and dark < 60
 
 
 def test_on_a_phone(show):
@@ -405,10 +410,9 @@ def test_on_a_phone(show):
     assert box["width"] > 300
     tab.touchscreen.tap(box["x"] + 0.5 * box["width"], box["y"] + 0.9 * box["height"])
     assert np.allclose(shown(tab)[0], patches(record, 2 + 2 * 5 + 2), atol=0.004)
-    sizes = tab.evaluate(
-        "[...document.querySelectorAll('#methods button')].map(b => b.getBoundingClientRect().height)"
-    )
-    assert min(sizes) >= 32
+    buttons = tab.locator("#methods button")
+    heights = [button.bounding_box()["height"] for button in buttons.all()]
+    assert min(heights) >= 32
 
 
 def test_names_and_labels_are_text(show):
