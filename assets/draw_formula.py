@@ -1,4 +1,4 @@
-"""Draw assets/formula.png: one row of scores through every normalizer, and every relation as the tokens it reads.
+"""Draw assets/formula.png: one row of scores through every normalizer, and what relations read.
 
 Run from the project's folder: uv run assets/draw_formula.py
 """
@@ -12,12 +12,13 @@ from visattn.core.attention import RELATIONS
 from visattn.core.normalize import NORMALIZERS
 
 GRID = 8
-LOCAL = {
+OPTIONS = {
     "window": {"window_size": 4},
     "shifted_window": {"window_size": 4},
     "grid": {"window_size": 4},
+    "neighborhood": {"kernel_size": 3},
+    "memory": {"normalize": NORMALIZERS["softmax"]()},
 }
-LOCAL |= {"neighborhood": {"kernel_size": 3}, "memory": {"normalize": NORMALIZERS["softmax"]()}}
 CAPTIONS = {
     "self": "self",
     "cross": "cross\n(query of another set)",
@@ -33,90 +34,94 @@ CAPTIONS = {
     "channel": "channel\n(channels meet channels)",
 }
 QUERY = (2, 5)
+SIDE = 14  # of the grid whose scores are normalized
 
 
-def scores() -> torch.Tensor:
+def make_scores() -> torch.Tensor:
     """Return scores of one query over a 14 x 14 grid: two bumps and a little noise."""
-    y, x = torch.meshgrid(torch.arange(14.0), torch.arange(14.0), indexing="ij")
-    bumps = 5 * torch.exp(-((y - 4) ** 2 + (x - 5) ** 2) / 6) + 3.5 * torch.exp(
-        -((y - 10) ** 2 + (x - 10) ** 2) / 3
-    )
-    return bumps - 1 + 0.3 * torch.randn(14, 14, generator=torch.Generator().manual_seed(0))
+    side = torch.arange(float(SIDE))
+    y, x = torch.meshgrid(side, side, indexing="ij")
+    high_bump = 5 * torch.exp(-((y - 4) ** 2 + (x - 5) ** 2) / 6)
+    low_bump = 3.5 * torch.exp(-((y - 10) ** 2 + (x - 10) ** 2) / 3)
+    noise = torch.randn(SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    return high_bump + low_bump - 1 + 0.3 * noise
+
+
+def make_other_queries(scores: torch.Tensor) -> torch.Tensor:
+    """Return scores (195, 196) of other queries: the upper bump, shifted a little.
+
+    The normalizers double and sinkhorn look at all queries.
+    """
+    generator = torch.Generator().manual_seed(1)
+    count = SIDE * SIDE - 1
+    shifts = (3 * torch.randn(count, 2, generator=generator)).int().tolist()
+    is_upper = torch.arange(SIDE)[:, None] < 10
+    rows = [(scores * is_upper).roll(shift, (0, 1)).flatten() for shift in shifts]
+    return torch.stack(rows)
 
 
 def draw_normalizers(figure) -> None:
-    e = scores()
-    panels = {"scores e": e}
-    for name, normalizer in NORMALIZERS.items():
-        # double and sinkhorn look at all queries: the others here ask about the upper left bump and
-        # its surroundings
-        shifts = (
-            (3 * torch.randn(195, 2, generator=torch.Generator().manual_seed(1))).int().tolist()
-        )
-        others = torch.stack(
-            [
-                (e * (torch.arange(14) < 10)[:, None]).roll(shift, (0, 1)).flatten()
-                for shift in shifts
-            ]
-        )
-        alpha = normalizer().eval()(torch.cat([e.view(1, -1), others])[None, None])
-        panels[name] = alpha[0, 0, 0].view(14, 14).detach()
-    for axes, (name, values) in zip(figure.subplots(3, 5).flat, panels.items(), strict=True):
-        low, high = (
-            (values.min().item(), values.max().item())
-            if name == "scores e"
-            else (0.0, values.max().item())
-        )
-        axes.imshow(values, cmap="inferno", vmin=low, vmax=high)
+    scores = make_scores()
+    queries = torch.cat([scores.view(1, -1), make_other_queries(scores)])
+    panels = figure.subplots(3, 5).flat
+    draw_values(panels[0], "scores e", scores, scores.min().item())
+    for i, (name, normalizer) in enumerate(NORMALIZERS.items(), 1):
+        alpha = normalizer().eval()(queries[None, None])  # (1, 1, 196, 196)
+        values = alpha[0, 0, 0].view(SIDE, SIDE).detach()
         zeros = (values == 0).float().mean().item()
-        total = "" if name == "scores e" else f"\nsum {values.sum().item():.2f}, {zeros:.0%} zero"
-        axes.set_title(f"{name}  [{low:.2g}, {high:.2g}]{total}", fontsize=8)
-        axes.set_axis_off()
+        total = f"\nsum {values.sum().item():.2f}, {zeros:.0%} zero"
+        draw_values(panels[i], name, values, 0.0, total)
     figure.suptitle(
         "f_norm: the same scores through each normalizer (range of the colors in brackets)",
         fontsize=11,
     )
 
 
-def reads(name: str) -> torch.Tensor:
-    """Return which of the 8 x 8 tokens the output of the marked one depends on, found by its gradient."""
+def draw_values(axes, name: str, values: torch.Tensor, low: float, total: str = "") -> None:
+    high = values.max().item()
+    axes.imshow(values, cmap="inferno", vmin=low, vmax=high)
+    axes.set_title(f"{name}  [{low:.2g}, {high:.2g}]{total}", fontsize=8)
+    axes.set_axis_off()
+
+
+def find_tokens_read(name: str) -> torch.Tensor:
+    """Return which of the 8 x 8 tokens the output of the query depends on, by its gradient."""
     torch.manual_seed(0)
-    relation = RELATIONS[name](16, 2, **LOCAL.get(name, {})).eval()
+    options = OPTIONS.get(name, {})
+    relation = RELATIONS[name](16, 2, **options).eval()
     x = torch.randn(1, GRID * GRID, 16, requires_grad=True)
-    place = QUERY[0] * GRID + QUERY[1]
+    query = QUERY[0] * GRID + QUERY[1]
     if name == "cross":
         y = relation(torch.randn(1, 1, 16), x)[:, 0]
     elif name == "pool":
         y = relation(x)[:, 0]
     elif name == "class":
-        y = relation(torch.cat([torch.randn(1, 1, 16), x], 1))[:, 0]
+        class_token = torch.randn(1, 1, 16)
+        y = relation(torch.cat([class_token, x], 1))[:, 0]
     else:
-        y = relation(x, grid=(GRID, GRID))[:, place]
+        y = relation(x, grid=(GRID, GRID))[:, query]
     (gradient,) = torch.autograd.grad(y.square().sum(), x)
     return (gradient[0].abs().amax(-1) > 0).view(GRID, GRID)
 
 
 def draw_relations(figure) -> None:
+    edges = [i - 0.5 for i in range(GRID + 1)]
     for axes, name in zip(figure.subplots(2, 6).flat, RELATIONS, strict=True):
-        read = reads(name).float()
-        inside = name not in ("cross", "class", "pool")
-        axes.imshow(read, cmap="cividis", vmin=-0.4, vmax=1)
-        axes.scatter(
-            QUERY[1] if inside else -1.4,
-            QUERY[0] if inside else 3,
-            marker="s",
-            s=34,
-            zorder=3,
-            color="#d62728",
-        )
+        is_read = find_tokens_read(name).float()
+        axes.imshow(is_read, cmap="cividis", vmin=-0.4, vmax=1)
+        y, x = QUERY
+        if name in ("cross", "class", "pool"):
+            # the query is no token of the grid: beside it
+            y, x = (3, -1.4)
+        axes.scatter(x, y, marker="s", s=34, zorder=3, color="#d62728")
         axes.set_xlim(-2.0, GRID - 0.5)
-        axes.set_xticks([i - 0.5 for i in range(GRID + 1)], minor=True)
-        axes.set_yticks([i - 0.5 for i in range(GRID + 1)], minor=True)
+        axes.set_xticks(edges, minor=True)
+        axes.set_yticks(edges, minor=True)
         axes.grid(which="minor", color="white", linewidth=0.6)
         axes.tick_params(which="both", length=0, labelbottom=False, labelleft=False)
         axes.set_frame_on(False)
         axes.set_title(CAPTIONS[name], fontsize=8)
-    title = "Relations: the tokens (yellow) that the output of the red query reads, found by its gradient"
+    title = "Relations: the tokens (yellow) that the output of the red query depends on"
     figure.suptitle(title, fontsize=11)
 
 

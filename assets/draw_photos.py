@@ -1,4 +1,4 @@
-"""Draw assets/photos.png: what patches of photographs attend by their colors alone, with nothing learned.
+"""Draw assets/photos.png: attention between the colors of patches, without training.
 
 Run from the project's folder: uv run assets/draw_photos.py
 """
@@ -19,8 +19,9 @@ import visattn
 from visattn.core import NORMALIZERS, SIMILARITIES, Attend
 
 ASSETS = Path(__file__).parent
-PATCH, SHARPNESS = 8, 2.0
-# the marked place of each photograph, in shares of its height and width
+PATCH = 8  # pixels
+SHARPNESS = 2.0
+# the marked patch of each photograph, in shares of its height and width
 QUERIES = {
     "chelsea": (0.42, 0.42),
     "coffee": (0.62, 0.24),
@@ -31,7 +32,7 @@ NAMES = ("softmax", "entmax15")
 
 
 class Colors(nn.Module):
-    """Attention between the patches of a photograph by their mean color and its spread, standardized."""
+    """Attention between patches by mean and standard deviation of their color, standardized."""
 
     def __init__(self, normalize: str):
         super().__init__()
@@ -40,46 +41,52 @@ class Colors(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         mean = F.avg_pool2d(images, PATCH)
         spread = (F.avg_pool2d(images**2, PATCH) - mean**2).clamp(min=0).sqrt()
+        # (B, 6, h, w) -> (B, N, 6)
         tokens = torch.cat([mean, spread], 1).flatten(2).transpose(1, 2)
-        tokens = (
-            (tokens - tokens.mean(1, keepdim=True)) / tokens.std(1, keepdim=True) * SHARPNESS**0.5
-        )
-        return self.attend(*[tokens[:, None]] * 3)
+        centered = tokens - tokens.mean(1, keepdim=True)
+        standardized = centered / tokens.std(1, keepdim=True)
+        x = (standardized * SHARPNESS**0.5)[:, None]  # one head: (B, 1, N, 6)
+        return self.attend(x, x, x)
 
 
-def cropped(name: str) -> Image.Image:
+def open_photo(name: str) -> Image.Image:
+    """Open a photograph, cut to whole patches."""
     photo = Image.open(ASSETS / "photos" / f"{name}.jpg").convert("RGB")
     photo.thumbnail((448, 448))
-    return photo.crop((0, 0, photo.width // PATCH * PATCH, photo.height // PATCH * PATCH))
+    columns = photo.width // PATCH
+    rows = photo.height // PATCH
+    return photo.crop((0, 0, columns * PATCH, rows * PATCH))
+
+
+def draw_attention(figure, axes, photo: Image.Image, normalize: str, query) -> None:
+    model = Colors(normalize)
+    with torch.no_grad(), visattn.capture(model) as maps:
+        model(to_tensor(photo)[None])
+    rows, columns = maps.layers[0].grid
+    patch = (int(query[0] * rows), int(query[1] * columns))
+    heat = maps.map(query=patch)[0]
+    axes.imshow(visattn.overlay(np.asarray(photo), heat, alpha=0.7, vmin=0))
+    colors = ScalarMappable(Normalize(0, heat.values.max()), "inferno")
+    bar = figure.colorbar(colors, ax=axes, fraction=0.04)
+    bar.ax.tick_params(labelsize=7)
+    zeros = (heat.values == 0).float().mean().item()
+    axes.set_ylabel(f"{normalize}, {zeros:.0%} zero", fontsize=9)
 
 
 def main() -> None:
     figure = Figure(figsize=(12.5, 6.4), dpi=90, layout="constrained")
     grid = figure.subplots(len(NAMES) + 1, len(QUERIES))
-    for column, (name, (down, right)) in enumerate(QUERIES.items()):
-        photo = cropped(name)
+    for column, (name, query) in enumerate(QUERIES.items()):
+        photo = open_photo(name)
         grid[0, column].imshow(photo)
-        grid[0, column].set_title(
-            f"{photo.width // PATCH} x {photo.height // PATCH} patches", fontsize=9
-        )
+        size = f"{photo.width // PATCH} x {photo.height // PATCH} patches"
+        grid[0, column].set_title(size, fontsize=9)
         for axes, normalize in zip(grid[1:, column], NAMES, strict=True):
-            model = Colors(normalize)
-            with torch.no_grad(), visattn.capture(model) as maps:
-                model(to_tensor(photo)[None])
-            rows, columns = maps.layers[0].grid
-            heat = maps.map(query=(int(down * rows), int(right * columns)))[0]
-            axes.imshow(visattn.overlay(np.asarray(photo), heat, alpha=0.7, vmin=0))
-            bar = figure.colorbar(
-                ScalarMappable(Normalize(0, heat.values.max()), "inferno"), ax=axes, fraction=0.04
-            )
-            bar.ax.tick_params(labelsize=7)
-            axes.set_ylabel(
-                f"{normalize}, {(heat.values == 0).float().mean():.0%} zero", fontsize=9
-            )
+            draw_attention(figure, axes, photo, normalize, query)
+        x = query[1] * photo.width
+        y = query[0] * photo.height
         for axes in grid[:, column]:
-            axes.plot(
-                right * photo.width, down * photo.height, "s", mfc="none", mec="cyan", mew=1.6
-            )
+            axes.plot(x, y, "s", mfc="none", mec="cyan", mew=1.6)
             axes.set(xticks=[], yticks=[])
     figure.savefig(ASSETS / "photos.png")
 

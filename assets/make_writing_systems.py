@@ -1,10 +1,9 @@
-"""Pack train/CLASS and val/CLASS images and their LICENSE into writing_systems.zip, the same bytes every time.
+"""Pack train/CLASS and val/CLASS images and their LICENSE into writing_systems.zip, reproducibly.
 
     python assets/make_writing_systems.py FOLDER [OUT]
 
 The images are five writing systems of Omniglot (https://github.com/brendenlake/omniglot, MIT):
-    drawers 01-16 in train,
-17-20 in val.
+drawers 01-16 in train, 17-20 in val.
 """
 
 import sys
@@ -24,13 +23,15 @@ def pack(folder: Path, out: Path) -> int:
             entry = zipfile.ZipInfo(
                 path.relative_to(folder).as_posix(), date_time=(1980, 1, 1, 0, 0, 0)
             )
-            entry.create_system, entry.external_attr = 3, 0o644 << 16
+            entry.create_system = 3  # Unix
+            entry.external_attr = 0o644 << 16
             archive.writestr(entry, path.read_bytes())
     return len(images)
 
 
 if __name__ == "__main__":
-    target = (
-        Path(sys.argv[2]) if len(sys.argv) > 2 else Path(__file__).with_name("writing_systems.zip")
-    )
-    print(f"{pack(Path(sys.argv[1]), target)} images, {target.stat().st_size:,} bytes in {target}")
+    target = Path(__file__).with_name("writing_systems.zip")
+    if len(sys.argv) > 2:
+        target = Path(sys.argv[2])
+    count = pack(Path(sys.argv[1]), target)
+    print(f"{count} images, {target.stat().st_size:,} bytes in {target}")
