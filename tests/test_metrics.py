@@ -144,31 +144,33 @@ def test_energy_and_segmentation_pixel_by_pixel():
     torch.manual_seed(0)
     truth, heat = _masks(), torch.randn(2, 10, 13)
     heat[0, 0, :3] = heat[0, 2, 3]  # equal values inside and outside
-    found = metrics.segmentation(heat, truth)
+    measures = metrics.segmentation(heat, truth)
     energy = metrics.energy_pointing(heat, truth)
     for b in range(2):
         inside = total = right = 0
-        boxes = {True: [0, 0], False: [0, 0]}
+        overlaps = {True: [0, 0], False: [0, 0]}  # intersection and union
         mean = heat[b].mean().item()
         for value, true in zip(
             heat[b].flatten().tolist(), truth[b].flatten().tolist(), strict=True
         ):
-            inside, total = inside + max(value, 0) * true, total + max(value, 0)
+            inside += max(value, 0) * true
+            total += max(value, 0)
             guess = value > mean
             right += guess == true
-            for kind in (True, False):
-                boxes[kind][0] += guess == kind and true == kind
-                boxes[kind][1] += guess == kind or true == kind
+            for label in (True, False):
+                overlaps[label][0] += guess == label and true == label
+                overlaps[label][1] += guess == label or true == label
         assert energy[b].item() == pytest.approx(inside / total, rel=1e-5)
-        assert found.pixel_accuracy[b].item() == pytest.approx(right / 130)
-        assert found.iou[b].item() == pytest.approx(sum(i / u for i, u in boxes.values()) / 2)
+        assert measures.pixel_accuracy[b].item() == pytest.approx(right / 130)
+        assert measures.iou[b].item() == pytest.approx(sum(i / u for i, u in overlaps.values()) / 2)
         precision, last = 0.0, 0.0
         for level in sorted(set(heat[b].flatten().tolist()), reverse=True):
-            kept = heat[b] >= level
-            recall = (kept & truth[b]).sum().item() / truth[b].sum().item()
-            precision += (recall - last) * (kept & truth[b]).sum().item() / kept.sum().item()
+            guess = heat[b] >= level
+            hits = (guess & truth[b]).sum().item()
+            recall = hits / truth[b].sum().item()
+            precision += (recall - last) * hits / guess.sum().item()
             last = recall
-        assert found.average_precision[b].item() == pytest.approx(precision, rel=1e-5)
+        assert measures.average_precision[b].item() == pytest.approx(precision, rel=1e-5)
     perfect = metrics.segmentation(truth.float(), truth)
     assert all(values.tolist() == [1, 1] for values in perfect)
 
@@ -283,7 +285,7 @@ def test_bad_input():
             measure(model, images[:0], torch.zeros(0, dtype=torch.long))
 
 
-def test_the_model_is_given_back_as_it_was(trained):
+def test_the_model_stays_as_it_was(trained):
     model, images = copy.deepcopy(trained)
     model.train()
     metrics.deletion(model, images, torch.rand(4, 2, 3))
